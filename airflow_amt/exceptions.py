@@ -1,0 +1,170 @@
+"""The errors of this package: fields first, prose second, all of them picklable.
+
+::
+
+    AmtError
+    ├── AmtFieldError                    one bad field: field, value, limit, fix   (also a ValueError)
+    ├── AmtRequestError                  every bad field of one request             (also a ValueError)
+    ├── AmtAwsError                      AWS refused a call: operation, code, message
+    │   ├── AmtResourceNotFoundError         ResourceNotFound
+    │   ├── AmtResourceInUseError            ResourceInUse
+    │   ├── AmtResourceLimitExceededError    ResourceLimitExceeded
+    │   ├── AmtThrottledError                ThrottlingException and its kin
+    │   ├── AmtValidationError               ValidationException
+    │   └── AmtAccessDeniedError             AccessDeniedException and its kin
+    └── AmtJobExistsError                the name belongs to somebody else's tuning job
+
+Nothing here imports Airflow, so that the domain and the embedded AMT can raise these. The classes that
+Airflow itself must recognise (``soft_fail``, retries) are in :mod:`airflow_amt.task_exceptions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = [
+    "AmtAccessDeniedError",
+    "AmtAwsError",
+    "AmtError",
+    "AmtFieldError",
+    "AmtJobExistsError",
+    "AmtRequestError",
+    "AmtResourceInUseError",
+    "AmtResourceLimitExceededError",
+    "AmtResourceNotFoundError",
+    "AmtThrottledError",
+    "AmtValidationError",
+]
+
+
+class AmtError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class AmtFieldError(AmtError, ValueError):
+    """One field holds a value that AMT, or this package, does not accept.
+
+    :param field: where: an API path (``HyperParameterTuningJobConfig.ResourceLimits.MaxRuntimeInSeconds``)
+        or the name of a Python argument.
+    :param value: what was found there (``None`` for a missing field).
+    :param limit: what would be accepted, in words.
+    :param fix: what to do about it, in words.
+    """
+
+    def __init__(self, field: str, value: Any, limit: str, fix: str) -> None:
+        super().__init__(field, value, limit, fix)
+        self.field = field
+        self.value = value
+        self.limit = limit
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_shown(self.value)} is not accepted: {self.limit}. Fix: {self.fix}."
+
+
+class AmtRequestError(AmtError, ValueError):
+    """A request has one or more bad fields; all of them are listed, and nothing was sent.
+
+    :param problems: the bad fields, in the order of the request.
+    """
+
+    def __init__(self, problems: Iterable[AmtFieldError]) -> None:
+        self.problems: tuple[AmtFieldError, ...] = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return f"The request was not sent. {self.problems[0]}"
+        lines = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(self.problems, 1))
+        return f"The request was not sent; {len(self.problems)} fields are wrong:{lines}"
+
+
+class AmtAwsError(AmtError):
+    """AWS refused a call.
+
+    :param operation: API operation, as ``DescribeHyperParameterTuningJob``.
+    :param code: AWS's error code, as ``ResourceNotFound``.
+    :param message: AWS's own message, unchanged.
+    :param status_code: HTTP status, if an answer came.
+    :param request_id: AWS's request id, for a support case.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        code: str,
+        message: str,
+        status_code: int | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(operation, code, message, status_code, request_id)
+        self.operation = operation
+        self.code = code
+        self.message = message
+        self.status_code = status_code
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        request = f" (request id {self.request_id})" if self.request_id else ""
+        return f"{self.operation} was refused with {self.code}: {self.message}{request}"
+
+
+class AmtResourceNotFoundError(AmtAwsError):
+    """The tuning job, or what the call names, does not exist in this account and region."""
+
+
+class AmtResourceInUseError(AmtAwsError):
+    """The name of the tuning job is taken in this account and region."""
+
+
+class AmtResourceLimitExceededError(AmtAwsError):
+    """The account's quota (concurrent tuning jobs, training jobs, instances) is used up."""
+
+
+class AmtThrottledError(AmtAwsError):
+    """AWS's request rate limit was hit, after botocore's own retries."""
+
+
+class AmtValidationError(AmtAwsError):
+    """AWS found the request malformed (``ValidationException``)."""
+
+
+class AmtAccessDeniedError(AmtAwsError):
+    """The credentials lack a permission; the message names the IAM action."""
+
+
+class AmtJobExistsError(AmtError):
+    """A tuning job of this name exists and is not ours to adopt.
+
+    :param name: the name of the tuning job.
+    :param ours: who wants it: the ownership tags this task would have set.
+    :param theirs: who has it: the ownership tags found, empty if it carries none.
+    :param status: its status.
+    """
+
+    def __init__(self, name: str, ours: dict[str, str], theirs: dict[str, str], status: str) -> None:
+        super().__init__(name, ours, theirs, status)
+        self.name = name
+        self.ours = ours
+        self.theirs = theirs
+        self.status = status
+
+    def __str__(self) -> str:
+        owner = _owner(self.theirs) if self.theirs else "no airflow-amt ownership tags"
+        return (
+            f"A tuning job named {self.name!r} exists already ({self.status}) and belongs to somebody else: "
+            f"it has {owner}; this task is {_owner(self.ours)}. It is not adopted. "
+            "Fix: choose another HyperParameterTuningJobName, or leave the name out to get a derived one."
+        )
+
+
+def _owner(tags: dict[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(tags.items())) or "without ownership tags"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "a missing value"
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
