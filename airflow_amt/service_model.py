@@ -22,6 +22,7 @@ import botocore.loaders
 import botocore.model
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.tuning.request import check_documented_rules
 
 SERVICE = "sagemaker"
 
@@ -69,7 +70,7 @@ def _listed(values: Sequence[Any]) -> str:
 
 
 _CONSTRAINTS = {
-    "required": lambda limit: "Member must not be null",
+    "required": lambda _: "Member must not be null",
     "unknown": lambda limit: f"Member is not known; known members: [{_listed(limit)}]",
     "type": lambda limit: f"Member must be of type {limit}",
     "min": lambda limit: f"Member must have value greater than or equal to {limit}",
@@ -109,6 +110,16 @@ def validate(operation: str, params: Any) -> list[Problem]:
     if shape is None:
         return []
     return list(_check(shape, params, ""))
+
+
+def check_create_request(request: Mapping[str, Any]) -> list[AmtFieldError]:
+    """List everything wrong with a ``CreateHyperParameterTuningJob`` request, before it is sent.
+
+    The service model's rules first, then the documented ones; a field is named once.
+    """
+    found = [problem.as_error() for problem in validate("CreateHyperParameterTuningJob", request)]
+    named = {problem.field for problem in found}
+    return found + [problem for problem in check_documented_rules(request) if problem.field not in named]
 
 
 def aws_message(problems: Sequence[Problem]) -> str:

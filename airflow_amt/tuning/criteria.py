@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from enum import Enum
-from typing import Any
+from typing import Any, TypeGuard
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 
@@ -115,15 +115,7 @@ class CompletionCriteria:
         )
         _check_runtime(problems, self.max_runtime)
         _check_target(problems, self.target_objective_value)
-        if self.complete_on_convergence is not None and not isinstance(self.complete_on_convergence, bool):
-            problems.append(
-                AmtFieldError(
-                    "complete_on_convergence",
-                    self.complete_on_convergence,
-                    "True, False or None",
-                    "pass True to end the tuning job when AMT detects convergence",
-                )
-            )
+        _check_flag(problems, self.complete_on_convergence)
         if problems:
             raise AmtRequestError(problems)
 
@@ -286,7 +278,7 @@ def _from_text(attribute: str, value: Any) -> Any:
     return value
 
 
-def _is_seconds(value: Any) -> bool:
+def _is_seconds(value: Any) -> TypeGuard[float]:
     """Whether a number can be a ``timedelta``'s seconds (finite and not absurdly large)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 8e13
 
@@ -328,6 +320,18 @@ def _check_target(problems: list[AmtFieldError], value: Any) -> None:
                 value,
                 "a finite number",
                 "give the objective's value that is good enough, or leave it out",
+            )
+        )
+
+
+def _check_flag(problems: list[AmtFieldError], value: Any) -> None:
+    if value is not None and not isinstance(value, bool):
+        problems.append(
+            AmtFieldError(
+                "complete_on_convergence",
+                value,
+                "True, False or None",
+                "pass True to end the tuning job when AMT detects convergence",
             )
         )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow_amt.tuning.convergence import DEFAULT_RULE, ConvergenceRule
@@ -57,9 +57,9 @@ class TrainingJobResult:
             name=summary.get("TrainingJobName") or "",
             status=summary.get("TrainingJobStatus") or "",
             objective=finite(metric.get("Value")),
-            created_at=summary.get("CreationTime"),
-            started_at=summary.get("TrainingStartTime"),
-            ended_at=summary.get("TrainingEndTime"),
+            created_at=aware(summary.get("CreationTime")),
+            started_at=aware(summary.get("TrainingStartTime")),
+            ended_at=aware(summary.get("TrainingEndTime")),
             tuned_hyperparameters=dict(summary.get("TunedHyperParameters") or {}),
             failure_reason=summary.get("FailureReason"),
         )
@@ -199,11 +199,7 @@ class CriteriaTracker:
         criteria = self.criteria
         met: dict[CompletionReason, tuple[Any, Any]] = {}
         target = criteria.target_objective_value
-        if (
-            target is not None
-            and objective is not None
-            and self.objective_type.reaches(objective, target)
-        ):
+        if target is not None and objective is not None and self.objective_type.reaches(objective, target):
             met[CompletionReason.TARGET_REACHED] = (target, objective)
         if criteria.complete_on_convergence and self.convergence_detected_at is not None:
             met[CompletionReason.CONVERGED] = ("Enabled", self.convergence_detected_at)
@@ -316,8 +312,8 @@ def finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def wall_clock(started_at: datetime | None, ended_at: datetime | None) -> timedelta | None:
-    """Return the time between two moments, ``None`` unless both are known; never negative."""
-    if started_at is None or ended_at is None:
+def aware(value: Any) -> datetime | None:
+    """Return an aware datetime, or ``None`` for anything else; a naive one is UTC, as in all of the API."""
+    if not isinstance(value, datetime):
         return None
-    return max(timedelta(0), ended_at - started_at)
+    return value if value.tzinfo else value.replace(tzinfo=UTC)

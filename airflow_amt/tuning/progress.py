@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
 from airflow_amt.tuning.criteria import CompletionCriteria, ObjectiveType
-from airflow_amt.tuning.history import TrainingJobResult, ended_in_order, finite
-
-__all__ = ["ObjectiveCounters", "SatisfactoryProgress", "TrainingJobCounters", "TuningProgress"]
+from airflow_amt.tuning.history import TrainingJobResult, aware, ended_in_order, finite
 
 
 class TuningJobStatus(str, Enum):
@@ -232,7 +230,7 @@ class TuningProgress:
             best=TrainingJobResult.from_summary(best) if best else None,
             consumed_runtime=timedelta(seconds=consumed) if consumed is not None else None,
             not_improving_count=None if not_improving is None else _count(not_improving),
-            convergence_detected_at=_moment(details.get("ConvergenceDetectedTime")),
+            convergence_detected_at=aware(details.get("ConvergenceDetectedTime")),
             failure_reason=description.get("FailureReason"),
         )
 
@@ -269,7 +267,7 @@ class TuningProgress:
     def mean_training_job_duration(self) -> timedelta | None:
         """Estimated mean duration of a training job.
 
-        From the guide's hint (objective counters and the total runtime): runtime × parallel training jobs
+        From the guide's hint (objective counters and the total runtime): runtime * parallel training jobs
         / training jobs that ended. ``None`` before the first one ended. An estimate: it counts the idle
         time between training jobs in.
         """
@@ -282,7 +280,7 @@ class TuningProgress:
     def estimated_remaining(self) -> timedelta | None:
         """Estimated time until the two resource limits end the job; ``None`` if neither is set or known.
 
-        The smaller of: training jobs left × runtime per ended training job, and the rest of the maximum
+        The smaller of: training jobs left * runtime per ended training job, and the rest of the maximum
         runtime. The other three criteria can end the job earlier at any time.
         """
         if self.is_terminal:
@@ -349,9 +347,9 @@ def _common(answer: Mapping[str, Any], limits: Mapping[str, Any] | None) -> dict
         "training_jobs": TrainingJobCounters.parse(answer.get("TrainingJobStatusCounters")),
         "objectives": ObjectiveCounters.parse(answer.get("ObjectiveStatusCounters")),
         "max_parallel_training_jobs": _count(parallel) or None,
-        "created_at": _moment(answer.get("CreationTime")),
-        "ended_at": _moment(answer.get("HyperParameterTuningEndTime")),
-        "last_modified_at": _moment(answer.get("LastModifiedTime")),
+        "created_at": aware(answer.get("CreationTime")),
+        "ended_at": aware(answer.get("HyperParameterTuningEndTime")),
+        "last_modified_at": aware(answer.get("LastModifiedTime")),
     }
 
 
@@ -404,13 +402,6 @@ def _objective(description: Mapping[str, Any]) -> tuple[str | None, ObjectiveTyp
 def _count(value: Any) -> int:
     number = finite(value)
     return 0 if number is None or number < 0 else int(number)
-
-
-def _moment(value: Any) -> datetime | None:
-    """Return an aware datetime; a naive one is UTC, as everywhere in the API."""
-    if not isinstance(value, datetime):
-        return None
-    return value if value.tzinfo else value.replace(tzinfo=timezone.utc)
 
 
 def _of(count: int, limit: int | None) -> str:

@@ -1,0 +1,52 @@
+"""The domain of automatic model tuning: plain decisions, without Airflow, boto3, a clock or I/O."""
+
+from __future__ import annotations
+
+from airflow_amt.tuning.convergence import ConvergenceRule, NoSignificantImprovement
+from airflow_amt.tuning.criteria import CompletionCriteria, CompletionReason, ObjectiveType
+from airflow_amt.tuning.history import (
+    CriteriaTracker,
+    CriterionFired,
+    ReplayReport,
+    TrainingJobResult,
+    replay,
+)
+from airflow_amt.tuning.naming import Owner, derive_job_name
+from airflow_amt.tuning.outcome import TuningOutcome, infer_outcome
+from airflow_amt.tuning.progress import (
+    ObjectiveCounters,
+    SatisfactoryProgress,
+    TrainingJobCounters,
+    TuningJobStatus,
+    TuningProgress,
+)
+from airflow_amt.tuning.request import (
+    check_documented_rules,
+    estimated_max_compute,
+    search_space_size,
+)
+
+__all__ = [
+    "CompletionCriteria",
+    "CompletionReason",
+    "ConvergenceRule",
+    "CriteriaTracker",
+    "CriterionFired",
+    "NoSignificantImprovement",
+    "ObjectiveCounters",
+    "ObjectiveType",
+    "Owner",
+    "ReplayReport",
+    "SatisfactoryProgress",
+    "TrainingJobCounters",
+    "TrainingJobResult",
+    "TuningJobStatus",
+    "TuningOutcome",
+    "TuningProgress",
+    "check_documented_rules",
+    "derive_job_name",
+    "estimated_max_compute",
+    "infer_outcome",
+    "replay",
+    "search_space_size",
+]

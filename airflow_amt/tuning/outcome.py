@@ -1,0 +1,403 @@
+"""Why a tuning job ended, and the evidence for it.
+
+No field of the API names the completion criterion that fired. It is inferred from the description (limits
+beside what was observed), from the tags that this provider sets before it stops a job and, where the
+training jobs are known, from the order in which they ended.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow_amt.tuning.criteria import API_PATHS, CompletionReason, ObjectiveType
+from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult, replay
+from airflow_amt.tuning.naming import STOPPED_BY_TAG, STOPPED_DETAIL_TAG
+from airflow_amt.tuning.progress import (
+    SatisfactoryProgress,
+    TrainingJobCounters,
+    TuningJobStatus,
+    TuningProgress,
+)
+from airflow_amt.tuning.request import estimated_max_compute, search_space_size
+
+#: Version of the dict that :meth:`TuningOutcome.to_dict` returns; readers may rely on it in XCom.
+OUTCOME_VERSION = 1
+
+#: How far below its limit a runtime may lie and still be the limit: the developer guide notes that the
+#: actual duration "may deviate slightly" and gives no figure.
+_RUNTIME_TOLERANCE = timedelta(seconds=60)
+_RUNTIME_TOLERANCE_SHARE = 0.01
+
+_MOST_REASONS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningOutcome:
+    """How a tuning job ended.
+
+    :param name: tuning job name.
+    :param arn: its ARN.
+    :param status: final ``HyperParameterTuningJobStatus``.
+    :param reason: why it ended.
+    :param certain: whether status and evidence agree on the reason. ``False``: it is the best explanation,
+        but something contradicts it or is missing (said in ``explanation``).
+    :param also: other reasons that fit as well.
+    :param explanation: the reason in a sentence, for people.
+    :param evidence: what the reason rests on: ``field`` (API path of the limit), ``limit``, ``observed``;
+        for a stop ``stopped_by`` and ``detail``; for a failure ``failure_reason``. JSON-safe.
+    :param progress: the final snapshot.
+    :param estimated_max_compute_seconds: the guide's estimate of the most compute, in instance-seconds.
+    :param training_seconds: training time of all ended training jobs in seconds; ``None`` if not listed.
+    :param progressing: whether the job still gained objective for what it consumed, at the end.
+    :param failure_reasons: the training jobs' most frequent failure reasons, each with its count.
+    """
+
+    name: str
+    arn: str
+    status: str
+    reason: CompletionReason
+    certain: bool
+    also: tuple[CompletionReason, ...]
+    explanation: str
+    evidence: Mapping[str, Any]
+    progress: TuningProgress
+    estimated_max_compute_seconds: int | None = None
+    training_seconds: float | None = None
+    progressing: bool | None = None
+    failure_reasons: tuple[tuple[str, int], ...] = field(default=())
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the tuning job came to its own end: a criterion, an exhausted space, or plain Completed.
+
+        A job that was stopped, by whomever, or that failed did not. The same rule decides the task's state
+        in every operator and sensor, synchronous or deferred.
+        """
+        if self.reason.is_criterion or self.reason is CompletionReason.SEARCH_SPACE_EXHAUSTED:
+            return True
+        return self.reason is CompletionReason.UNKNOWN and self.status == TuningJobStatus.COMPLETED.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as a small JSON-safe dict: what XCom carries.
+
+        Times are ISO 8601 in UTC or ``*_seconds``; absent facts are ``None``.
+        """
+        progress = self.progress
+        best = progress.best
+        return {
+            "version": OUTCOME_VERSION,
+            "tuning_job_name": self.name,
+            "tuning_job_arn": self.arn,
+            "status": self.status,
+            "reason": self.reason.value,
+            "certain": self.certain,
+            "also": [reason.value for reason in self.also],
+            "explanation": self.explanation,
+            "evidence": dict(self.evidence),
+            "best_training_job": None
+            if best is None
+            else {
+                "name": best.name,
+                "status": best.status,
+                "objective": best.objective,
+                "hyperparameters": dict(best.tuned_hyperparameters),
+            },
+            "objective_metric": progress.objective_metric,
+            "objective_type": progress.objective_type.value if progress.objective_type else None,
+            "training_job_counters": counters_dict(progress.training_jobs),
+            "objective_counters": {
+                "Succeeded": progress.objectives.succeeded,
+                "Pending": progress.objectives.pending,
+                "Failed": progress.objectives.failed,
+            },
+            "not_improving": progress.not_improving_count,
+            "convergence_detected_at": _iso(progress.convergence_detected_at),
+            "created_at": _iso(progress.created_at),
+            "ended_at": _iso(progress.ended_at),
+            "runtime_seconds": None if progress.runtime is None else progress.runtime.total_seconds(),
+            "training_seconds": self.training_seconds,
+            "estimated_max_compute_seconds": self.estimated_max_compute_seconds,
+            "progressing": self.progressing,
+            "failure_reason": progress.failure_reason,
+            "training_job_failure_reasons": [
+                {"reason": reason, "count": count} for reason, count in self.failure_reasons
+            ],
+        }
+
+
+def counters_dict(counters: TrainingJobCounters) -> dict[str, int]:
+    """Return training job counters under the API's names."""
+    return {
+        "Completed": counters.completed,
+        "InProgress": counters.in_progress,
+        "RetryableError": counters.retryable_error,
+        "NonRetryableError": counters.non_retryable_error,
+        "Stopped": counters.stopped,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Met:
+    """A criterion whose limit is met at the end, and when that happened if it is known."""
+
+    reason: CompletionReason
+    at: datetime | None
+    limit: Any
+    observed: Any
+
+
+def infer_outcome(
+    description: Mapping[str, Any],
+    *,
+    training_jobs: Iterable[TrainingJobResult] = (),
+    tags: Mapping[str, str] | None = None,
+) -> TuningOutcome:
+    """Infer why a tuning job ended.
+
+    How it works: a ``Failed`` job failed. A ``Stopped`` job with this provider's stop tag was stopped by
+    it; without the tag, a criterion that is met is named though not certain, otherwise somebody else
+    stopped it. A ``Completed`` job ended by the criterion whose limit is met. Where several are met, the
+    training jobs' end times tell which came first; without them the most specific is named first (target,
+    converged, not improving, number of training jobs, runtime) and the others are in ``also``.
+
+    What it does not do: it never recomputes AMT's own numbers. AMT's not-improving count and convergence
+    time are taken from the description as they are.
+
+    :param description: answer of ``DescribeHyperParameterTuningJob``.
+    :param training_jobs: its training jobs, in any order, if they were listed.
+    :param tags: the tuning job's tags; ``None`` if they could not be read.
+    """
+    jobs = list(training_jobs)
+    progress = TuningProgress.from_describe(description)
+    met = _met_criteria(progress, jobs)
+    reason, certain, also, evidence, explanation = _decide(progress, met, description, tags)
+    satisfactory = (
+        SatisfactoryProgress.measure(jobs, progress.objective_type)
+        if jobs and progress.objective_type
+        else None
+    )
+    return TuningOutcome(
+        name=progress.name,
+        arn=progress.arn,
+        status=progress.status,
+        reason=reason,
+        certain=certain,
+        also=also,
+        explanation=explanation,
+        evidence=evidence,
+        progress=progress,
+        estimated_max_compute_seconds=estimated_max_compute(description),
+        training_seconds=satisfactory.training_seconds if satisfactory else None,
+        progressing=satisfactory.progressing if satisfactory else None,
+        failure_reasons=_failure_reasons(jobs),
+    )
+
+
+_Decision = tuple[CompletionReason, bool, tuple[CompletionReason, ...], dict[str, Any], str]
+
+
+def _decide(
+    progress: TuningProgress,
+    met: list[_Met],
+    description: Mapping[str, Any],
+    tags: Mapping[str, str] | None,
+) -> _Decision:
+    if progress.status == TuningJobStatus.FAILED.value:
+        why = progress.failure_reason or "AMT gave no reason"
+        return (
+            CompletionReason.FAILED,
+            True,
+            (),
+            {"failure_reason": progress.failure_reason},
+            f"The tuning job failed: {why}",
+        )
+    if progress.status == TuningJobStatus.STOPPED.value:
+        return _decide_stopped(met, tags)
+    if progress.status == TuningJobStatus.COMPLETED.value:
+        return _decide_completed(progress, met, description)
+    return (
+        CompletionReason.UNKNOWN,
+        False,
+        (),
+        {"status": progress.status},
+        f"The tuning job is {progress.status}: it has no outcome that could be told.",
+    )
+
+
+def _decide_stopped(met: list[_Met], tags: Mapping[str, str] | None) -> _Decision:
+    stopped_by = (tags or {}).get(STOPPED_BY_TAG)
+    if stopped_by is not None:
+        detail = (tags or {}).get(STOPPED_DETAIL_TAG)
+        return (
+            CompletionReason.STOPPED_BY_PROVIDER,
+            True,
+            tuple(one.reason for one in met),
+            {"stopped_by": stopped_by, "detail": detail},
+            f"The tuning job was stopped from Airflow ({stopped_by}{': ' + detail if detail else ''}).",
+        )
+    if met:
+        first, *others = met
+        return (
+            first.reason,
+            False,
+            (*_simultaneous(first, others), CompletionReason.STOPPED_EXTERNALLY),
+            _evidence(first),
+            f"{_sentence(first)} Yet its status is Stopped, not Completed, and no stop by this provider is "
+            "recorded: it may have been stopped by hand at that moment.",
+        )
+    unread = tags is None
+    return (
+        CompletionReason.STOPPED_EXTERNALLY,
+        not unread,
+        (CompletionReason.STOPPED_BY_PROVIDER,) if unread else (),
+        {"stopped_by": None, "detail": None},
+        "The tuning job was stopped, and not by this provider: by the console, the API or another tool."
+        if not unread
+        else "The tuning job was stopped; by whom is open, because its tags could not be read.",
+    )
+
+
+def _decide_completed(progress: TuningProgress, met: list[_Met], description: Mapping[str, Any]) -> _Decision:
+    size = search_space_size(description)
+    exhausted = size is not None and progress.training_jobs.launched >= size
+    if met:
+        first, *others = met
+        also = _simultaneous(first, others)
+        if exhausted:
+            also = (*also, CompletionReason.SEARCH_SPACE_EXHAUSTED)
+        return first.reason, True, also, _evidence(first), _sentence(first)
+    if exhausted:
+        return (
+            CompletionReason.SEARCH_SPACE_EXHAUSTED,
+            True,
+            (),
+            {"field": "ParameterRanges", "limit": size, "observed": progress.training_jobs.launched},
+            f"All {size} combinations of the search space were tried.",
+        )
+    limit, runtime = progress.criteria.max_runtime, progress.runtime
+    if limit is not None and runtime is not None:
+        tolerance = max(_RUNTIME_TOLERANCE, limit * _RUNTIME_TOLERANCE_SHARE)
+        # Half the limit as a floor: with the shortest limits the tolerance would explain nearly anything.
+        if runtime >= max(limit - tolerance, limit / 2):
+            near = _Met(
+                reason=CompletionReason.MAX_RUNTIME,
+                at=None,
+                limit=limit.total_seconds(),
+                observed=runtime.total_seconds(),
+            )
+            return (
+                CompletionReason.MAX_RUNTIME,
+                False,
+                (),
+                _evidence(near),
+                f"Nothing else explains the end, and its runtime of {runtime.total_seconds():g} s is "
+                f"close to the limit of {limit.total_seconds():g} s, which AMT may miss slightly.",
+            )
+    return (
+        CompletionReason.UNKNOWN,
+        False,
+        (),
+        {},
+        "The tuning job completed, and none of its completion criteria is met by what AMT reports.",
+    )
+
+
+def _met_criteria(progress: TuningProgress, jobs: list[TrainingJobResult]) -> list[_Met]:
+    """List the criteria whose limits are met, the first to be met first, then the most specific first."""
+    criteria = progress.criteria
+    times = _times(progress, jobs)
+    found: list[_Met] = []
+
+    def add(reason: CompletionReason, limit: Any, observed: Any) -> None:
+        found.append(_Met(reason=reason, at=times.get(reason), limit=limit, observed=observed))
+
+    target, best = criteria.target_objective_value, progress.best_objective
+    if (
+        target is not None
+        and best is not None
+        and progress.objective_type is not None
+        and progress.objective_type.reaches(best, target)
+    ):
+        add(CompletionReason.TARGET_REACHED, target, best)
+    if criteria.complete_on_convergence and progress.convergence_detected_at is not None:
+        add(CompletionReason.CONVERGED, "Enabled", _iso(progress.convergence_detected_at))
+    patience, count = criteria.max_training_jobs_not_improving, progress.not_improving_count
+    if patience is not None and count is not None and count >= patience:
+        add(CompletionReason.NOT_IMPROVING, patience, count)
+    most = criteria.max_training_jobs
+    if most is not None and progress.training_jobs.launched >= most:
+        add(CompletionReason.MAX_TRAINING_JOBS, most, progress.training_jobs.launched)
+    if criteria.max_runtime is not None and progress.runtime is not None:
+        seconds = progress.runtime.total_seconds()
+        if progress.runtime >= criteria.max_runtime:
+            add(CompletionReason.MAX_RUNTIME, criteria.max_runtime_seconds, seconds)
+    latest = datetime.max.replace(tzinfo=UTC)
+    return sorted(found, key=lambda one: one.at or latest)
+
+
+def _times(progress: TuningProgress, jobs: list[TrainingJobResult]) -> dict[CompletionReason, datetime]:
+    """Return when each criterion was met, as far as the training jobs and AMT's own times tell."""
+    if not jobs or progress.created_at is None:
+        return {}
+    report = replay(
+        jobs,
+        progress.criteria,
+        progress.objective_type or ObjectiveType.MAXIMIZE,
+        started_at=progress.created_at,
+        until=progress.ended_at,
+    )
+    times = {reason: fired.at for reason, fired in report.by_reason.items() if fired is not None}
+    # AMT's convergence is its own prediction: its time counts, never ours.
+    times.pop(CompletionReason.CONVERGED, None)
+    if progress.convergence_detected_at is not None:
+        times[CompletionReason.CONVERGED] = progress.convergence_detected_at
+    if progress.objective_type is None:
+        times.pop(CompletionReason.TARGET_REACHED, None)
+        times.pop(CompletionReason.NOT_IMPROVING, None)
+    return times
+
+
+def _simultaneous(first: _Met, others: Iterable[_Met]) -> tuple[CompletionReason, ...]:
+    """Return the other reasons that may have ended the job too: met by then, or nobody knows when."""
+    return tuple(one.reason for one in others if one.at is None or first.at is None or one.at <= first.at)
+
+
+def _evidence(met: _Met) -> dict[str, Any]:
+    return {
+        "field": API_PATHS[ATTRIBUTE_OF[met.reason]],
+        "limit": met.limit,
+        "observed": met.observed,
+    }
+
+
+def _sentence(met: _Met) -> str:
+    return {
+        CompletionReason.TARGET_REACHED: (
+            f"The best objective, {met.observed}, reached the target of {met.limit}."
+        ),
+        CompletionReason.CONVERGED: f"AMT detected convergence at {met.observed}.",
+        CompletionReason.NOT_IMPROVING: (
+            f"{met.observed} training jobs did not improve on the best objective; the limit is {met.limit}."
+        ),
+        CompletionReason.MAX_TRAINING_JOBS: (
+            f"{met.observed} training jobs were launched; the limit is {met.limit}."
+        ),
+        CompletionReason.MAX_RUNTIME: (
+            f"The tuning job ran for {met.observed:g} s; the limit is {met.limit} s."
+            if isinstance(met.observed, (int, float))
+            else ""
+        ),
+    }[met.reason]
+
+
+def _failure_reasons(jobs: Iterable[TrainingJobResult]) -> tuple[tuple[str, int], ...]:
+    reasons = Counter(job.failure_reason or "no reason given" for job in jobs if job.status == "Failed")
+    return tuple(reasons.most_common(_MOST_REASONS))
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.astimezone(UTC).isoformat()
