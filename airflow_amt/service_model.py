@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -34,8 +34,12 @@ _WIDTHS = {"integer": 2**31, "long": 2**63}
 @cache
 def service_model() -> botocore.model.ServiceModel:
     """Return botocore's model of SageMaker."""
-    description = botocore.loaders.Loader().load_service_model(SERVICE, "service-2")
-    return botocore.model.ServiceModel(description, SERVICE)
+    # botocore's classes are partly annotated, which mypy's strict mode does not let one call.
+    loaders: Any = botocore.loaders
+    models: Any = botocore.model
+    description = loaders.Loader().load_service_model(SERVICE, "service-2")
+    model: botocore.model.ServiceModel = models.ServiceModel(description, SERVICE)
+    return model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,7 @@ def _listed(values: Sequence[Any]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-_CONSTRAINTS = {
+_CONSTRAINTS: Mapping[str, Callable[[Any], str]] = {
     "required": lambda _: "Member must not be null",
     "unknown": lambda limit: f"Member is not known; known members: [{_listed(limit)}]",
     "type": lambda limit: f"Member must be of type {limit}",
@@ -82,7 +86,7 @@ _CONSTRAINTS = {
     "union": lambda limit: f"Member must have exactly one of [{_listed(limit)}]",
 }
 
-_ADVICE = {
+_ADVICE: Mapping[str, Callable[[Any], tuple[str, str]]] = {
     "required": lambda limit: ("this field is required", f"add it ({limit})"),
     "unknown": lambda limit: (
         f"the API knows {_listed(limit)} here",

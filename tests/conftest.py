@@ -12,6 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# --- hypothesis --------------------------------------------------------------------------------
+# No time limits: a busy machine is no defect. In CI the examples are the same in every run.
+
+settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # --- environment -------------------------------------------------------------------------------
 # Airflow reads its configuration when it is first imported, so this cannot wait for a fixture.

@@ -217,7 +217,7 @@ class TuningProgress:
         """Parse the answer of ``DescribeHyperParameterTuningJob``."""
         config = description.get("HyperParameterTuningJobConfig") or {}
         details = description.get("TuningJobCompletionDetails") or {}
-        consumed = finite((description.get("ConsumedResources") or {}).get("RuntimeInSeconds"))
+        consumed = (description.get("ConsumedResources") or {}).get("RuntimeInSeconds")
         best = description.get("BestTrainingJob")
         metric, objective_type = _objective(description)
         not_improving = details.get("NumberOfTrainingJobsObjectiveNotImproving")
@@ -228,7 +228,7 @@ class TuningProgress:
             objective_type=objective_type,
             objective_metric=metric,
             best=TrainingJobResult.from_summary(best) if best else None,
-            consumed_runtime=timedelta(seconds=consumed) if consumed is not None else None,
+            consumed_runtime=_span(finite(consumed)),
             not_improving_count=None if not_improving is None else _count(not_improving),
             convergence_detected_at=aware(details.get("ConvergenceDetectedTime")),
             failure_reason=description.get("FailureReason"),
@@ -274,7 +274,7 @@ class TuningProgress:
         per_job = self._runtime_per_training_job
         if per_job is None:
             return None
-        return per_job * max(1, min(self.max_parallel_training_jobs or 1, self.training_jobs.launched))
+        return _span(per_job * max(1, min(self.max_parallel_training_jobs or 1, self.training_jobs.launched)))
 
     @property
     def estimated_remaining(self) -> timedelta | None:
@@ -285,21 +285,21 @@ class TuningProgress:
         """
         if self.is_terminal:
             return timedelta(0)
-        estimates: list[timedelta] = []
-        per_job = self._runtime_per_training_job
-        if self.criteria.max_training_jobs is not None and per_job is not None:
-            left = max(0, self.criteria.max_training_jobs - self.training_jobs.ended)
-            estimates.append(per_job * left)
+        estimates: list[float] = []
+        per_job, most = self._runtime_per_training_job, self.criteria.max_training_jobs
+        if most is not None and per_job is not None:
+            estimates.append(per_job * max(0, most - self.training_jobs.ended))
         if self.criteria.max_runtime is not None and self.runtime is not None:
-            estimates.append(max(timedelta(0), self.criteria.max_runtime - self.runtime))
-        return min(estimates, default=None)
+            left = self.criteria.max_runtime - self.runtime
+            estimates.append(max(0.0, left.total_seconds()))
+        return _span(min(estimates, default=None))
 
     @property
-    def _runtime_per_training_job(self) -> timedelta | None:
-        runtime = self.runtime
-        if runtime is None or self.training_jobs.ended == 0:
+    def _runtime_per_training_job(self) -> float | None:
+        """Seconds of runtime per training job that ended."""
+        if self.runtime is None or self.training_jobs.ended == 0:
             return None
-        return runtime / self.training_jobs.ended
+        return self.runtime.total_seconds() / self.training_jobs.ended
 
     def log_line(self) -> str:
         """Say the progress in one readable line, each counter beside its limit."""
@@ -400,8 +400,14 @@ def _objective(description: Mapping[str, Any]) -> tuple[str | None, ObjectiveTyp
 
 
 def _count(value: Any) -> int:
+    """Return a counter, 0 for anything that is not one (the API's counters are 32-bit integers)."""
     number = finite(value)
-    return 0 if number is None or number < 0 else int(number)
+    return int(number) if number is not None and 0 <= number < 2**31 else 0
+
+
+def _span(seconds: float | None) -> timedelta | None:
+    """Return seconds as a time span, or ``None`` for what is no sensible span (negative, over 300 years)."""
+    return timedelta(seconds=seconds) if seconds is not None and 0 <= seconds < 1e10 else None
 
 
 def _of(count: int, limit: int | None) -> str:
