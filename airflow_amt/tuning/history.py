@@ -276,9 +276,10 @@ def replay(
     alone: dict[CompletionReason, CriterionFired | None] = {}
     for reason in CRITERIA_REASONS:
         attribute = ATTRIBUTE_OF[reason]
-        if getattr(criteria, attribute) in (None, False):
+        limit = getattr(criteria, attribute)
+        if limit is None or limit is False:  # by identity: a target of 0.0 equals False
             continue
-        single = replace(CompletionCriteria(), **{attribute: getattr(criteria, attribute)})
+        single = replace(CompletionCriteria(), **{attribute: limit})
         fired = run(single).fired
         alone[reason] = fired[0] if fired else None
     return ReplayReport(
