@@ -1,0 +1,205 @@
+"""Start the embedded AMT in a process of its own and stop it again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from airflow_amt.exceptions import AmtError
+
+READY = "embedded AMT ready: "
+_START_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+#: Runs the command line of this very package, which need not be installed (a source tree in a test).
+_MAIN = (
+    f"import sys; sys.path.append({str(Path(__file__).parents[2])!r}); "
+    "from airflow_amt.cli.main import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+class ServerDidNotStartError(AmtError):
+    """The embedded AMT ended, or said nothing, instead of getting ready.
+
+    :param exit_code: its exit code, ``None`` if it was still running.
+    :param log: the end of what it wrote to standard error.
+    """
+
+    def __init__(self, exit_code: int | None, log: str) -> None:
+        super().__init__(exit_code, log)
+        self.exit_code = exit_code
+        self.log = log
+
+    def __str__(self) -> str:
+        how = "did not get ready in time" if self.exit_code is None else f"ended with {self.exit_code}"
+        return f"The embedded AMT {how}. The end of its log:\n{self.log}"
+
+
+class RunningServer:
+    """An embedded AMT in a process of its own.
+
+    :param process: the server.
+    :param endpoint: its address, as ``http://127.0.0.1:40123``.
+    :param state_dir: its state folder; ``server.log`` in it has what the server wrote to standard error.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], endpoint: str, state_dir: Path) -> None:
+        self._process = process
+        self.endpoint = endpoint
+        self.state_dir = state_dir
+        self.pid = process.pid
+
+    def client(self, region: str = "us-east-1", **config: Any) -> Any:
+        """Return a boto3 client of SageMaker for this server, with dummy credentials.
+
+        :param region: AWS region; each has tuning jobs of its own.
+        :param config: options of ``botocore.config.Config``.
+        """
+        import boto3
+        from botocore.config import Config
+
+        return boto3.session.Session().client(
+            "sagemaker",
+            endpoint_url=self.endpoint,
+            region_name=region,
+            aws_access_key_id="embedded",
+            aws_secret_access_key="embedded",  # noqa: S106 - the server checks no signature
+            config=Config(**config),
+        )
+
+    @property
+    def log(self) -> str:
+        """What the server wrote to standard error so far."""
+        return (self.state_dir / "server.log").read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server process runs."""
+        return self._process.poll() is None
+
+    def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> int:
+        """End the server as a user would; return its exit code.
+
+        :raises subprocess.TimeoutExpired: it did not end; it has been killed then.
+        """
+        if self._process.poll() is None:
+            self._process.send_signal(signal_number)
+        try:
+            return self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        finally:
+            self._close_pipes()
+
+    def kill(self) -> None:
+        """Kill the server, as the kernel would when memory runs out; its training processes live on."""
+        self._process.kill()
+        self._process.wait()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def start(
+    state_dir: Path,
+    *,
+    clock_rate: float = 1.0,
+    images: Mapping[str, str] | None = None,
+    options: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+) -> RunningServer:
+    """Start a server on a free port and wait until it is ready; the caller stops it.
+
+    It ends by itself when this process is gone, however that ends.
+
+    :param state_dir: its state folder.
+    :param clock_rate: AMT seconds per real second.
+    :param images: commands that stand for training images, as the ``--image`` option takes them.
+    :param options: more command line options of ``airflow-amt local serve``.
+    :param environment: environment of the server, and so of the training processes; this process's own if
+        left out.
+    :raises ServerDidNotStartError: it ended or did not get ready.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", _MAIN, "local", "serve", "--until-stdin-closes"]
+    command += ["--state-dir", str(state_dir), "--clock-rate", repr(clock_rate)]
+    for image, trainer in (images or {}).items():
+        command += ["--image", f"{image}={trainer}"]
+    with (state_dir / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            [*command, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=None if environment is None else dict(environment),
+            # Ctrl-C in a terminal goes to the whole foreground group; whoever started the server stops it.
+            start_new_session=True,
+        )
+    server = RunningServer(process, "", state_dir)
+    try:
+        line = _first_line(process)
+        if not line.startswith(READY):
+            exit_code = process.wait(5) if not line else process.poll()
+            raise ServerDidNotStartError(exit_code, server.log[-4000:])
+    except BaseException:
+        server.kill()
+        raise
+    server.endpoint = line.removeprefix(READY)
+    return server
+
+
+def _first_line(process: subprocess.Popen[bytes]) -> str:
+    """Return the first line of standard output; empty if there is none in time or the process ended."""
+    output = process.stdout
+    if output is None:
+        raise ValueError("the process was started without a pipe for its standard output")
+    deadline = time.monotonic() + _START_SECONDS
+    line = b""
+    while not line.endswith(b"\n"):
+        ready, _, _ = select.select([output], [], [], max(0.0, deadline - time.monotonic()))
+        chunk = os.read(output.fileno(), 4096) if ready else b""
+        if not chunk:
+            break
+        line += chunk
+    return line.decode("utf-8", errors="replace").strip()
+
+
+@contextlib.contextmanager
+def running(
+    state_dir: Path | None = None,
+    *,
+    clock_rate: float = 1.0,
+    images: Mapping[str, str] | None = None,
+    options: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[RunningServer]:
+    """Run an embedded AMT in a process of its own for the time of a ``with`` block.
+
+    :param state_dir: its state folder; a temporary one if left out.
+
+    The other parameters are those of :func:`start`.
+
+    :raises ServerDidNotStartError: it ended or did not get ready.
+    """
+    with contextlib.ExitStack() as stack:
+        if state_dir is None:
+            state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="airflow-amt-")))
+        server = start(
+            state_dir, clock_rate=clock_rate, images=images, options=options, environment=environment
+        )
+        try:
+            yield server
+        finally:
+            server.stop()

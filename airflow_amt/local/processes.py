@@ -1,0 +1,223 @@
+"""Starting, watching and ending training processes so that none is ever left behind.
+
+Each training process leads a session of its own, and carries a marker in its environment. What it starts is
+found again in three ways: by its process group; as an adopted child, because this process is made the
+reaper of its orphans (Linux); and, when a server starts on a state folder that another one left, by the
+marker. The exit of a training process is seen at once (a pidfd in the event loop; a waiting thread where
+there is none), and its group is killed while the leader is still a zombie, so that its id cannot have been
+given to anybody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+logger = logging.getLogger(__name__)
+
+#: Environment variable that says which state folder and training job a process belongs to.
+MARKER = "AIRFLOW_AMT_TRAINING_PROCESS"
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_reaper() -> bool:
+    """Make orphans of training processes children of this process; say whether that worked (Linux)."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+
+
+class TrainingProcess:
+    """A started training process.
+
+    :param process: what :class:`subprocess.Popen` returned for it.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+        #: Exit status once it is over: 0 to 255, or minus the number of the signal that ended it.
+        self.exit_status: int | None = None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the whole process group, if the leader has not been reaped yet."""
+        if self.exit_status is None:
+            signal_group(self.pid, number)
+
+    def reap(self) -> int:
+        """Kill what is left of the group and collect the exit status of the leader, which has exited."""
+        # The leader is a zombie: its id, and so the group's, still belongs to it.
+        signal_group(self.pid, signal.SIGKILL)
+        self.exit_status = self._process.wait()
+        return self.exit_status
+
+
+def start(
+    command: Sequence[str], *, environment: Mapping[str, str], folder: Path, log: Path
+) -> TrainingProcess:
+    """Start a command in a session of its own, with its output going to a log file.
+
+    :raises OSError: the command cannot be executed.
+    """
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return TrainingProcess(process)
+
+
+def when_exited(
+    pid: int, callback: Callable[[], None], *, loop: asyncio.AbstractEventLoop
+) -> Callable[[], None]:
+    """Call back once, in the event loop, when a child has exited; it is not reaped.
+
+    :return: call it to stop watching.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return _wait_in_thread(pid, callback, loop)
+    descriptor = os.pidfd_open(pid)
+
+    def stop() -> None:
+        nonlocal descriptor
+        if descriptor >= 0:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            descriptor = -1
+
+    def exited() -> None:
+        stop()
+        callback()
+
+    loop.add_reader(descriptor, exited)
+    return stop
+
+
+def _wait_in_thread(
+    pid: int, callback: Callable[[], None], loop: asyncio.AbstractEventLoop
+) -> Callable[[], None]:
+    watching = True
+
+    def exited() -> None:
+        if watching:
+            callback()
+
+    def wait() -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(exited)
+
+    def stop() -> None:
+        nonlocal watching
+        watching = False
+
+    threading.Thread(target=wait, name=f"wait-{pid}", daemon=True).start()
+    return stop
+
+
+def signal_group(group: int, number: signal.Signals) -> bool:
+    """Send a signal to a process group; say whether there was anybody to get it."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
+        return False
+    return True
+
+
+def start_time(pid: int) -> float | None:
+    """Return when a process started, as seconds since the epoch, ``None`` if it is gone."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def marker_value(identity: str, training_job: str) -> str:
+    """Return what :data:`MARKER` is set to for a training job of a state folder."""
+    return f"{identity}/{training_job}"
+
+
+def kill_orphans(is_over: Callable[[str], bool] | None = None, *, known: frozenset[int] = frozenset()) -> int:
+    """Kill adopted children whose training job is over, and reap those that have exited.
+
+    :param is_over: says of a marker whether its training job is over; all are if left out.
+    :param known: children that are watched otherwise.
+    :return: how many were found that had to be killed; call again until it is 0, as what they had started
+        is adopted when they die.
+    """
+    killed = 0
+    for pid in _children():
+        if pid in known:
+            continue
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                continue
+        marker = _marker_of(pid)
+        if marker is not None and (is_over is None or is_over(marker)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            killed += 1
+    return killed
+
+
+def kill_marked(identity: str) -> int:
+    """Kill every process of this user that carries the marker of a state folder; return how many."""
+    prefix = f"{identity}/"
+    killed = 0
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        marker = _marker_of(process.pid)
+        if marker is not None and marker.startswith(prefix):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                killed += 1
+    return killed
+
+
+def kill_leftover(pid: int, started: float | None) -> bool:
+    """Kill the group of a training process of an earlier server, if the process is still that one.
+
+    :param pid: its id.
+    :param started: its start time as :func:`start_time` gave it.
+    """
+    now = start_time(pid)
+    if now is None or started is None or abs(now - started) > 0.05:
+        return False
+    return signal_group(pid, signal.SIGKILL)
+
+
+def _children() -> list[int]:
+    """Return the ids of this process's children."""
+    path = Path(f"/proc/self/task/{os.getpid()}/children")
+    try:
+        # Training processes are started by the main thread; orphans are adopted by it too.
+        return [int(pid) for pid in path.read_text(encoding="ascii").split()]
+    except OSError:
+        return [child.pid for child in psutil.Process().children()]
+
+
+def _marker_of(pid: int) -> str | None:
+    try:
+        return psutil.Process(pid).environ().get(MARKER)
+    except (psutil.Error, OSError):
+        return None

@@ -1,0 +1,373 @@
+"""State of the embedded AMT in SQLite: tuning jobs, training jobs, tags and the clock.
+
+One server owns a state folder (a lock file says so) and one connection does all the work, on the event
+loop: statements here take tenths of a millisecond. The database is in WAL mode with ``synchronous=NORMAL``:
+what is committed survives the server's death at any moment, and a commit costs no ``fsync``.
+Times are whole milliseconds of AMT time since the epoch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import sqlalchemy as sa
+
+from airflow_amt.exceptions import AmtFieldError
+
+SCHEMA_VERSION = "1"
+
+_metadata = sa.MetaData()
+
+meta = sa.Table(
+    "meta",
+    _metadata,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("value", sa.String, nullable=False),
+)
+
+tuning_jobs = sa.Table(
+    "tuning_jobs",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("region", sa.String, nullable=False),
+    # Names are unique without regard to case; the spelling of the request is kept in `name`.
+    sa.Column("name_key", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("arn", sa.String, nullable=False),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("strategy", sa.String, nullable=False),
+    sa.Column("config", sa.JSON, nullable=False),
+    sa.Column("definition", sa.JSON, nullable=False),
+    # Whether the request had TrainingJobDefinitions (a list), as Describe has to answer in kind.
+    sa.Column("definition_as_list", sa.Boolean, nullable=False),
+    sa.Column("seed", sa.Integer, nullable=False),
+    sa.Column("created_ms", sa.Integer, nullable=False),
+    sa.Column("modified_ms", sa.Integer, nullable=False),
+    sa.Column("ended_ms", sa.Integer),
+    sa.Column("failure_reason", sa.String),
+    # How the job is going to end once its training processes are gone: Completed, Stopped or Failed.
+    sa.Column("ending", sa.String),
+    sa.Column("best", sa.String),
+    sa.Column("not_improving", sa.Integer, nullable=False, default=0),
+    sa.Column("converged_ms", sa.Integer),
+    sa.Column("training_in_progress", sa.Integer, nullable=False, default=0),
+    sa.Column("training_completed", sa.Integer, nullable=False, default=0),
+    sa.Column("training_stopped", sa.Integer, nullable=False, default=0),
+    sa.Column("training_retryable", sa.Integer, nullable=False, default=0),
+    sa.Column("training_non_retryable", sa.Integer, nullable=False, default=0),
+    sa.Column("objective_succeeded", sa.Integer, nullable=False, default=0),
+    sa.Column("objective_pending", sa.Integer, nullable=False, default=0),
+    sa.Column("objective_failed", sa.Integer, nullable=False, default=0),
+    sa.UniqueConstraint("region", "name_key"),
+)
+
+training_jobs = sa.Table(
+    "training_jobs",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("tuning_job_id", sa.ForeignKey("tuning_jobs.id"), nullable=False),
+    sa.Column("region", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("arn", sa.String, nullable=False),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("hyperparameters", sa.JSON, nullable=False),
+    sa.Column("created_ms", sa.Integer, nullable=False),
+    sa.Column("started_ms", sa.Integer),
+    sa.Column("stopping_ms", sa.Integer),
+    sa.Column("ended_ms", sa.Integer),
+    sa.Column("modified_ms", sa.Integer, nullable=False),
+    # How a stopped one ended, in terms of SecondaryStatus: Stopped or MaxRuntimeExceeded.
+    sa.Column("secondary_status", sa.String),
+    sa.Column("objective", sa.Float),
+    sa.Column("objective_status", sa.String, nullable=False),
+    sa.Column("metrics", sa.JSON),
+    sa.Column("failure_reason", sa.String),
+    # The process is identified by its id and its start time (seconds since the epoch): ids are reused.
+    sa.Column("pid", sa.Integer),
+    sa.Column("pid_started", sa.Float),
+    sa.UniqueConstraint("region", "name"),
+    sa.Index("training_jobs_of", "tuning_job_id"),
+)
+
+tags = sa.Table(
+    "tags",
+    _metadata,
+    sa.Column("arn", sa.String, primary_key=True),
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("value", sa.String, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
+)
+
+Row = Mapping[str, Any]
+
+# Statements of the hot path are built once; SQLAlchemy then reuses their compiled form.
+_insert_training = sa.insert(training_jobs)
+_insert_tuning = sa.insert(tuning_jobs)
+
+
+class StateFolderInUseError(AmtFieldError):
+    """Another server owns the state folder."""
+
+
+class Store:
+    """Opens a state folder and reads and writes its tables.
+
+    :param state_dir: the folder; made if missing.
+    :raises StateFolderInUseError: a server that runs owns the folder.
+    :raises AmtFieldError: the folder was written by a version with another layout.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(state_dir)
+        self._engine = sa.create_engine(
+            f"sqlite:///{state_dir / 'amt.sqlite3'}", json_serializer=_compact_json, future=True
+        )
+        self._connection = self._engine.connect()
+        try:
+            self._connection.execute(sa.text("PRAGMA journal_mode=WAL"))
+            self._connection.execute(sa.text("PRAGMA synchronous=NORMAL"))
+            self._connection.commit()
+            _metadata.create_all(self._connection)
+            self._connection.commit()
+            self._check_version()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Commit, close the database and give the folder free."""
+        if not self._connection.closed:
+            self._connection.commit()
+            self._connection.close()
+        self._engine.dispose()
+        self._lock.close()
+
+    def commit(self) -> None:
+        """Make everything written so far last."""
+        self._connection.commit()
+
+    # --- meta ------------------------------------------------------------------------------------
+
+    def get_meta(self, key: str) -> str | None:
+        """Return a value of the meta table, ``None`` if it was never set."""
+        value: str | None = self._connection.execute(
+            sa.select(meta.c.value).where(meta.c.key == key)
+        ).scalar_one_or_none()
+        return value
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Set a value of the meta table."""
+        updated = self._connection.execute(sa.update(meta).where(meta.c.key == key).values(value=value))
+        if updated.rowcount == 0:
+            self._connection.execute(sa.insert(meta).values(key=key, value=value))
+
+    @property
+    def identity(self) -> str:
+        """A random name of this state folder; training processes carry it in their environment."""
+        identity = self.get_meta("identity")
+        if identity is None:
+            identity = uuid.uuid4().hex
+            self.set_meta("identity", identity)
+            self.commit()
+        return identity
+
+    def last_seen_ms(self) -> int:
+        """Return the latest AMT time recorded anywhere, 0 in a new folder."""
+        moments = [int(self.get_meta("last_seen_ms") or 0)]
+        for table in (tuning_jobs, training_jobs):
+            latest = self._connection.execute(sa.select(sa.func.max(table.c.modified_ms))).scalar()
+            moments.append(latest or 0)
+        return max(moments)
+
+    def _check_version(self) -> None:
+        version = self.get_meta("schema")
+        if version is None:
+            self.set_meta("schema", SCHEMA_VERSION)
+            self.commit()
+        elif version != SCHEMA_VERSION:
+            raise AmtFieldError(
+                "state-dir",
+                str(self.state_dir),
+                f"a folder written with layout {SCHEMA_VERSION}, this one has layout {version}",
+                "use another folder, or the version of this package that wrote it",
+            )
+
+    # --- tuning jobs -----------------------------------------------------------------------------
+
+    def insert_tuning_job(self, values: Mapping[str, Any]) -> int:
+        """Add a tuning job and return its id."""
+        return _inserted(self._connection.execute(_insert_tuning, dict(values)))
+
+    def update_tuning_job(self, job_id: int, values: Mapping[str, Any]) -> None:
+        """Change columns of a tuning job."""
+        self._connection.execute(
+            sa.update(tuning_jobs).where(tuning_jobs.c.id == job_id).values(dict(values))
+        )
+
+    def tuning_job(self, region: str, name: str) -> Row | None:
+        """Return a tuning job by its name, in whatever case, or ``None``."""
+        return self._one(
+            sa.select(tuning_jobs).where(
+                tuning_jobs.c.region == region, tuning_jobs.c.name_key == name.lower()
+            )
+        )
+
+    def tuning_job_by_id(self, job_id: int) -> Row:
+        """Return a tuning job by its id."""
+        row = self._one(sa.select(tuning_jobs).where(tuning_jobs.c.id == job_id))
+        if row is None:
+            raise LookupError(f"there is no tuning job with id {job_id}")
+        return row
+
+    def tuning_job_by_arn(self, arn: str) -> Row | None:
+        """Return a tuning job by its ARN, or ``None``."""
+        return self._one(sa.select(tuning_jobs).where(tuning_jobs.c.arn == arn))
+
+    def unfinished_tuning_jobs(self) -> list[Row]:
+        """Return the tuning jobs that still go on or are being stopped, oldest first."""
+        return self._all(
+            sa.select(tuning_jobs)
+            .where(tuning_jobs.c.status.in_(("InProgress", "Stopping")))
+            .order_by(tuning_jobs.c.id)
+        )
+
+    def count_unfinished(self, region: str) -> int:
+        """Return how many tuning jobs of a region still go on."""
+        return int(
+            self._connection.execute(
+                sa.select(sa.func.count())
+                .select_from(tuning_jobs)
+                .where(tuning_jobs.c.region == region, tuning_jobs.c.status.in_(("InProgress", "Stopping")))
+            ).scalar_one()
+        )
+
+    def list_tuning_jobs(
+        self,
+        conditions: Sequence[sa.ColumnElement[bool]],
+        order_by: Sequence[sa.ColumnElement[Any]],
+        limit: int,
+    ) -> list[Row]:
+        """Return one page of tuning jobs."""
+        query = sa.select(tuning_jobs).where(*conditions).order_by(*order_by).limit(limit)
+        return self._all(query)
+
+    # --- training jobs ---------------------------------------------------------------------------
+
+    def insert_training_job(self, values: Mapping[str, Any]) -> int:
+        """Add a training job and return its id."""
+        return _inserted(self._connection.execute(_insert_training, dict(values)))
+
+    def update_training_job(self, job_id: int, values: Mapping[str, Any]) -> None:
+        """Change columns of a training job."""
+        self._connection.execute(
+            sa.update(training_jobs).where(training_jobs.c.id == job_id).values(dict(values))
+        )
+
+    def training_job(self, region: str, name: str) -> Row | None:
+        """Return a training job by its name, or ``None``."""
+        return self._one(
+            sa.select(training_jobs).where(training_jobs.c.region == region, training_jobs.c.name == name)
+        )
+
+    def training_job_by_arn(self, arn: str) -> Row | None:
+        """Return a training job by its ARN, or ``None``."""
+        return self._one(sa.select(training_jobs).where(training_jobs.c.arn == arn))
+
+    def training_jobs_of(self, tuning_job_id: int) -> list[Row]:
+        """Return all training jobs of a tuning job in the order they were created."""
+        return self._all(
+            sa.select(training_jobs)
+            .where(training_jobs.c.tuning_job_id == tuning_job_id)
+            .order_by(training_jobs.c.id)
+        )
+
+    def list_training_jobs(
+        self,
+        conditions: Sequence[sa.ColumnElement[bool]],
+        order_by: Sequence[sa.ColumnElement[Any]],
+        limit: int,
+    ) -> list[Row]:
+        """Return one page of training jobs."""
+        query = sa.select(training_jobs).where(*conditions).order_by(*order_by).limit(limit)
+        return self._all(query)
+
+    def unfinished_training_jobs(self) -> list[Row]:
+        """Return the training jobs that have not ended."""
+        return self._all(
+            sa.select(training_jobs).where(training_jobs.c.status.in_(("InProgress", "Stopping")))
+        )
+
+    # --- tags ------------------------------------------------------------------------------------
+
+    def tags_of(self, arn: str) -> dict[str, str]:
+        """Return the tags of a resource in the order they were added."""
+        rows = self._connection.execute(
+            sa.select(tags.c.key, tags.c.value).where(tags.c.arn == arn).order_by(tags.c.position)
+        )
+        return {row.key: row.value for row in rows}
+
+    def set_tags(self, arn: str, values: Mapping[str, str]) -> None:
+        """Replace all tags of a resource."""
+        self._connection.execute(sa.delete(tags).where(tags.c.arn == arn))
+        if values:
+            self._connection.execute(
+                sa.insert(tags),
+                [
+                    {"arn": arn, "key": key, "value": value, "position": position}
+                    for position, (key, value) in enumerate(values.items())
+                ],
+            )
+
+    # --- helpers ---------------------------------------------------------------------------------
+
+    def _one(self, query: sa.Select[Any]) -> Row | None:
+        row = self._connection.execute(query).mappings().one_or_none()
+        return None if row is None else _plain(row)
+
+    def _all(self, query: sa.Select[Any]) -> list[Row]:
+        return [_plain(row) for row in self._connection.execute(query).mappings()]
+
+
+def _plain(row: sa.RowMapping) -> Row:
+    return {str(key): value for key, value in row.items()}
+
+
+def _inserted(result: sa.CursorResult[Any]) -> int:
+    key = result.inserted_primary_key
+    if key is None:
+        raise RuntimeError("SQLite gave no id to a new row")
+    return int(key[0])
+
+
+def _compact_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _locked(state_dir: Path) -> IO[str]:
+    """Take the folder's lock; it is given free when the file is closed, at the latest by the kernel."""
+    path = state_dir / "lock"
+    handle = path.open("a+", encoding="ascii")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        owner = handle.read().strip() or "unknown"
+        handle.close()
+        raise StateFolderInUseError(
+            "state-dir",
+            str(state_dir),
+            f"a folder that no other server uses; the process with id {owner} uses this one",
+            "stop that server, or choose another --state-dir",
+        ) from None
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle

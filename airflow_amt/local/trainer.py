@@ -1,0 +1,396 @@
+"""One training job on this machine: its folder, its command and environment, and what became of it.
+
+The folder follows the contract of SageMaker's training containers (``/opt/ml`` there)::
+
+    <state-dir>/training-jobs/<region>/<name>/
+        code/                            working directory; the script in script mode
+        input/config/hyperparameters.json, inputdataconfig.json, resourceconfig.json
+        input/data/<channel>/            links to the files of the channel
+        model/                           packed to model.tar.gz
+        output/data/                     packed to output.tar.gz if anything is in it
+        output/failure                   the trainer's own words about a failure
+        checkpoints/
+        log                              standard output and error, as CloudWatch would have it
+
+Arguments and ``SM_*`` variables are those of the SageMaker training toolkit's script mode. Commands that
+stand for images get the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airflow_amt.local import s3
+from airflow_amt.local.metrics import read_final_metrics
+from airflow_amt.local.processes import MARKER
+
+TUNING_OBJECTIVE = "_tuning_objective_metric"
+PROGRAM = "sagemaker_program"
+SUBMIT_DIRECTORY = "sagemaker_submit_directory"
+
+#: Longest FailureReason that the API carries.
+LONGEST_REASON = 1024
+
+_HOST = "algo-1"
+
+
+class CannotStartError(Exception):
+    """A training job cannot be started; the text becomes its ``FailureReason``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """What one training job is to do.
+
+    :param name: its name.
+    :param arn: its ARN.
+    :param region: AWS region.
+    :param definition: the API's ``HyperParameterTrainingJobDefinition``.
+    :param hyperparameters: all of them: static, tuned, and the name of the objective metric; strings.
+    :param folder: where it lives.
+    :param s3_root: the folder that stands for S3.
+    :param command: the command that stands for the image; ``None`` in script mode.
+    :param marker: value of the environment variable by which its processes are found again.
+    """
+
+    name: str
+    arn: str
+    region: str
+    definition: Mapping[str, Any]
+    hyperparameters: Mapping[str, str]
+    folder: Path
+    s3_root: Path
+    command: Sequence[str] | None
+    marker: str
+
+    @property
+    def log(self) -> Path:
+        """The file that gets standard output and error."""
+        return self.folder / "log"
+
+    @property
+    def code(self) -> Path:
+        """The working directory of the training process."""
+        return self.folder / "code"
+
+    @property
+    def output_uri(self) -> str:
+        """Where the training job's output goes: ``<S3OutputPath>/<name>/output``."""
+        prefix: str = self.definition["OutputDataConfig"]["S3OutputPath"]
+        return f"{prefix.rstrip('/')}/{self.name}/output"
+
+    @property
+    def model_uri(self) -> str:
+        """Where the model goes, as ``ModelArtifacts.S3ModelArtifacts`` says it."""
+        return model_uri(self.definition, self.name)
+
+
+def model_uri(definition: Mapping[str, Any], name: str) -> str:
+    """Return the address of a training job's model: an archive, or a folder if compression is ``NONE``."""
+    output = definition["OutputDataConfig"]
+    prefix = f"{output['S3OutputPath'].rstrip('/')}/{name}/output"
+    return f"{prefix}/model/" if output.get("CompressionType") == "NONE" else f"{prefix}/model.tar.gz"
+
+
+def decoded(value: str) -> Any:
+    """Return a hyperparameter as the training toolkit would: JSON where it is JSON, else the text itself.
+
+    The SageMaker SDK 2 writes script-mode hyperparameters as JSON (a string in quotes), SDK 3 does not.
+    """
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def is_script_mode(static: Mapping[str, str]) -> bool:
+    """Whether static hyperparameters say what script to run."""
+    return PROGRAM in static and SUBMIT_DIRECTORY in static
+
+
+def script_mode_program(static: Mapping[str, str]) -> str:
+    """Return the script to run, relative to the submit directory."""
+    return str(decoded(static[PROGRAM]))
+
+
+def prepare(spec: TrainingSpec) -> tuple[list[str], dict[str, str]]:
+    """Lay out the folder of a training job; return its command line and environment.
+
+    :raises CannotStartError: input data or the script are missing or unusable.
+    :raises OSError: the folder cannot be written.
+    """
+    for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code"):
+        (spec.folder / folder).mkdir(parents=True, exist_ok=True)
+    channels = spec.definition.get("InputDataConfig") or []
+    for channel in channels:
+        _provide_channel(spec, channel)
+    program = _provide_script(spec) if spec.command is None else list(spec.command)
+    user = _user_hyperparameters(spec.hyperparameters)
+    arguments = _arguments(user)
+    input_config = _input_config(channels)
+    resources = {"current_host": _HOST, "hosts": [_HOST], "network_interface_name": "lo"}
+    config = spec.folder / "input" / "config"
+    _write_json(config / "hyperparameters.json", dict(spec.hyperparameters))
+    _write_json(config / "inputdataconfig.json", input_config)
+    _write_json(config / "resourceconfig.json", resources)
+    environment = dict(os.environ)
+    environment.update(_variables(spec, user, arguments, input_config, resources))
+    environment.update(spec.definition.get("Environment") or {})
+    environment[MARKER] = spec.marker
+    return program + arguments, environment
+
+
+def _provide_channel(spec: TrainingSpec, channel: Mapping[str, Any]) -> None:
+    """Link the files of an input channel into the training job's folder."""
+    name = channel["ChannelName"]
+    uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
+    try:
+        sources = s3.matching(spec.s3_root, uri)
+    except s3.UnmappableAddressError as error:
+        raise CannotStartError(f"ClientError: Data download failed for channel {name!r}: {error}") from None
+    if not sources:
+        raise CannotStartError(
+            f"ClientError: Data download failed for channel {name!r}: no object matches {uri}. "
+            f"Put the files under {_shown_path(spec, uri)}."
+        )
+    folder = spec.folder / "input" / "data" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        link = folder / source.name
+        if not link.is_symlink():
+            link.symlink_to(source.absolute())
+
+
+def _shown_path(spec: TrainingSpec, uri: str) -> str:
+    return str(s3.local_path(spec.s3_root, uri))
+
+
+def _provide_script(spec: TrainingSpec) -> list[str]:
+    """Copy or unpack the submit directory into the working directory; return the command that runs it."""
+    where = str(decoded(spec.hyperparameters[SUBMIT_DIRECTORY]))
+    try:
+        source = s3.local_path(spec.s3_root, where) if "://" in where else Path(where)
+    except s3.UnmappableAddressError as error:
+        raise CannotStartError(f"ClientError: {SUBMIT_DIRECTORY}: {error}") from None
+    if source.is_dir():
+        shutil.copytree(source, spec.code, dirs_exist_ok=True)
+    elif source.is_file():
+        _unpack(source, spec.code)
+    else:
+        raise CannotStartError(
+            f"ClientError: {SUBMIT_DIRECTORY}: {where} does not exist (looked at {source})"
+        )
+    program = script_mode_program(spec.hyperparameters)
+    script = (spec.code / program).resolve()
+    if not script.is_relative_to(spec.code.resolve()) or not script.is_file():
+        raise CannotStartError(f"ClientError: {PROGRAM}: there is no file {program!r} in {where}")
+    if (spec.code / "requirements.txt").is_file():
+        with spec.log.open("a", encoding="utf-8") as log:
+            log.write("embedded AMT: requirements.txt is not installed; the server's own packages are used\n")
+    if script.suffix == ".py":
+        return [sys.executable, program]
+    if script.suffix == ".sh":
+        return ["/bin/sh", program]
+    raise CannotStartError(f"ClientError: {PROGRAM}: {program!r} is neither a .py nor a .sh file")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(archive) as opened:
+            opened.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError) as error:
+        raise CannotStartError(f"ClientError: {SUBMIT_DIRECTORY}: cannot unpack {archive}: {error}") from None
+
+
+def _user_hyperparameters(hyperparameters: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the training script is told: everything but SageMaker's own, decoded."""
+    return {
+        name: decoded(value)
+        for name, value in sorted(hyperparameters.items())
+        if not name.startswith("sagemaker_") and name != TUNING_OBJECTIVE
+    }
+
+
+def _arguments(user: Mapping[str, Any]) -> list[str]:
+    arguments = []
+    for name, value in user.items():
+        arguments += [f"-{name}" if len(name) == 1 else f"--{name}", _argument(value)]
+    return arguments
+
+
+def _argument(value: Any) -> str:
+    # Lists and maps keep their JSON form; Python's own form is what the toolkit gives for the rest.
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+
+
+def _input_config(channels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        channel["ChannelName"]: {
+            "TrainingInputMode": channel.get("InputMode") or "File",
+            "S3DistributionType": channel["DataSource"]["S3DataSource"].get("S3DataDistributionType")
+            or "FullyReplicated",
+            "RecordWrapperType": channel.get("RecordWrapperType") or "None",
+            **({"ContentType": channel["ContentType"]} if channel.get("ContentType") else {}),
+        }
+        for channel in channels
+    }
+
+
+def _variables(
+    spec: TrainingSpec,
+    user: Mapping[str, Any],
+    arguments: Sequence[str],
+    input_config: Mapping[str, Any],
+    resources: Mapping[str, Any],
+) -> dict[str, str]:
+    folder = spec.folder
+    channels = {name: str(folder / "input" / "data" / name) for name in input_config}
+    resource_config = spec.definition.get("ResourceConfig") or {}
+    program = script_mode_program(spec.hyperparameters) if PROGRAM in spec.hyperparameters else ""
+    variables = {
+        "TRAINING_JOB_NAME": spec.name,
+        "TRAINING_JOB_ARN": spec.arn,
+        "AWS_REGION": spec.region,
+        "PYTHONUNBUFFERED": "1",
+        "SM_HPS": json.dumps(user),
+        "SM_USER_ARGS": json.dumps(list(arguments)),
+        "SM_USER_ENTRY_POINT": program,
+        "SM_MODULE_NAME": program.removesuffix(".py"),
+        "SM_MODULE_DIR": str(spec.code),
+        "SM_MODEL_DIR": str(folder / "model"),
+        "SM_OUTPUT_DIR": str(folder / "output"),
+        "SM_OUTPUT_DATA_DIR": str(folder / "output" / "data"),
+        "SM_INPUT_DIR": str(folder / "input"),
+        "SM_INPUT_CONFIG_DIR": str(folder / "input" / "config"),
+        "SM_CHANNELS": json.dumps(sorted(channels)),
+        "SM_INPUT_DATA_CONFIG": json.dumps(input_config),
+        "SM_CURRENT_HOST": _HOST,
+        "SM_HOSTS": json.dumps([_HOST]),
+        "SM_NETWORK_INTERFACE_NAME": str(resources["network_interface_name"]),
+        "SM_RESOURCE_CONFIG": json.dumps(resources),
+        "SM_NUM_CPUS": str(os.cpu_count() or 1),
+        "SM_NUM_GPUS": "0",
+        "SM_CURRENT_INSTANCE_TYPE": str(resource_config.get("InstanceType") or "local"),
+        "SM_LOG_LEVEL": "20",
+    }
+    for name, value in user.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        key = f"SM_HP_{name.upper()}"
+        variables[key] = text
+        # The toolkit leaves hyphens in; shells cannot read such a name.
+        variables[key.replace("-", "_")] = text
+    for name, path in channels.items():
+        variables[f"SM_CHANNEL_{name.upper()}"] = path
+    return {key: value for key, value in variables.items() if "\0" not in value and "=" not in key}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def store_results(spec: TrainingSpec) -> None:
+    """Pack model and output data to where ``OutputDataConfig`` says, as SageMaker does after training.
+
+    :raises OSError: the folder that stands for S3 cannot be written.
+    :raises airflow_amt.local.s3.UnmappableAddressError: ``S3OutputPath`` is not an address of S3.
+    """
+    target = s3.local_path(spec.s3_root, spec.output_uri)
+    target.mkdir(parents=True, exist_ok=True)
+    compress = spec.definition["OutputDataConfig"].get("CompressionType") != "NONE"
+    _pack(spec.folder / "model", target / ("model.tar.gz" if compress else "model"), compress)
+    data = spec.folder / "output" / "data"
+    if any(data.iterdir()):
+        _pack(data, target / ("output.tar.gz" if compress else "output"), compress)
+
+
+def _pack(folder: Path, target: Path, compress: bool) -> None:
+    if not compress:
+        shutil.copytree(folder, target, dirs_exist_ok=True, symlinks=True)
+        return
+    with tarfile.open(target, "w:gz", compresslevel=1) as archive:
+        for entry in sorted(folder.iterdir()):
+            archive.add(entry, arcname=entry.name)
+
+
+def failure_reason(spec: TrainingSpec, exit_status: int) -> str:
+    """Say why a training process failed: its own words or the end of its log, and its exit code."""
+    # A container's exit code for a process that a signal ended is 128 plus the signal's number.
+    code = exit_status if exit_status >= 0 else 128 - exit_status
+    words = failure_message(spec) or _last_words(spec.log)
+    signalled = f" (ended by {_signal_name(-exit_status)})" if exit_status < 0 else ""
+    tail = f", exit code: {code}{signalled}"
+    start = "AlgorithmError: "
+    return start + words[-(LONGEST_REASON - len(start) - len(tail)) :] + tail
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def failure_message(spec: TrainingSpec) -> str:
+    """Return what the trainer wrote to ``output/failure``; empty if it wrote nothing."""
+    try:
+        with (spec.folder / "output" / "failure").open("rb") as handle:
+            return handle.read(LONGEST_REASON).decode("utf-8", errors="replace").strip()
+    except (FileNotFoundError, IsADirectoryError):
+        return ""
+
+
+def _last_words(log: Path) -> str:
+    """Return the last lines of a log, or say that it is empty."""
+    try:
+        with log.open("rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, size - 4096))
+            lines = handle.read().decode("utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        lines = []
+    kept = [line.strip() for line in lines if line.strip()][-5:]
+    return "; ".join(kept) if kept else "the training process wrote nothing to its log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conclusion:
+    """What became of a training job.
+
+    :param status: ``Completed``, ``Failed`` or ``Stopped``.
+    :param metrics: final value of each metric that was emitted; finite.
+    :param failure_reason: set if and only if it failed.
+    """
+
+    status: str
+    metrics: Mapping[str, float]
+    failure_reason: str | None = None
+
+
+def conclude(
+    spec: TrainingSpec, definitions: Mapping[str, re.Pattern[str]], exit_status: int, *, stopped: bool
+) -> Conclusion:
+    """Read metrics, store the model, and decide how a training job ended whose process has exited.
+
+    :param exit_status: 0 to 255, or minus the number of the signal that ended the process.
+    :param stopped: whether it was told to stop; then it is ``Stopped`` however it exited, and what it had
+        produced is stored, as SageMaker does.
+    """
+    metrics = read_final_metrics(spec.log, definitions)
+    if not stopped and (exit_status != 0 or failure_message(spec)):
+        return Conclusion(status="Failed", metrics=metrics, failure_reason=failure_reason(spec, exit_status))
+    try:
+        store_results(spec)
+    except (OSError, s3.UnmappableAddressError) as error:
+        reason = f"ClientError: cannot store the model at {spec.output_uri}: {error}"
+        return Conclusion(status="Failed", metrics=metrics, failure_reason=reason[:LONGEST_REASON])
+    return Conclusion(status="Stopped" if stopped else "Completed", metrics=metrics)
