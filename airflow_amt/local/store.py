@@ -109,6 +109,8 @@ Row = Mapping[str, Any]
 # Statements of the hot path are built once; SQLAlchemy then reuses their compiled form.
 _insert_training = sa.insert(training_jobs)
 _insert_tuning = sa.insert(tuning_jobs)
+_update_training = sa.update(training_jobs).where(training_jobs.c.id == sa.bindparam("_id"))
+_update_tuning = sa.update(tuning_jobs).where(tuning_jobs.c.id == sa.bindparam("_id"))
 
 
 class StateFolderInUseError(AmtFieldError):
@@ -208,9 +210,7 @@ class Store:
 
     def update_tuning_job(self, job_id: int, values: Mapping[str, Any]) -> None:
         """Change columns of a tuning job."""
-        self._connection.execute(
-            sa.update(tuning_jobs).where(tuning_jobs.c.id == job_id).values(dict(values))
-        )
+        self._connection.execute(_update_tuning, {"_id": job_id, **values})
 
     def tuning_job(self, region: str, name: str) -> Row | None:
         """Return a tuning job by its name, in whatever case, or ``None``."""
@@ -267,9 +267,7 @@ class Store:
 
     def update_training_job(self, job_id: int, values: Mapping[str, Any]) -> None:
         """Change columns of a training job."""
-        self._connection.execute(
-            sa.update(training_jobs).where(training_jobs.c.id == job_id).values(dict(values))
-        )
+        self._connection.execute(_update_training, {"_id": job_id, **values})
 
     def training_job(self, region: str, name: str) -> Row | None:
         """Return a training job by its name, or ``None``."""

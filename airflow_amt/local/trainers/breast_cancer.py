@@ -1,3 +1,4 @@
+# ruff: noqa: T201 - SageMaker reads metrics from standard output
 """Gradient boosting on the breast cancer data: an objective to minimise, with integers and a category.
 
 Tune ``--learning-rate`` (1e-3 to 1, log), ``--n-estimators`` (5 to 100), ``--max-depth`` (1 to 6),

@@ -1,3 +1,4 @@
+# ruff: noqa: T201 - SageMaker reads metrics from standard output
 """Support vector classifier of handwritten digits: ``--C`` and ``--gamma``, both best on a log scale.
 
 Most of the plane from 1e-3 to 1e3 (``C``) and 1e-6 to 1 (``gamma``) gives an accuracy between 0.1 and 0.9;
