@@ -36,7 +36,7 @@ CLOSE_GRACE_SECONDS = 4.0
 
 # Fields that name the task instance whose log it is, or the line of Airflow that wrote it.
 _LOG_NOISE = frozenset(
-    [
+    (
         "timestamp",
         "event",
         "level",
@@ -50,7 +50,7 @@ _LOG_NOISE = frozenset(
         "ti_id",
         "ti",
         "try_number",
-    ]
+    )
 )
 
 RUN_TERMINAL = frozenset({"success", "failed"})
