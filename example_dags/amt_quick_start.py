@@ -25,8 +25,8 @@ REQUEST: dict[str, Any] = {
         "ResourceLimits": {"MaxParallelTrainingJobs": "{{ params.max_parallel_training_jobs }}"},
         "ParameterRanges": {
             "ContinuousParameterRanges": [
-                {"Name": "C", "MinValue": "0.01", "MaxValue": "100", "ScalingType": "Logarithmic"},
-                {"Name": "gamma", "MinValue": "0.00001", "MaxValue": "0.1", "ScalingType": "Logarithmic"},
+                {"Name": "C", "MinValue": "0.001", "MaxValue": "1000", "ScalingType": "Logarithmic"},
+                {"Name": "gamma", "MinValue": "0.000001", "MaxValue": "1", "ScalingType": "Logarithmic"},
             ],
         },
         "RandomSeed": "{{ params.random_seed }}",
@@ -36,7 +36,7 @@ REQUEST: dict[str, Any] = {
             "TrainingImage": "airflow-amt.local/sklearn-digits:latest",
             "TrainingInputMode": "File",
             "MetricDefinitions": [
-                {"Name": "validation:accuracy", "Regex": "validation:accuracy=([0-9.]+)"},
+                {"Name": "validation:accuracy", "Regex": "validation accuracy: ([0-9.]+)"},
             ],
         },
         "RoleArn": "arn:aws:iam::000000000000:role/sagemaker-training",

@@ -84,7 +84,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         params={**_FAR, "max_runtime_seconds": 120},
         clock_rate=10.0,
     ),
-    "target": Scenario(reason=CompletionReason.TARGET_REACHED, params={**_FAR, "target_accuracy": 0.97}),
+    "target": Scenario(reason=CompletionReason.TARGET_REACHED, params={**_FAR, "target_accuracy": 0.98}),
     "converged": Scenario(reason=CompletionReason.CONVERGED, params=_FAR),
 }
 
