@@ -1,5 +1,145 @@
-"""Apache Airflow provider for Amazon SageMaker automatic model tuning (AMT)."""
+"""Apache Airflow provider for Amazon SageMaker automatic model tuning (AMT).
+
+The public names are imported when first used: ``import airflow_amt`` alone imports neither Airflow nor
+boto3.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_amt.exceptions import (
+        AmtAccessDeniedError,
+        AmtAwsError,
+        AmtError,
+        AmtFieldError,
+        AmtJobExistsError,
+        AmtRequestError,
+        AmtResourceInUseError,
+        AmtResourceLimitExceededError,
+        AmtResourceNotFoundError,
+        AmtThrottledError,
+        AmtValidationError,
+    )
+    from airflow_amt.hooks.tuning import AmtHook
+    from airflow_amt.links.tuning import AmtTuningJobLink
+    from airflow_amt.operators.stop import AmtStopTuningJobOperator
+    from airflow_amt.operators.tuning import AmtTuningJobOperator
+    from airflow_amt.sensors.tuning import AmtTuningJobSensor
+    from airflow_amt.task_exceptions import (
+        AmtAwaitedJobFailed,
+        AmtAwaitedJobStopped,
+        AmtTaskKilled,
+        AmtTuningJobError,
+        AmtTuningJobFailed,
+        AmtTuningJobStopped,
+        AmtTuningJobTimeout,
+    )
+    from airflow_amt.triggers.tuning import AmtTuningJobTrigger
+    from airflow_amt.tuning import (
+        CompletionCriteria,
+        CompletionReason,
+        ObjectiveType,
+        TuningOutcome,
+        TuningProgress,
+        infer_outcome,
+    )
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AmtAccessDeniedError",
+    "AmtAwaitedJobFailed",
+    "AmtAwaitedJobStopped",
+    "AmtAwsError",
+    "AmtError",
+    "AmtFieldError",
+    "AmtHook",
+    "AmtJobExistsError",
+    "AmtRequestError",
+    "AmtResourceInUseError",
+    "AmtResourceLimitExceededError",
+    "AmtResourceNotFoundError",
+    "AmtStopTuningJobOperator",
+    "AmtTaskKilled",
+    "AmtThrottledError",
+    "AmtTuningJobError",
+    "AmtTuningJobFailed",
+    "AmtTuningJobLink",
+    "AmtTuningJobOperator",
+    "AmtTuningJobSensor",
+    "AmtTuningJobStopped",
+    "AmtTuningJobTimeout",
+    "AmtTuningJobTrigger",
+    "AmtValidationError",
+    "CompletionCriteria",
+    "CompletionReason",
+    "ObjectiveType",
+    "TuningOutcome",
+    "TuningProgress",
+    "__version__",
+    "infer_outcome",
+]
+
+_MODULES = {
+    **dict.fromkeys(
+        (
+            "AmtAccessDeniedError",
+            "AmtAwsError",
+            "AmtError",
+            "AmtFieldError",
+            "AmtJobExistsError",
+            "AmtRequestError",
+            "AmtResourceInUseError",
+            "AmtResourceLimitExceededError",
+            "AmtResourceNotFoundError",
+            "AmtThrottledError",
+            "AmtValidationError",
+        ),
+        "airflow_amt.exceptions",
+    ),
+    **dict.fromkeys(
+        (
+            "AmtAwaitedJobFailed",
+            "AmtAwaitedJobStopped",
+            "AmtTaskKilled",
+            "AmtTuningJobError",
+            "AmtTuningJobFailed",
+            "AmtTuningJobStopped",
+            "AmtTuningJobTimeout",
+        ),
+        "airflow_amt.task_exceptions",
+    ),
+    **dict.fromkeys(
+        (
+            "CompletionCriteria",
+            "CompletionReason",
+            "ObjectiveType",
+            "TuningOutcome",
+            "TuningProgress",
+            "infer_outcome",
+        ),
+        "airflow_amt.tuning",
+    ),
+    "AmtHook": "airflow_amt.hooks.tuning",
+    "AmtStopTuningJobOperator": "airflow_amt.operators.stop",
+    "AmtTuningJobLink": "airflow_amt.links.tuning",
+    "AmtTuningJobOperator": "airflow_amt.operators.tuning",
+    "AmtTuningJobSensor": "airflow_amt.sensors.tuning",
+    "AmtTuningJobTrigger": "airflow_amt.triggers.tuning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

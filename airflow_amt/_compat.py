@@ -1,0 +1,99 @@
+"""The only file that knows which Airflow version runs (3.1 and later)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+    )
+else:
+    try:  # Airflow 3.2 and later
+        from airflow.sdk.configuration import conf
+        from airflow.sdk.exceptions import (
+            AirflowException,
+            AirflowFailException,
+            AirflowSensorTimeout,
+            AirflowSkipException,
+        )
+    except ImportError:  # Airflow 3.1
+        from airflow.configuration import conf
+        from airflow.exceptions import (
+            AirflowException,
+            AirflowFailException,
+            AirflowSensorTimeout,
+            AirflowSkipException,
+        )
+
+__all__ = [
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowSensorTimeout",
+    "AirflowSkipException",
+    "default_deferrable",
+    "in_thread",
+    "read_task_state",
+]
+
+_Result = TypeVar("_Result")
+
+#: Threads of this process that poll AWS for triggers. One Describe takes well under a second: 16 threads
+#: serve some hundred triggers, and a triggerer shares the machine with others.
+_POLLING_THREADS = 16
+
+
+def default_deferrable() -> bool:
+    """Return ``[operators] default_deferrable``, read once when the operators are imported."""
+    return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
+
+
+def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
+    """Read the state of a task instance from inside a triggerer; blocking.
+
+    :return: the state; ``None`` if it has none (cleared) or if the task instance is gone.
+    :raises Exception: whatever the supervisor answers when the state cannot be read.
+    """
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    states = RuntimeTaskInstance.get_task_states(
+        dag_id=dag_id, run_ids=[run_id], task_ids=[task_id], map_index=map_index
+    )
+    # The execution API names a mapped task instance "<task_id>_<map_index>" in its answer.
+    key = task_id if map_index < 0 else f"{task_id}_{map_index}"
+    state = (states.get(run_id) or {}).get(key)
+    return None if state is None else str(getattr(state, "value", state))
+
+
+@cache
+def _polling_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=_POLLING_THREADS, thread_name_prefix="airflow-amt")
+
+
+async def in_thread(call: Callable[[], _Result]) -> _Result:
+    """Run a blocking call of a trigger in a thread in which Airflow connections can be read.
+
+    Airflow 3.1's triggerer answers a thread only if asgiref started it. From 3.2 any thread may ask, and a
+    plain one is better: asgiref loses the message of a cancellation, by which Airflow 3.3 tells a user's
+    kill from a shutdown.
+    """
+    if _asks_through_asgiref():
+        from asgiref.sync import sync_to_async
+
+        return await sync_to_async(call, thread_sensitive=False, executor=_polling_threads())()
+    return await asyncio.get_running_loop().run_in_executor(_polling_threads(), call)
+
+
+def _asks_through_asgiref() -> bool:
+    from airflow.sdk.execution_time import task_runner
+
+    supervisor = getattr(task_runner, "SUPERVISOR_COMMS", None)
+    return type(supervisor).__name__ == "TriggerCommsDecoder" and not hasattr(supervisor, "start_reader")

@@ -1,0 +1,190 @@
+"""What operators and sensors share: the hook, the trigger, what is published, and how a task ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow_amt.exceptions import AmtAwsError, AmtFieldError, AmtRequestError
+from airflow_amt.hooks.errors import from_payload
+from airflow_amt.links.tuning import URL_ATTRIBUTE, AmtTuningJobLink, console_url
+from airflow_amt.triggers.tuning import AmtTuningJobTrigger, EventKind
+from airflow_amt.watch.polling import patiently
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_amt.hooks.tuning import AmtHook
+    from airflow_amt.tuning import TuningOutcome
+
+#: XCom keys. The outcome is there also when the task fails.
+NAME_KEY = "tuning_job_name"
+OUTCOME_KEY = "outcome"
+
+#: Template fields of everything that talks to AWS, as the Amazon provider has them.
+CONNECTION_FIELDS = ("aws_conn_id", "region_name", "verify")
+
+
+class TuningJobTask:
+    """Mixin of operators and sensors: one AWS connection, one tuning job at a time."""
+
+    aws_conn_id: str | None
+    region_name: str | None
+    verify: bool | str | None
+    botocore_config: dict[str, Any] | None
+    # From BaseOperator; a logger of structlog or of the standard library.
+    log: Any
+
+    @cached_property
+    def hook(self) -> AmtHook:
+        """The hook, built on first use: after templates are rendered, and not while a DAG is parsed."""
+        from airflow_amt.hooks.tuning import AmtHook
+
+        return AmtHook(
+            aws_conn_id=self.aws_conn_id,
+            region_name=self.region_name,
+            verify=self.verify,
+            config=self.botocore_config,
+        )
+
+    def build_trigger(
+        self,
+        name: str,
+        *,
+        check_interval: float,
+        deadline: datetime | None,
+        stop_on_kill: bool,
+        state: dict[str, Any] | None = None,
+    ) -> AmtTuningJobTrigger:
+        """Return the trigger that watches the tuning job with this task's connection.
+
+        :param state: what the task needs when it resumes (:func:`resumed_state`); JSON-safe.
+        """
+        return AmtTuningJobTrigger(
+            tuning_job_name=name,
+            check_interval=check_interval,
+            deadline=None if deadline is None else deadline.isoformat(),
+            stop_on_kill=stop_on_kill,
+            state={**(state or {}), "deadline": None if deadline is None else deadline.isoformat()},
+            aws_conn_id=self.aws_conn_id,
+            region_name=self.region_name,
+            verify=self.verify,
+            botocore_config=self.botocore_config,
+        )
+
+    def publish_link(self, context: Context, arn: str) -> None:
+        """Push the console link, unless it was pushed before, and log it."""
+        url = console_url(arn)
+        if url is None or getattr(self, URL_ATTRIBUTE, None) == url:
+            return
+        setattr(self, URL_ATTRIBUTE, url)
+        context["ti"].xcom_push(key=AmtTuningJobLink().xcom_key, value=url)
+        self.log.info("AWS console: %s", url)
+
+    def read_outcome(
+        self,
+        context: Context,
+        name: str,
+        *,
+        interval_seconds: float,
+        known_stop: Mapping[str, str] | None = None,
+    ) -> TuningOutcome:
+        """Infer why the tuning job ended, publish that to XCom and log it."""
+        outcome = patiently(
+            lambda: self.hook.outcome(name, known_stop=known_stop),
+            interval_seconds=interval_seconds,
+            log=self.log,
+        )
+        self.publish_link(context, outcome.arn)
+        context["ti"].xcom_push(key=OUTCOME_KEY, value=outcome.to_dict())
+        self.log.info(
+            "Tuning job %s ended as %s, reason %s%s: %s",
+            name,
+            outcome.status,
+            outcome.reason.value,
+            "" if outcome.certain else " (not certain)",
+            outcome.explanation,
+        )
+        return outcome
+
+    def watch_error(self, name: str, event: Mapping[str, Any] | None) -> AmtAwsError | None:
+        """Return the error with which the trigger gave up watching, if it did and the job is not over.
+
+        The event is a hint: the triggerer may have had another role or network than this worker.
+        """
+        from airflow_amt.tuning import TuningProgress
+
+        if not event or event.get("event") != EventKind.ERROR.value:
+            return None
+        error = from_payload(event.get("error") or {})
+        try:
+            progress = TuningProgress.from_describe(self.hook.describe_tuning_job(name))
+        except AmtAwsError as again:
+            self.log.warning("Reading it again failed too: %s", again)
+            return error
+        return None if progress.is_terminal else error
+
+
+def resumed_state(event: Mapping[str, Any] | None) -> tuple[str, datetime | None, dict[str, Any]]:
+    """Return what a task needs to go on, from the event of the trigger that it deferred to.
+
+    :return: name of the tuning job, deadline, and all of the state.
+    :raises AmtFieldError: there is no event, or it names no tuning job.
+    """
+    event = event or {}
+    name = event.get("tuning_job_name")
+    if not isinstance(name, str):
+        raise AmtFieldError(
+            "event", dict(event), "an event of AmtTuningJobTrigger", "resume with execute_complete only"
+        )
+    state = dict(event.get("state") or {})
+    deadline = state.get("deadline")
+    return name, None if deadline is None else datetime.fromisoformat(deadline), state
+
+
+def parse_seconds(field: str, value: Any, *, at_least: float) -> float:
+    """Return a duration in seconds from a number, a timedelta or what a template rendered.
+
+    :raises AmtRequestError: it is none of these, not finite, or below ``at_least``.
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, str):
+        try:
+            seconds = float(seconds.strip())
+        except ValueError:
+            seconds = math.nan
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not at_least <= seconds < 1e9:
+        raise AmtRequestError(
+            [
+                AmtFieldError(
+                    field,
+                    value,
+                    f"a number of seconds, at least {at_least:g}",
+                    f"give {field} in seconds",
+                )
+            ]
+        )
+    return float(seconds)
+
+
+def require_name(field: str, value: Any) -> str:
+    """Return the name of a tuning job that a person gave, if it can be one.
+
+    :raises AmtRequestError: it does not match the API's pattern and length.
+    """
+    from airflow_amt import service_model
+
+    problems: Iterable[AmtFieldError] = (
+        AmtFieldError(field, problem.value, advice.limit, advice.fix)
+        for problem in service_model.validate(
+            "DescribeHyperParameterTuningJob", {"HyperParameterTuningJobName": value}
+        )
+        for advice in (problem.as_error(),)
+    )
+    found = list(problems)
+    if found:
+        raise AmtRequestError(found)
+    return str(value)

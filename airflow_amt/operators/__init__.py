@@ -1,0 +1,1 @@
+"""Operators: start a tuning job and wait for it, or stop one."""

@@ -1,0 +1,140 @@
+"""The operator that stops a tuning job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_amt import _compat
+from airflow_amt._tasks import CONNECTION_FIELDS, NAME_KEY, require_name, resumed_state
+from airflow_amt.links.tuning import AmtTuningJobLink
+from airflow_amt.operators.tuning import WaitingOperator
+from airflow_amt.tuning import TuningOutcome, infer_outcome
+from airflow_amt.watch.polling import patiently
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+#: Version of the dict that the operator returns.
+STOP_VERSION = 1
+
+
+class AmtStopTuningJobOperator(WaitingOperator):
+    """Stop a tuning job by name, wait until it is over, and return its best training job so far.
+
+    A job that is over already is left alone and reported; one that is stopping already is waited for. Fit
+    for a teardown task and for any trigger rule: it needs nothing but the name.
+
+    Returns ``{"version", "tuning_job_name", "tuning_job_arn", "status", "reason", "explanation",
+    "stopped", "best_training_job", "objective_metric"}``: ``stopped`` says whether this task stopped the
+    job; ``reason``, ``explanation`` and ``best_training_job`` are those of the outcome, which is pushed to
+    XCom as ``outcome``. Without waiting, the reason is ``None`` while the job is not over.
+
+    Known limitation: if the task is retried after its stop call, ``stopped`` of the retry is ``False``.
+
+    :param tuning_job_name: the tuning job (templated).
+    :param reason: why, for people; kept in a tag of the job (templated).
+    :param aws_conn_id: connection (templated).
+    :param region_name: AWS region (templated).
+    :param verify: as for boto3 (templated).
+    :param botocore_config: as for ``botocore.config.Config``.
+    :param wait_for_completion: wait until the job is over.
+    :param check_interval: seconds between two reads, 0.1 at least (templated).
+    :param deferrable: wait in the triggerer; default ``[operators] default_deferrable``.
+    :raises AmtRequestError: the name cannot be one of a tuning job.
+    :raises AmtResourceNotFoundError: there is no such tuning job.
+    """
+
+    template_fields: Sequence[str] = ("tuning_job_name", "reason", "check_interval", *CONNECTION_FIELDS)
+    operator_extra_links = (AmtTuningJobLink(),)
+    ui_color = "#ededed"
+
+    def __init__(
+        self,
+        *,
+        tuning_job_name: str,
+        reason: str | None = None,
+        aws_conn_id: str | None = "aws_default",
+        region_name: str | None = None,
+        verify: bool | str | None = None,
+        botocore_config: dict[str, Any] | None = None,
+        wait_for_completion: bool = True,
+        check_interval: float = 30,
+        deferrable: bool = _compat.default_deferrable(),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.tuning_job_name = tuning_job_name
+        self.reason = reason
+        self.aws_conn_id = aws_conn_id
+        self.region_name = region_name
+        self.verify = verify
+        self.botocore_config = botocore_config
+        self.wait_for_completion = wait_for_completion
+        self.check_interval = check_interval
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Stop the tuning job and wait for its end."""
+        interval = self._interval()
+        name = require_name("tuning_job_name", self.tuning_job_name)
+        ti = context["ti"]
+        detail = self.reason or f"task {ti.task_id} of DAG {ti.dag_id}"
+        stopped = patiently(
+            lambda: self.hook.stop_tuning_job(name, stopped_by="operator", detail=detail),
+            interval_seconds=interval,
+            log=self.log,
+        )
+        ti.xcom_push(key=NAME_KEY, value=name)
+        known_stop = None
+        if stopped:
+            from airflow_amt.hooks.tuning import stop_tags
+
+            known_stop = stop_tags("operator", detail)
+        return self._follow(context, name, stopped=stopped, known_stop=known_stop)
+
+    def execute_complete(
+        self,
+        context: Context,
+        event: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Go on after the trigger fired; AWS is read again, whatever the event says."""
+        name, _, state = resumed_state(event)
+        error = self.watch_error(name, event)
+        if error is not None:
+            raise error
+        return self._follow(
+            context, name, stopped=bool(state.get("stopped")), known_stop=state.get("known_stop")
+        )
+
+    def _follow(
+        self, context: Context, name: str, *, stopped: bool, known_stop: dict[str, str] | None
+    ) -> dict[str, Any]:
+        if self.wait_for_completion:
+            state = {"stopped": stopped, "known_stop": known_stop}
+            self.wait(context, name, deadline=None, stop_on_kill=False, state=state)
+        else:
+            description = patiently(
+                lambda: self.hook.describe_tuning_job(name), interval_seconds=self._interval(), log=self.log
+            )
+            now = infer_outcome(description)
+            if not now.progress.is_terminal:
+                self.publish_link(context, now.arn)
+                return {**_result(now, stopped), "reason": None, "explanation": None}
+        outcome = self.read_outcome(context, name, interval_seconds=self._interval(), known_stop=known_stop)
+        return _result(outcome, stopped)
+
+
+def _result(outcome: TuningOutcome, stopped: bool) -> dict[str, Any]:
+    facts = outcome.to_dict()
+    return {
+        "version": STOP_VERSION,
+        "tuning_job_name": facts["tuning_job_name"],
+        "tuning_job_arn": facts["tuning_job_arn"],
+        "status": facts["status"],
+        "reason": facts["reason"],
+        "explanation": facts["explanation"],
+        "stopped": stopped,
+        "best_training_job": facts["best_training_job"],
+        "objective_metric": facts["objective_metric"],
+    }

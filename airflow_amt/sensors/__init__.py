@@ -1,0 +1,1 @@
+"""Sensors: wait for tuning jobs that something else started."""

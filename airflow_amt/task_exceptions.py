@@ -1,0 +1,104 @@
+"""The errors that Airflow itself must recognise: how a task ends when its tuning job did not succeed.
+
+::
+
+    AmtError, AirflowException
+    ├── AmtTuningJobError                  the tuning job's outcome is not a success; carries it
+    │   ├── AmtTuningJobFailed                 it failed (or is being deleted)
+    │   │   └── AmtAwaitedJobFailed                the same, seen by a sensor (also AirflowFailException)
+    │   ├── AmtTuningJobStopped                it was stopped
+    │   │   └── AmtAwaitedJobStopped               the same, seen by a sensor (also AirflowFailException)
+    │   └── AmtTuningJobTimeout                this task stopped it, max_ingestion_time being over
+    └── AmtTaskKilled                      this task was killed while it waited
+
+An operator's error lets Airflow retry: a retry starts a new tuning job. A sensor's does not, because a job
+that is over stays so; as an ``AirflowFailException`` it is also what ``soft_fail`` and ``silent_fail`` heed
+in every mode (``BaseSensorOperator`` of Airflow 3.1 to 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_amt._compat import AirflowException, AirflowFailException
+from airflow_amt.exceptions import AmtError
+
+__all__ = [
+    "AmtAwaitedJobFailed",
+    "AmtAwaitedJobStopped",
+    "AmtTaskKilled",
+    "AmtTuningJobError",
+    "AmtTuningJobFailed",
+    "AmtTuningJobStopped",
+    "AmtTuningJobTimeout",
+]
+
+
+class AmtTuningJobError(AmtError, AirflowException):
+    """A tuning job is over and did not succeed.
+
+    :param outcome: the outcome as a dict, as in XCom (:meth:`airflow_amt.tuning.TuningOutcome.to_dict`).
+    """
+
+    def __init__(self, outcome: Mapping[str, Any]) -> None:
+        self.outcome: dict[str, Any] = dict(outcome)
+        super().__init__(self.outcome)
+
+    def __str__(self) -> str:
+        parts = [f"Tuning job {self.outcome.get('tuning_job_name')!r}: {self.outcome.get('explanation')}"]
+        best = self.outcome.get("best_training_job")
+        if best:
+            metric = self.outcome.get("objective_metric") or "objective"
+            parts.append(f"Best training job: {best.get('name')} ({metric} {best.get('objective')}).")
+        else:
+            parts.append("No training job gave an objective.")
+        reasons = self.outcome.get("training_job_failure_reasons") or ()
+        if reasons:
+            listed = "; ".join(f"{one.get('count')} x {one.get('reason')}" for one in reasons)
+            parts.append(f"Failed training jobs: {listed}.")
+        return " ".join(parts)
+
+    def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Return class path and arguments, for Airflow's own serialisation of exceptions."""
+        return f"{type(self).__module__}.{type(self).__name__}", (self.outcome,), {}
+
+
+class AmtTuningJobFailed(AmtTuningJobError):  # noqa: N818 - named as Airflow names its task failures
+    """The tuning job failed, or is being deleted."""
+
+
+class AmtTuningJobStopped(AmtTuningJobError):  # noqa: N818 - as above
+    """The tuning job was stopped before it came to its own end."""
+
+
+class AmtTuningJobTimeout(AmtTuningJobError):  # noqa: N818 - as above
+    """The tuning job ran longer than ``max_ingestion_time`` and was stopped by this task."""
+
+
+class AmtAwaitedJobFailed(AmtTuningJobFailed, AirflowFailException):
+    """A sensor's tuning job failed: the task fails without a retry."""
+
+
+class AmtAwaitedJobStopped(AmtTuningJobStopped, AirflowFailException):
+    """A sensor's tuning job was stopped: the task fails without a retry."""
+
+
+class AmtTaskKilled(AmtError, AirflowException):  # noqa: N818 - as above
+    """The task was killed while it waited for a tuning job, and stops waiting.
+
+    :param tuning_job_name: the tuning job.
+    :param detail: what was done about the tuning job.
+    """
+
+    def __init__(self, tuning_job_name: str | None, detail: str) -> None:
+        super().__init__(tuning_job_name, detail)
+        self.tuning_job_name = tuning_job_name
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"The task was killed while it waited for tuning job {self.tuning_job_name!r}: {self.detail}"
+
+    def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Return class path and arguments, for Airflow's own serialisation of exceptions."""
+        return f"{type(self).__module__}.{type(self).__name__}", (self.tuning_job_name, self.detail), {}

@@ -1,0 +1,1 @@
+"""Triggers: what waits for a tuning job while its task is deferred."""

@@ -1,0 +1,245 @@
+"""The trigger that watches one tuning job until it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from datetime import datetime
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_amt import _compat
+from airflow_amt.exceptions import AmtAwsError
+from airflow_amt.hooks.errors import to_payload
+from airflow_amt.watch.polling import MAX_FAILURES_IN_A_ROW, Reading, TuningJobReader, Verdict
+
+if TYPE_CHECKING:
+    from airflow_amt.hooks.tuning import AmtHook
+
+#: Version of the stored arguments and of the event.
+TRIGGER_VERSION = 1
+
+#: Share of the interval by which waits may be longer: triggers started together shall not poll together.
+_JITTER = 0.1
+
+#: Airflow gives ``on_kill`` 30 seconds (``[triggerer] on_kill_timeout``); ours must be over before.
+_ON_KILL_SECONDS = 25.0
+_STATE_ATTEMPTS = 3
+_STATE_PAUSE_SECONDS = 2.0
+
+#: States of a task instance in which nobody killed it: it waits, or runs on, for the tuning job.
+_ALIVE_STATES = frozenset({"deferred", "running", "up_for_retry", "up_for_reschedule"})
+
+
+class EventKind(str, Enum):
+    """Why a trigger fired. Only a hint: the resumed task reads AWS again."""
+
+    ENDED = "ended"
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+
+class AmtTuningJobTrigger(BaseTrigger):
+    """Watch one tuning job; fire once, when it is over, when the deadline is, or when reading fails.
+
+    How it works: one Describe an interval, in a thread, with the synchronous client (there is no
+    aiobotocore for current boto3). Transient errors are borne as in
+    :class:`airflow_amt.watch.polling.Patience`. The event is ``{"version", "tuning_job_name", "status",
+    "event", "error", "state"}``.
+
+    What it does not do: it takes no decision and stops nothing, except when a person kills the task (see
+    :meth:`on_kill`).
+
+    Known limitation: Airflow before 3.3 never calls ``on_kill`` of a trigger.
+
+    :param tuning_job_name: the tuning job.
+    :param check_interval: seconds between two reads.
+    :param deadline: when to fire though the job goes on: ISO 8601 with an offset; ``None`` for never.
+    :param stop_on_kill: whether a kill of the task stops the tuning job.
+    :param state: what the task needs when it resumes, JSON-safe; handed back in the event. The arguments of
+        ``defer`` would do, but ``dag.test()`` drops them (Airflow 3.1 to 3.3).
+    :param aws_conn_id: connection; its secrets stay out of the stored arguments.
+    :param region_name: AWS region.
+    :param verify: as for boto3.
+    :param botocore_config: as for ``botocore.config.Config``; stored in the metadata database as it is.
+    :param max_failures: reads that may fail in a row.
+    :param version: version of the stored arguments.
+    :param newer: arguments that a newer release stored and this one does not know; they are logged.
+    """
+
+    def __init__(
+        self,
+        tuning_job_name: str,
+        check_interval: float = 30.0,
+        deadline: str | None = None,
+        stop_on_kill: bool = False,
+        state: dict[str, Any] | None = None,
+        aws_conn_id: str | None = "aws_default",
+        region_name: str | None = None,
+        verify: bool | str | None = None,
+        botocore_config: dict[str, Any] | None = None,
+        max_failures: int = MAX_FAILURES_IN_A_ROW,
+        version: int = TRIGGER_VERSION,
+        **newer: Any,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tuning_job_name = tuning_job_name
+        self.check_interval = check_interval
+        self.deadline = deadline
+        self.stop_on_kill = stop_on_kill
+        self.state = state
+        self.aws_conn_id = aws_conn_id
+        self.region_name = region_name
+        self.verify = verify
+        self.botocore_config = botocore_config
+        self.max_failures = max_failures
+        self.version = version
+        self._newer = newer
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the stored arguments: plain, JSON-safe, without secrets."""
+        return (
+            "airflow_amt.triggers.tuning.AmtTuningJobTrigger",
+            {
+                "version": TRIGGER_VERSION,
+                "tuning_job_name": self.tuning_job_name,
+                "check_interval": self.check_interval,
+                "deadline": self.deadline,
+                "stop_on_kill": self.stop_on_kill,
+                "state": self.state,
+                "aws_conn_id": self.aws_conn_id,
+                "region_name": self.region_name,
+                "verify": self.verify,
+                "botocore_config": self.botocore_config,
+                "max_failures": self.max_failures,
+            },
+        )
+
+    @cached_property
+    def hook(self) -> AmtHook:
+        """The hook; built in the thread that first needs it, because that blocks."""
+        from airflow_amt.hooks.tuning import AmtHook
+
+        return AmtHook(
+            aws_conn_id=self.aws_conn_id,
+            region_name=self.region_name,
+            verify=self.verify,
+            config=self.botocore_config,
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Watch the tuning job and yield one event."""
+        if self._newer:
+            self.log.warning(
+                "A newer release of airflow-provider-amt stored this trigger (version %s); not known here "
+                "and ignored: %s",
+                self.version,
+                ", ".join(sorted(self._newer)),
+            )
+        reader = TuningJobReader(
+            lambda: self.hook.describe_tuning_job(self.tuning_job_name),
+            interval_seconds=self.check_interval,
+            deadline=None if self.deadline is None else datetime.fromisoformat(self.deadline),
+            log=self.log,
+            most_failures=self.max_failures,
+        )
+        while True:
+            try:
+                reading = await _compat.in_thread(reader.read)
+            except AmtAwsError as error:
+                yield self._event(EventKind.ERROR, None, error)
+                return
+            if reading.verdict is Verdict.WAIT:
+                await asyncio.sleep(_jittered(reading.delay_seconds))
+                continue
+            kind = EventKind.ENDED if reading.verdict is Verdict.ENDED else EventKind.DEADLINE
+            yield self._event(kind, reading, None)
+            return
+
+    async def on_kill(self) -> None:
+        """Stop the tuning job, because a person marked the deferred task failed or successful, or cleared it.
+
+        Airflow 3.3 also calls this when a triggerer that had been frozen wakes up and finds its triggers
+        given to another one, though nobody touched the tasks (measured with 3.3.2). So the task instance's
+        real state is asked for first: while it is deferred, running or up for retry, the job is left alone.
+        The same holds if the state cannot be read: a job that runs on costs money and can still be stopped;
+        one that was stopped is lost. Takes 25 seconds at most.
+        """
+        if not self.stop_on_kill:
+            self.log.info(
+                "The task was killed; tuning job %s runs on (stop_on_kill is off).", self.tuning_job_name
+            )
+            return
+        try:
+            await asyncio.wait_for(self._stop_if_killed(), timeout=_ON_KILL_SECONDS)
+        except TimeoutError:
+            self.log.error(
+                "Stopping tuning job %s took longer than %.0f s and may not have been done: look at it.",
+                self.tuning_job_name,
+                _ON_KILL_SECONDS,
+            )
+
+    async def _stop_if_killed(self) -> None:
+        state = await self._task_state()
+        if state in _ALIVE_STATES:
+            self.log.warning(
+                "Airflow reports a kill, yet the task is %s: tuning job %s is not stopped.",
+                state,
+                self.tuning_job_name,
+            )
+            return
+        if state == _UNREADABLE:
+            self.log.error(
+                "Airflow reports a kill, but the task's state cannot be read to confirm it: tuning job %s is "
+                "not stopped. If the task was killed, stop the job with AmtStopTuningJobOperator or in the "
+                "AWS console.",
+                self.tuning_job_name,
+            )
+            return
+        detail = f"the deferred task was killed, its state is {state or 'cleared'}"
+        # Not the polling threads: those may all be busy with reads that hang.
+        await asyncio.to_thread(
+            lambda: self.hook.stop_tuning_job(self.tuning_job_name, stopped_by="on_kill", detail=detail)
+        )
+
+    async def _task_state(self) -> str | None:
+        """Return the task instance's state, ``None`` if it has none or is gone, or ``_UNREADABLE``."""
+        ti = self.task_instance
+        if ti is None:
+            return _UNREADABLE
+        for attempt in range(1, _STATE_ATTEMPTS + 1):
+            try:
+                return await asyncio.to_thread(
+                    _compat.read_task_state, ti.dag_id, ti.run_id, ti.task_id, ti.map_index
+                )
+            except Exception:
+                # Whatever the supervisor raises, it means the same here: not known. It is logged.
+                self.log.exception("Reading the task's state failed (%d of %d)", attempt, _STATE_ATTEMPTS)
+            if attempt < _STATE_ATTEMPTS:
+                await asyncio.sleep(_STATE_PAUSE_SECONDS)
+        return _UNREADABLE
+
+    def _event(self, kind: EventKind, reading: Reading | None, error: AmtAwsError | None) -> TriggerEvent:
+        progress = reading.progress if reading else None
+        return TriggerEvent(  # type: ignore[no-untyped-call]
+            {
+                "version": TRIGGER_VERSION,
+                "tuning_job_name": self.tuning_job_name,
+                "status": progress.status if progress else None,
+                "event": kind.value,
+                "error": to_payload(error) if error else None,
+                "state": self.state,
+            }
+        )
+
+
+_UNREADABLE = "<unreadable>"
+
+
+def _jittered(delay_seconds: float) -> float:
+    # Only longer: a wait cut short before the deadline would end in a run of ever shorter ones.
+    return delay_seconds * random.uniform(1, 1 + _JITTER)  # noqa: S311 - no secret, only spread

@@ -1,0 +1,1 @@
+"""Watching tuning jobs: what operators, sensors and triggers share while they wait."""
