@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import dag, task
+
 from airflow_amt.operators.tuning import AmtTuningJobOperator
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def amt_quick_start() -> None:
     )
 
     @task
-    def report(outcome: dict[str, Any]) -> str:
+    def report(outcome: Any) -> str:
         """Log why the tuning job ended, and pass the best training job on."""
         best = outcome["best_training_job"]
         log.info("%s (%s)", outcome["explanation"], outcome["reason"])

@@ -386,7 +386,7 @@ def _progress_panel(progress: TuningProgress) -> Panel:
 
     def bar(label: str, count: float, limit: float | None, unit: str = "") -> None:
         text = f"{count:g}{unit}" if limit is None else f"{count:g} of {limit:g}{unit}"
-        bars.add_task(label, total=limit or 1, completed=min(count, limit or 1), text=text)
+        bars.add_task(label, total=limit or 1, completed=round(min(count, limit or 1)), text=text)
 
     bar("training jobs ended", progress.training_jobs.ended, criteria.max_training_jobs)
     bar(

@@ -70,6 +70,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "never more than AMT's 120 s by its own clock)",
     )
     serve.add_argument(
+        "--log-limit",
+        type=int,
+        default=256,
+        metavar="MIB",
+        help="a training job whose log grows beyond this is failed (default: %(default)s)",
+    )
+    serve.add_argument(
         "--account",
         default="000000000000",
         metavar="ID",
@@ -99,6 +106,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
         raise AmtFieldError(
             "stop-grace", arguments.stop_grace, "real seconds, 0 or more", "use 10, or 0 to kill at once"
         )
+    if not 1 <= arguments.log_limit <= 1_048_576:
+        raise AmtFieldError("log-limit", arguments.log_limit, "1 to 1048576 MiB", "leave it out")
     if not re.fullmatch(r"\d{12}", arguments.account):
         raise AmtFieldError("account", arguments.account, "12 digits", "leave it out")
     state_dir = (arguments.state_dir or _default_state_dir()).absolute()
@@ -115,6 +124,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             images={**images.bundled_commands(), **mapped},
             account=arguments.account,
             stop_grace=arguments.stop_grace,
+            log_limit=arguments.log_limit * 1024 * 1024,
         ),
         until_stdin_closes=arguments.until_stdin_closes,
     )

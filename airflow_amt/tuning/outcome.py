@@ -17,7 +17,6 @@ from airflow_amt.tuning.criteria import API_PATHS, CompletionReason, ObjectiveTy
 from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult, replay
 from airflow_amt.tuning.naming import STOPPED_BY_TAG, STOPPED_DETAIL_TAG
 from airflow_amt.tuning.progress import (
-    SatisfactoryProgress,
     TrainingJobCounters,
     TuningJobStatus,
     TuningProgress,
@@ -175,11 +174,7 @@ def infer_outcome(
     progress = TuningProgress.from_describe(description)
     met = _met_criteria(progress, jobs)
     reason, certain, also, evidence, explanation = _decide(progress, met, description, tags)
-    satisfactory = (
-        SatisfactoryProgress.measure(jobs, progress.objective_type)
-        if jobs and progress.objective_type
-        else None
-    )
+    satisfactory = progress.satisfactory(jobs) if jobs else None
     return TuningOutcome(
         name=progress.name,
         arn=progress.arn,

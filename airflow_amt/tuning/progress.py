@@ -301,6 +301,18 @@ class TuningProgress:
             return None
         return self.runtime.total_seconds() / self.training_jobs.ended
 
+    def satisfactory(
+        self, training_jobs: Iterable[TrainingJobResult], *, window: int = 10
+    ) -> SatisfactoryProgress | None:
+        """Say whether the tuning job still progresses for what it consumes; ``None`` without an objective.
+
+        :param training_jobs: its training jobs (``ListTrainingJobsForHyperParameterTuningJob``).
+        :param window: as in :meth:`SatisfactoryProgress.measure`.
+        """
+        if self.objective_type is None:
+            return None
+        return SatisfactoryProgress.measure(training_jobs, self.objective_type, window=window)
+
     def log_line(self) -> str:
         """Say the progress in one readable line, each counter beside its limit."""
         jobs = self.training_jobs

@@ -180,6 +180,9 @@ def test_satisfactory_progress() -> None:
     assert falling.progressing is True
     unknown = SatisfactoryProgress.measure(results([None, 0.5]), ObjectiveType.MAXIMIZE)
     assert unknown.progressing is None
+    progress = TuningProgress.from_describe(description())
+    assert progress.satisfactory(jobs, window=4) == still
+    assert TuningProgress.from_describe({}).satisfactory(jobs) is None
     nothing = SatisfactoryProgress.measure([], ObjectiveType.MAXIMIZE)
     assert nothing.gain_per_second is None
     with pytest.raises(ValueError, match="window"):
