@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from airflow_amt.task_exceptions import (
         AmtAwaitedJobFailed,
         AmtAwaitedJobStopped,
+        AmtOwnJobEndedError,
         AmtTaskKilled,
         AmtTuningJobError,
         AmtTuningJobFailed,
@@ -58,6 +59,7 @@ __all__ = [
     "AmtFieldError",
     "AmtHook",
     "AmtJobExistsError",
+    "AmtOwnJobEndedError",
     "AmtRequestError",
     "AmtResourceInUseError",
     "AmtResourceLimitExceededError",
@@ -104,6 +106,7 @@ _MODULES = {
         (
             "AmtAwaitedJobFailed",
             "AmtAwaitedJobStopped",
+            "AmtOwnJobEndedError",
             "AmtTaskKilled",
             "AmtTuningJobError",
             "AmtTuningJobFailed",

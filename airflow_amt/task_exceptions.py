@@ -11,6 +11,9 @@
     │   └── AmtTuningJobTimeout                this task stopped it, max_ingestion_time being over
     └── AmtTaskKilled                      this task was killed while it waited
 
+    AmtJobExistsError, AirflowException
+    └── AmtOwnJobEndedError                the given name is taken by this task's own job, which is over
+
 An operator's error lets Airflow retry: a retry starts a new tuning job. A sensor's does not, because a job
 that is over stays so; as an ``AirflowFailException`` it is also what ``soft_fail`` and ``silent_fail`` heed
 in every mode (``BaseSensorOperator`` of Airflow 3.1 to 3.3).
@@ -22,11 +25,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_amt._compat import AirflowException, AirflowFailException
-from airflow_amt.exceptions import AmtError
+from airflow_amt.exceptions import AmtError, AmtJobExistsError
 
 __all__ = [
     "AmtAwaitedJobFailed",
     "AmtAwaitedJobStopped",
+    "AmtOwnJobEndedError",
     "AmtTaskKilled",
     "AmtTuningJobError",
     "AmtTuningJobFailed",
@@ -102,3 +106,18 @@ class AmtTaskKilled(AmtError, AirflowException):  # noqa: N818 - as above
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """Return class path and arguments, for Airflow's own serialisation of exceptions."""
         return f"{type(self).__module__}.{type(self).__name__}", (self.tuning_job_name, self.detail), {}
+
+
+class AmtOwnJobEndedError(AmtJobExistsError, AirflowException):
+    """An earlier try of this task used the given name, and its tuning job is over (or about to be)."""
+
+    def __str__(self) -> str:
+        return (
+            f"A tuning job named {self.name!r} exists already: an earlier try of this very task started it, "
+            f"and it is {self.status}. A name cannot be used twice. Fix: leave HyperParameterTuningJobName "
+            "out of config to get a derived name, with which a retry starts a new tuning job."
+        )
+
+    def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Return class path and arguments, for Airflow's own serialisation of exceptions."""
+        return f"{type(self).__module__}.{type(self).__name__}", tuple(self.args), {}

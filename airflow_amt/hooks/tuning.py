@@ -133,6 +133,15 @@ class AmtHook(AwsBaseHook):
         self.log.info("Tuning job %s is being stopped (%s).", name, stopped_by)
         return True
 
+    def expand_role(self, role: str, region_name: str | None = None) -> str:
+        """Return the ARN of a role that is given by name (``iam:GetRole``); an ARN is returned as it is."""
+        try:
+            return str(super().expand_role(role, region_name))
+        except ClientError as error:
+            raise from_client_error("GetRole", error) from error
+        except _NO_ANSWER as error:
+            raise from_connection_error("GetRole", error) from error
+
     def outcome(self, name: str, *, known_stop: Mapping[str, str] | None = None) -> TuningOutcome:
         """Read all that tells why a tuning job ended, and infer it.
 

@@ -29,6 +29,7 @@ from airflow_amt.exceptions import (
 )
 from airflow_amt.links.tuning import AmtTuningJobLink
 from airflow_amt.task_exceptions import (
+    AmtOwnJobEndedError,
     AmtTaskKilled,
     AmtTuningJobFailed,
     AmtTuningJobStopped,
@@ -193,7 +194,7 @@ class AmtTuningJobOperator(WaitingOperator):
         "job_name_prefix",
         *CONNECTION_FIELDS,
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json", "criteria": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json"}
     operator_extra_links = (AmtTuningJobLink(),)
     ui_color = "#ededed"
 
@@ -434,15 +435,19 @@ class AmtTuningJobOperator(WaitingOperator):
         """Decide about a job whose name is taken.
 
         :return: the job, if it is ours and in progress; ``None`` if it is ours, was named by us and is over.
-        :raises AmtJobExistsError: it is somebody else's, or has a given name and is over.
+        :raises AmtJobExistsError: it is somebody else's.
+        :raises AmtOwnJobEndedError: it is ours, has a given name, and is over.
         """
         progress = TuningProgress.from_describe(self.hook.describe_tuning_job(name))
         tags = self.hook.tags(progress.arn)
         # A derived name holds a digest of the owner: it is ours even if its tags cannot be read.
         ours = owner.owns(tags) if tags is not None else derived
-        if not ours or (not derived and progress.status != TuningJobStatus.IN_PROGRESS.value):
-            raise AmtJobExistsError(name, owner.tags(), ownership_tags(tags or {}), progress.status)
+        theirs = ownership_tags(tags or {})
+        if not ours:
+            raise AmtJobExistsError(name, owner.tags(), theirs, progress.status)
         if progress.status != TuningJobStatus.IN_PROGRESS.value:
+            if not derived:
+                raise AmtOwnJobEndedError(name, owner.tags(), theirs, progress.status)
             self.log.info(
                 "An earlier try's tuning job %s is %s: a new one is started.", name, progress.status
             )
