@@ -28,7 +28,7 @@ import psutil
 
 LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.25
-TAIL_LINES = 25
+TAIL_LINES = 20
 TAIL_WIDTH = 300
 # A triggerer gives its runner 10 s before it ends itself; nobody needs that order when all is thrown away.
 STOP_GRACE_SECONDS = 15.0
@@ -137,8 +137,10 @@ def aws_connection(endpoint_url: str, *, region_name: str) -> str:
 def _tail(path: Path, lines: int = TAIL_LINES) -> str:
     if not path.exists():
         return "(no log)"
-    kept = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-    return "\n".join(line[:TAIL_WIDTH] for line in kept)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    # Most lines of the API servers say that somebody polled.
+    kept = [line for line in text.splitlines() if "[http.access]" not in line]
+    return "\n".join(line[:TAIL_WIDTH] for line in kept[-lines:])
 
 
 class AirflowCluster:
@@ -543,6 +545,65 @@ class AirflowCluster:
         if answer is None:
             raise KeyError(f"{dag_id}.{task_id} of {run_id} has no XCom {key!r}")
         return answer["value"]
+
+    def wait_xcom(
+        self,
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        key: str = "return_value",
+        *,
+        map_index: int = -1,
+        timeout_seconds: float = 60.0,
+    ) -> Any:
+        """Wait until a task has pushed an XCom and return its value as stored (JSON).
+
+        :raises ClusterError: when the time is over.
+        """
+        value: Any = None
+
+        def pushed() -> bool:
+            nonlocal value
+            self._check_alive()
+            try:
+                value = self.xcom(dag_id, run_id, task_id, key, map_index=map_index)
+            except KeyError:
+                return False
+            return True
+
+        self._wait_for(
+            pushed, timeout_seconds=timeout_seconds, describe=lambda: f"{dag_id}.{task_id} pushed no {key!r}"
+        )
+        return value
+
+    def wait_task_log(
+        self,
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        text: str,
+        *,
+        times: int = 1,
+        map_index: int = -1,
+        timeout_seconds: float = 60.0,
+    ) -> None:
+        """Wait until the log of a task's latest try, its trigger's included, contains `text` so many times.
+
+        :raises ClusterError: when the time is over; the message has the log.
+        """
+        log = ""
+
+        def logged() -> bool:
+            nonlocal log
+            self._check_alive()
+            log = self.task_log(dag_id, run_id, task_id, map_index=map_index)
+            return log.count(text) >= times
+
+        self._wait_for(
+            logged,
+            timeout_seconds=timeout_seconds,
+            describe=lambda: f"{text!r} is not {times} times in the log of {dag_id}.{task_id}:\n{log}",
+        )
 
     def task_log(
         self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, try_number: int | None = None

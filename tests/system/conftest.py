@@ -14,6 +14,7 @@ from tests.system.cluster import AirflowCluster
 #: AMT seconds per real second: two minutes, AMT's shortest time limit, pass in 6 s.
 CLOCK_RATE = 20.0
 REGION = "eu-central-1"
+ROOT = Path(__file__).parents[2]
 DAGS_FOLDER = Path(__file__).parent / "dags"
 
 _CLUSTER: pytest.StashKey[AirflowCluster] = pytest.StashKey()
@@ -33,7 +34,12 @@ def cluster(
     """A live Airflow whose connection `aws_default` leads to the embedded AMT."""
     home = tmp_path_factory.mktemp("cluster") / "airflow"
     started = AirflowCluster(
-        home=home, dags_folder=DAGS_FOLDER, amt_endpoint=amt.endpoint, region_name=REGION
+        home=home,
+        dags_folder=DAGS_FOLDER,
+        amt_endpoint=amt.endpoint,
+        region_name=REGION,
+        # DAG files share modules with the tests, and run the same airflow_amt as they do.
+        environment={"PYTHONPATH": str(ROOT)},
     )
     with started:
         request.config.stash[_CLUSTER] = started
