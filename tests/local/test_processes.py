@@ -1,0 +1,156 @@
+"""Training processes are identified, watched and ended; nothing else is touched."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_amt.local import processes
+from airflow_amt.local.processes import MARKER, TrainingProcess
+from tests.local.support import training_processes, wait_until
+
+pytestmark = pytest.mark.local
+
+
+def start(tmp_path: Path, command: str, marker: str = "test/one") -> TrainingProcess:
+    environment = {**os.environ, MARKER: marker}
+    return processes.start(
+        ["sh", "-c", command], environment=environment, folder=tmp_path, log=tmp_path / "log"
+    )
+
+
+@pytest.mark.parametrize("with_pidfd", [True, False])
+def test_an_exit_is_noticed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_pidfd: bool
+) -> None:
+    if not with_pidfd:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+
+    async def run() -> float:
+        exited = asyncio.Event()
+        process = start(tmp_path, "sleep 0.3; exit 7")
+        processes.when_exited(process.pid, exited.set, loop=asyncio.get_running_loop())
+        began = time.monotonic()
+        await asyncio.wait_for(exited.wait(), 10)
+        waited = time.monotonic() - began
+        assert process.exit_status is None
+        assert process.reap() == 7
+        return waited
+
+    assert 0.2 < asyncio.run(run()) < 2
+
+
+@pytest.mark.parametrize("with_pidfd", [True, False])
+def test_watching_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_pidfd: bool) -> None:
+    if not with_pidfd:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    called: list[Any] = []
+
+    async def run() -> None:
+        process = start(tmp_path, "sleep 0.1")
+        stop = processes.when_exited(process.pid, lambda: called.append(1), loop=asyncio.get_running_loop())
+        stop()
+        await asyncio.sleep(0.4)
+        process.reap()
+
+    asyncio.run(run())
+    assert called == []
+
+
+def test_reaping_kills_what_is_left_of_the_group(tmp_path: Path) -> None:
+    process = start(tmp_path, "sleep 300 & echo started; exit 0", "test/group")
+    wait_until(lambda: "started" in (tmp_path / "log").read_text(), "the child")
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert len(training_processes("test/group")) == 1
+
+    assert process.reap() == 0
+
+    wait_until(lambda: not training_processes("test/group"), "the end of the group")
+    process.signal(signal.SIGKILL)  # after the end it reaches nobody
+
+
+def test_output_goes_to_the_log_and_standard_input_is_empty(tmp_path: Path) -> None:
+    process = start(tmp_path, "cat; pwd; echo problem >&2; ps -o sid= -p $$")
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    process.reap()
+
+    folder, problem, session = (tmp_path / "log").read_text().split()
+    assert (folder, problem) == (str(tmp_path), "problem")
+    assert int(session) == process.pid
+
+
+def test_a_leftover_is_killed_by_id_and_start_time(tmp_path: Path) -> None:
+    process = start(tmp_path, "exec sleep 300")
+    started = processes.start_time(process.pid)
+    assert started is not None
+    try:
+        # Another process has the id by now, as far as the start time tells.
+        assert processes.kill_leftover(process.pid, started - 100) is False
+        assert processes.kill_leftover(process.pid, None) is False
+        assert len(training_processes("test/one")) == 1
+        assert processes.kill_leftover(process.pid, started) is True
+    finally:
+        process.signal(signal.SIGKILL)
+        assert process.reap() == -signal.SIGKILL
+    assert processes.kill_leftover(process.pid, started) is False
+
+
+def test_only_processes_with_the_marker_of_the_folder_are_killed(tmp_path: Path) -> None:
+    ours = start(tmp_path, "exec sleep 300", "ours/us-east-1/job")
+    others = start(tmp_path, "exec sleep 300", "theirs/us-east-1/job")
+    bare = subprocess.Popen(["sleep", "300"])
+    try:
+        assert processes.kill_marked("ours") == 1
+        assert ours.reap() == -signal.SIGKILL
+        assert len(training_processes("theirs/")) == 1
+        assert bare.poll() is None
+    finally:
+        others.signal(signal.SIGKILL)
+        others.reap()
+        bare.kill()
+        bare.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+def test_orphans_are_adopted_and_killed_when_their_training_job_is_over() -> None:
+    """In a process of its own: being a reaper is for life."""
+    code = (
+        "import os, subprocess, time\n"
+        "from airflow_amt.local import processes\n"
+        "assert processes.become_reaper()\n"
+        "def run(marker):\n"
+        "    environment = {**os.environ, processes.MARKER: marker}\n"
+        "    command = 'setsid sh -c \"sleep 300 & sleep 300; true\" & sleep 0.2'\n"
+        "    subprocess.run(['sh', '-c', command], env=environment, check=True)\n"
+        "run('s/over'); run('s/running')\n"
+        "bystander = subprocess.Popen(['sleep', '300'])\n"
+        "over = lambda marker: marker == 's/over'\n"
+        "rounds = []\n"
+        "while killed := processes.kill_orphans(over, known=frozenset([bystander.pid])):\n"
+        "    rounds.append(killed); time.sleep(0.05)\n"
+        "import psutil\n"
+        "left = [child for child in psutil.Process().children(recursive=True)\n"
+        "        if child.status() != psutil.STATUS_ZOMBIE]\n"
+        "print(sum(rounds), len(left), bystander.poll())\n"
+        "while processes.kill_orphans(known=frozenset([bystander.pid])): time.sleep(0.05)\n"
+        "bystander.kill(); bystander.wait()\n"
+        "print(len(psutil.Process().children(recursive=True)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    # Of the job that is over: the shell and its two children; of the other, three and the bystander stay.
+    assert done.stdout.split("\n")[:2] == ["3 4 None", "0"]
