@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -89,7 +90,9 @@ async def in_thread(call: Callable[[], _Result]) -> _Result:
         from asgiref.sync import sync_to_async
 
         return await sync_to_async(call, thread_sensitive=False, executor=_polling_threads())()
-    return await asyncio.get_running_loop().run_in_executor(_polling_threads(), call)
+    # Airflow finds a trigger's own log, which people see as the task's, by a context variable.
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_polling_threads(), lambda: context.run(call))
 
 
 def _asks_through_asgiref() -> bool:
