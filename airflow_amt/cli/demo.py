@@ -27,6 +27,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.spinner import Spinner
 from rich.table import Table
 
 import airflow_amt
@@ -82,7 +83,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "max-runtime": Scenario(
         reason=CompletionReason.MAX_RUNTIME,
         params={**_FAR, "max_runtime_seconds": 120},
-        clock_rate=10.0,
+        clock_rate=6.0,
     ),
     "target": Scenario(reason=CompletionReason.TARGET_REACHED, params={**_FAR, "target_accuracy": 0.98}),
     "converged": Scenario(reason=CompletionReason.CONVERGED, params=_FAR),
@@ -360,7 +361,9 @@ def _show_progress(client: Any, airflow: subprocess.Popen[bytes], console: Conso
             if time.monotonic() > deadline:
                 raise AmtError(f"Airflow did not finish within {_AIRFLOW_TIMEOUT_SECONDS} s.")
             progress = _current(client)
-            if progress is not None:
+            if progress is None:
+                live.update(Spinner("dots", "Airflow parses the DAG and starts its first task …"))
+            else:
                 if console.is_terminal:
                     live.update(_progress_panel(progress))
                 elif progress.change_key() != shown:
@@ -412,9 +415,9 @@ def _show_outcome(outcome: Mapping[str, Any], console: Console) -> None:
     evidence = outcome["evidence"]
     best = outcome["best_training_job"]
     table.add_row("ended by", f"[bold green]{outcome['reason']}[/] - {outcome['explanation']}")
+    limit_name = str(evidence.get("field")).rpartition(".")[2]
     table.add_row(
-        "evidence",
-        f"{evidence.get('field')}: limit {evidence.get('limit')}, observed {evidence.get('observed')}",
+        "evidence", f"{limit_name}: limit {evidence.get('limit')}, observed {evidence.get('observed')}"
     )
     if best is not None:
         table.add_row("best training job", best["name"])
