@@ -255,10 +255,11 @@ class Engine:
         run.begin()
 
     def _housekeeping(self) -> None:
+        # Scheduled first: an error in it, which the event loop logs, must not be its last run.
+        self._housekeeper = asyncio.get_running_loop().call_later(_HOUSEKEEPING_SECONDS, self._housekeeping)
         for run in self._runs.values():
             run.check_logs()
         if self._runs:
             self.store.set_meta("last_seen_ms", str(self.clock.now_ms()))
             self.store.commit()
             self._kill_orphans()
-        self._housekeeper = asyncio.get_running_loop().call_later(_HOUSEKEEPING_SECONDS, self._housekeeping)

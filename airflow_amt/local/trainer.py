@@ -154,6 +154,8 @@ def _provide_channel(spec: TrainingSpec, channel: Mapping[str, Any]) -> None:
     """Link the files of an input channel into the training job's folder."""
     name = channel["ChannelName"]
     uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
+    if name in (".", ".."):
+        raise CannotStartError(f"ClientError: a channel cannot be named {name!r}")
     try:
         sources = s3.matching(spec.s3_root, uri)
     except s3.UnmappableAddressError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from copy import deepcopy
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -385,16 +386,36 @@ def test_pages_have_every_job_once_where_the_sorted_values_are_equal(listed: Any
 
 
 def test_filters(listed: Any) -> None:
-    third = describe(listed, "c3")["CreationTime"]
-
     assert names(listed, StatusEquals="Stopped") == ["c6"]
     assert names(listed, StatusEquals="InProgress") == []
     assert names(listed, NameContains="C4") == ["c4"]
-    assert names(listed, CreationTimeAfter=third) == ["c4", "c5", "c6"]
-    assert names(listed, CreationTimeBefore=third) == ["c0", "c1", "c2"]
-    modified = describe(listed, "c1")["LastModifiedTime"]
+
+    def between(key: str, first: str, second: str) -> datetime:
+        """Moments of the two are far apart by the server's clock; some clients send whole seconds."""
+        earlier, later = describe(listed, first)[key], describe(listed, second)[key]
+        assert later - earlier > timedelta(seconds=4)
+        middle: datetime = earlier + (later - earlier) / 2
+        return middle.replace(microsecond=0)
+
+    created = between("CreationTime", "c3", "c4")
+    assert names(listed, CreationTimeAfter=created) == ["c4", "c5", "c6"]
+    assert names(listed, CreationTimeBefore=created) == ["c0", "c1", "c2", "c3"]
+    modified = between("LastModifiedTime", "c0", "c1")
     assert names(listed, LastModifiedTimeBefore=modified) == ["c0"]
-    assert names(listed, LastModifiedTimeAfter=modified, CreationTimeBefore=third) == ["c2"]
+    assert names(listed, LastModifiedTimeAfter=modified, CreationTimeBefore=created) == ["c1", "c2", "c3"]
+
+
+def test_time_filters_are_exclusive(amt: RunningServer, listed: Any) -> None:
+    moment = describe(listed, "c2")["CreationTime"].timestamp()
+
+    def found(**filters: float) -> list[str]:
+        body = {"SortBy": "CreationTime", **filters}
+        _, _, answer = post(amt, "ListHyperParameterTuningJobs", body, region="ap-south-1")
+        return [one["HyperParameterTuningJobName"] for one in answer["HyperParameterTuningJobSummaries"]]
+
+    assert found(CreationTimeAfter=moment) == ["c3", "c4", "c5", "c6"]
+    assert found(CreationTimeBefore=moment) == ["c0", "c1"]
+    assert found(CreationTimeAfter=moment - 0.001, CreationTimeBefore=moment + 0.001) == ["c2"]
 
 
 def test_summaries_agree_with_descriptions(listed: Any) -> None:
