@@ -96,6 +96,40 @@ def test_marking_a_deferred_task_stops_the_tuning_job(
     assert cluster.task_state("kill", run_id, "tune") == state
 
 
+def test_clearing_a_deferred_task_leaves_one_tuning_job_and_a_task_that_watches_it(
+    cluster: AirflowCluster, amt: RunningServer, tmp_path: Path
+) -> None:
+    client = amt.client(REGION)
+    run_id, first, processes = _defer(cluster, amt, "kill", tmp_path)
+
+    cluster.clear("kill", run_id, ["tune"])
+
+    # The new try adopts the job, or starts another one if the kill of the first try was quicker.
+    second = _wait_for_second_try(cluster, run_id)
+    if second != first:
+        _wait_for_status(client, first, "Stopped")
+        assert [process for process in processes if process.is_running()] == []
+    assert _describe(client, second)["HyperParameterTuningJobStatus"] == "InProgress"
+
+    cluster.set_task_state("kill", run_id, "tune", "failed")
+
+    _wait_for_status(client, second, "Stopped")
+    assert _training_processes(amt, second) == []
+
+
+def _wait_for_second_try(cluster: AirflowCluster, run_id: str) -> str:
+    """Wait until the trigger of the second try watches a tuning job; return its name."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while (instance := cluster.task_instance("kill", run_id, "tune"))["try_number"] != 2 or (
+        instance["state"] != "deferred"
+    ):
+        assert time.monotonic() < deadline, instance
+        time.sleep(0.2)
+    name: str = cluster.wait_xcom("kill", run_id, "tune", "tuning_job_name")
+    cluster.wait_task_log("kill", run_id, "tune", f"Tuning job {name}: InProgress", times=2)
+    return name
+
+
 def test_the_tuning_job_runs_on_where_that_is_asked_for(
     cluster: AirflowCluster, amt: RunningServer, tmp_path: Path
 ) -> None:
