@@ -59,7 +59,7 @@ class AmtStopTuningJobOperator(WaitingOperator):
         verify: bool | str | None = None,
         botocore_config: dict[str, Any] | None = None,
         wait_for_completion: bool = True,
-        check_interval: float = 30,
+        check_interval: float | str = 30,
         deferrable: bool = _compat.default_deferrable(),
         **kwargs: Any,
     ) -> None:

@@ -208,8 +208,8 @@ class AmtTuningJobOperator(WaitingOperator):
         verify: bool | str | None = None,
         botocore_config: dict[str, Any] | None = None,
         wait_for_completion: bool = True,
-        check_interval: float = 30,
-        max_ingestion_time: float | None = None,
+        check_interval: float | str = 30,
+        max_ingestion_time: float | str | None = None,
         deferrable: bool = _compat.default_deferrable(),
         stop_on_kill: bool = True,
         job_name_prefix: str | None = None,
@@ -342,7 +342,7 @@ class AmtTuningJobOperator(WaitingOperator):
         raise AmtTuningJobTimeout(result) if known_stop else AmtTuningJobStopped(result)
 
     def _time_limit(self) -> timedelta | None:
-        limit: Any = self.max_ingestion_time
+        limit = self.max_ingestion_time
         if limit is None or (isinstance(limit, str) and limit.strip() in ("", "None")):
             return None
         return timedelta(seconds=parse_seconds("max_ingestion_time", limit, at_least=0))

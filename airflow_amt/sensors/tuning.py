@@ -10,7 +10,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_amt import _compat
 from airflow_amt._tasks import CONNECTION_FIELDS, TuningJobTask, require_name, resumed_state
-from airflow_amt.exceptions import AmtAwsError
+from airflow_amt.exceptions import AmtAwsError, AmtError
 from airflow_amt.links.tuning import AmtTuningJobLink
 from airflow_amt.task_exceptions import AmtAwaitedJobFailed, AmtAwaitedJobStopped
 from airflow_amt.tuning import TuningJobStatus
@@ -135,17 +135,18 @@ class AmtTuningJobSensor(TuningJobTask, BaseSensorOperator):
         except AmtAwsError as error:
             self._give_up(error)
         result = outcome.to_dict()
-        if outcome.succeeded:
-            return result
-        stopped = outcome.status == TuningJobStatus.STOPPED.value
-        raise AmtAwaitedJobStopped(result) if stopped else AmtAwaitedJobFailed(result)
+        if not outcome.succeeded:
+            stopped = outcome.status == TuningJobStatus.STOPPED.value
+            self._give_up(AmtAwaitedJobStopped(result) if stopped else AmtAwaitedJobFailed(result))
+        return result
 
-    def _give_up(self, error: AmtAwsError) -> NoReturn:
-        # Airflow itself skips on errors of its own classes only, and not on the same ones when poking as
-        # when resumed.
+    def _give_up(self, error: AmtError) -> NoReturn:
+        # Airflow itself heeds these two for some errors only: not for the same ones when it pokes as when it
+        # resumes, and for none on the first read of a deferrable sensor.
         if self.soft_fail or self.never_fail:
-            message = f"Skipping, as soft_fail or never_fail asks: {error}"
-            raise _compat.AirflowSkipException(message) from error
+            # Airflow logs no reason for a skip.
+            self.log.warning("Skipping, as soft_fail or never_fail asks: %s", error)
+            raise _compat.AirflowSkipException(str(error)) from error
         raise error
 
     @property

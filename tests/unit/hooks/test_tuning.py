@@ -1,0 +1,246 @@
+"""The hook against botocore's Stubber: which calls it makes, and what it makes of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ConnectTimeoutError
+from botocore.stub import ANY, Stubber
+
+from airflow_amt.exceptions import (
+    AmtAwsError,
+    AmtResourceInUseError,
+    AmtResourceNotFoundError,
+    AmtThrottledError,
+    AmtValidationError,
+)
+from airflow_amt.hooks.tuning import AmtHook, stop_tags
+from airflow_amt.tuning import CompletionReason
+from tests.unit.requests import create_request
+from tests.unit.tasks import ARN, CREATED_AT, describe
+
+NAME = "churn-model"
+REQUIRED = {
+    "LastModifiedTime": CREATED_AT,
+}
+
+
+@pytest.fixture
+def hook() -> AmtHook:
+    hook = AmtHook(aws_conn_id=None, region_name="eu-west-1")
+    vars(hook)["conn"] = boto3.session.Session().client("sagemaker", region_name="eu-west-1")
+    return hook
+
+
+@pytest.fixture
+def aws(hook: AmtHook) -> Iterator[Stubber]:
+    with Stubber(hook.conn) as stubber:
+        yield stubber
+        stubber.assert_no_pending_responses()
+
+
+def answer_describe(aws: Stubber, status: str, **fields: Any) -> None:
+    aws.add_response(
+        "describe_hyper_parameter_tuning_job",
+        _valid(describe(NAME, status, **fields)),
+        {"HyperParameterTuningJobName": NAME},
+    )
+
+
+def _valid(description: dict[str, Any]) -> dict[str, Any]:
+    """The Stubber wants what the API requires in summaries."""
+    best = description.get("BestTrainingJob")
+    if best:
+        best.setdefault("TrainingJobArn", "arn:aws:sagemaker:eu-west-1:000000000000:training-job/one")
+        best.setdefault("CreationTime", CREATED_AT)
+        best.setdefault("ObjectiveStatus", "Succeeded")
+    return description
+
+
+def training_job(number: int) -> dict[str, Any]:
+    return {
+        "TrainingJobName": f"{NAME}-{number:03}",
+        "TrainingJobArn": "arn:aws:sagemaker:eu-west-1:000000000000:training-job/one",
+        "CreationTime": CREATED_AT,
+        "TrainingJobStatus": "Failed",
+        "TunedHyperParameters": {},
+        "FailureReason": "AlgorithmError: out of memory",
+    }
+
+
+def test_create_returns_the_arn(hook: AmtHook, aws: Stubber) -> None:
+    request = create_request()
+    aws.add_response("create_hyper_parameter_tuning_job", {"HyperParameterTuningJobArn": ARN + NAME}, request)
+    assert hook.create_tuning_job(request) == ARN + NAME
+
+
+def test_a_taken_name_is_a_typed_error(hook: AmtHook, aws: Stubber) -> None:
+    aws.add_client_error("create_hyper_parameter_tuning_job", "ResourceInUse", "it is taken", 400)
+    with pytest.raises(AmtResourceInUseError, match="it is taken") as caught:
+        hook.create_tuning_job(create_request())
+    assert caught.value.operation == "CreateHyperParameterTuningJob"
+
+
+def test_no_answer_is_a_typed_error(hook: AmtHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise ConnectTimeoutError(endpoint_url="http://127.0.0.1:1")
+
+    monkeypatch.setattr(hook.conn, "describe_hyper_parameter_tuning_job", fail)
+    with pytest.raises(AmtAwsError) as caught:
+        hook.describe_tuning_job(NAME)
+    assert (caught.value.code, caught.value.status_code) == ("ConnectTimeoutError", None)
+
+
+def test_training_jobs_of_all_pages_are_listed_lazily(hook: AmtHook, aws: Stubber) -> None:
+    common = {"HyperParameterTuningJobName": NAME, "MaxResults": 100, "StatusEquals": "Failed"}
+    method = "list_training_jobs_for_hyper_parameter_tuning_job"
+    aws.add_response(
+        method, {"TrainingJobSummaries": [training_job(1), training_job(2)], "NextToken": "two"}, common
+    )
+    aws.add_response(method, {"TrainingJobSummaries": [training_job(3)]}, {**common, "NextToken": "two"})
+    listed = hook.list_training_jobs(NAME, status="Failed")
+    assert next(listed)["TrainingJobName"] == f"{NAME}-001"
+    assert [one["TrainingJobName"] for one in listed] == [f"{NAME}-002", f"{NAME}-003"]
+
+
+def test_tuning_jobs_are_listed_with_the_apis_own_filters(hook: AmtHook, aws: Stubber) -> None:
+    aws.add_response(
+        "list_hyper_parameter_tuning_jobs",
+        {"HyperParameterTuningJobSummaries": []},
+        {"MaxResults": 100, "NameContains": "churn", "StatusEquals": "InProgress"},
+    )
+    assert list(hook.list_tuning_jobs(NameContains="churn", StatusEquals="InProgress")) == []
+
+
+def test_tags_come_as_a_dict(hook: AmtHook, aws: Stubber) -> None:
+    aws.add_response(
+        "list_tags",
+        {"Tags": [{"Key": "team", "Value": "ml"}], "NextToken": "two"},
+        {"ResourceArn": ARN + NAME, "MaxResults": 100},
+    )
+    aws.add_response(
+        "list_tags",
+        {"Tags": [{"Key": "cost", "Value": ""}]},
+        {"ResourceArn": ARN + NAME, "MaxResults": 100, "NextToken": "two"},
+    )
+    assert hook.tags(ARN + NAME) == {"team": "ml", "cost": ""}
+
+
+def test_tags_that_may_not_be_read_are_none_and_other_errors_are_raised(hook: AmtHook, aws: Stubber) -> None:
+    aws.add_client_error("list_tags", "AccessDeniedException", "no sagemaker:ListTags", 400)
+    assert hook.tags(ARN + NAME) is None
+    aws.add_client_error("list_tags", "ThrottlingException", "Rate exceeded", 400)
+    with pytest.raises(AmtThrottledError):
+        hook.tags(ARN + NAME)
+
+
+def expect_stop(aws: Stubber) -> None:
+    aws.add_response("stop_hyper_parameter_tuning_job", {}, {"HyperParameterTuningJobName": NAME})
+
+
+def test_stop_leaves_the_tags_before_it_stops(hook: AmtHook, aws: Stubber) -> None:
+    answer_describe(aws, "InProgress")
+    aws.add_response(
+        "add_tags",
+        {"Tags": []},
+        {
+            "ResourceArn": ARN + NAME,
+            "Tags": [
+                {"Key": "airflow-amt:stopped-by", "Value": "deadline"},
+                {"Key": "airflow-amt:stopped-by-detail", "Value": "too long_ really"},
+            ],
+        },
+    )
+    expect_stop(aws)
+    assert hook.stop_tuning_job(NAME, stopped_by="deadline", detail="too long; really") is True
+
+
+@pytest.mark.parametrize("code", ["AccessDeniedException", "ThrottlingException"])
+def test_a_job_is_stopped_though_it_cannot_be_tagged(
+    hook: AmtHook, aws: Stubber, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer_describe(aws, "InProgress")
+    aws.add_client_error("add_tags", code, "not allowed", 400)
+    expect_stop(aws)
+    assert hook.stop_tuning_job(NAME, stopped_by="operator") is True
+
+
+@pytest.mark.parametrize("status", ["Completed", "Failed", "Stopped", "Stopping"])
+def test_a_job_that_does_not_run_is_left_alone(hook: AmtHook, aws: Stubber, status: str) -> None:
+    answer_describe(aws, status)
+    assert hook.stop_tuning_job(NAME, stopped_by="operator") is False
+
+
+def test_a_job_that_ends_under_our_hands_is_not_an_error(hook: AmtHook, aws: Stubber) -> None:
+    answer_describe(aws, "InProgress")
+    aws.add_response("add_tags", {"Tags": []}, {"ResourceArn": ANY, "Tags": ANY})
+    aws.add_client_error("stop_hyper_parameter_tuning_job", "ValidationException", "it is Completed", 400)
+    answer_describe(aws, "Completed")
+    assert hook.stop_tuning_job(NAME, stopped_by="operator") is False
+
+
+def test_a_refused_stop_of_a_running_job_is_an_error(hook: AmtHook, aws: Stubber) -> None:
+    answer_describe(aws, "InProgress")
+    aws.add_response("add_tags", {"Tags": []}, {"ResourceArn": ANY, "Tags": ANY})
+    aws.add_client_error("stop_hyper_parameter_tuning_job", "ValidationException", "no", 400)
+    answer_describe(aws, "InProgress")
+    with pytest.raises(AmtValidationError):
+        hook.stop_tuning_job(NAME, stopped_by="operator")
+
+
+def test_stopping_what_is_not_there_says_so(hook: AmtHook, aws: Stubber) -> None:
+    aws.add_client_error("describe_hyper_parameter_tuning_job", "ResourceNotFound", "no such job", 400)
+    with pytest.raises(AmtResourceNotFoundError, match="no such job"):
+        hook.stop_tuning_job(NAME, stopped_by="operator")
+
+
+def answer_for_outcome(aws: Stubber, status: str, tags: list[dict[str, str]] | None) -> None:
+    answer_describe(aws, status)
+    if tags is None:
+        aws.add_client_error("list_tags", "AccessDeniedException", "no", 400)
+    else:
+        aws.add_response("list_tags", {"Tags": tags}, {"ResourceArn": ARN + NAME, "MaxResults": 100})
+    aws.add_response(
+        "list_training_jobs_for_hyper_parameter_tuning_job",
+        {"TrainingJobSummaries": [training_job(1), training_job(2)]},
+        {"HyperParameterTuningJobName": NAME, "MaxResults": 100},
+    )
+
+
+def test_the_outcome_rests_on_description_tags_and_training_jobs(hook: AmtHook, aws: Stubber) -> None:
+    answer_for_outcome(aws, "Stopped", [{"Key": "airflow-amt:stopped-by", "Value": "policy"}])
+    outcome = hook.outcome(NAME)
+    assert outcome.reason is CompletionReason.STOPPED_BY_PROVIDER
+    assert outcome.evidence["stopped_by"] == "policy"
+    assert outcome.failure_reasons == (("AlgorithmError: out of memory", 2),)
+
+
+def test_what_the_caller_knows_of_the_stop_counts_without_tags(hook: AmtHook, aws: Stubber) -> None:
+    answer_for_outcome(aws, "Stopped", None)
+    outcome = hook.outcome(NAME, known_stop=stop_tags("deadline", "over"))
+    assert outcome.reason is CompletionReason.STOPPED_BY_PROVIDER
+    assert outcome.evidence == {"stopped_by": "deadline", "detail": "over"}
+
+
+def test_an_outcome_without_permission_to_list_training_jobs(hook: AmtHook, aws: Stubber) -> None:
+    answer_describe(aws, "Completed")
+    aws.add_response("list_tags", {"Tags": []}, {"ResourceArn": ARN + NAME, "MaxResults": 100})
+    aws.add_client_error(
+        "list_training_jobs_for_hyper_parameter_tuning_job", "AccessDeniedException", "no", 400
+    )
+    assert hook.outcome(NAME).reason is CompletionReason.MAX_TRAINING_JOBS
+
+
+def test_the_connection_is_the_amazon_providers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_AMT_TEST",
+        '{"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": {"region_name": '
+        '"cn-north-1", "service_config": {"sagemaker": {"endpoint_url": "http://127.0.0.1:9"}}}}',
+    )
+    hook = AmtHook(aws_conn_id="AMT_TEST", config={"retries": {"max_attempts": 1}})
+    assert AmtHook.conn_type == "aws"
+    assert hook.conn.meta.endpoint_url == "http://127.0.0.1:9"
+    assert hook.conn_region_name == "cn-north-1"

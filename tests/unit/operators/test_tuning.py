@@ -1,0 +1,587 @@
+"""The operator that starts a tuning job: what it sends, adopts, publishes, and how it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import jinja2
+import pytest
+
+from airflow_amt.exceptions import (
+    AmtAccessDeniedError,
+    AmtJobExistsError,
+    AmtRequestError,
+    AmtResourceNotFoundError,
+    AmtThrottledError,
+)
+from airflow_amt.operators.tuning import AmtTuningJobOperator
+from airflow_amt.task_exceptions import (
+    AmtOwnJobEndedError,
+    AmtTaskKilled,
+    AmtTuningJobFailed,
+    AmtTuningJobStopped,
+    AmtTuningJobTimeout,
+)
+from airflow_amt.tuning import CompletionCriteria, Owner, derive_job_name
+from airflow_amt.watch import polling
+from tests.unit.requests import create_request, set_path
+from tests.unit.tasks import (
+    ARN,
+    DENIED,
+    OWNER,
+    THROTTLED,
+    FakeHook,
+    describe,
+    not_found,
+    run_task,
+    task_context,
+    use_hook,
+)
+
+NAME = "churn-model"
+DERIVED = derive_job_name(OWNER)
+WAYS = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferred"])
+
+
+@pytest.fixture(autouse=True)
+def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits after errors are tested on their own; here they would only take time."""
+    monkeypatch.setattr(polling, "LONGEST_BACKOFF_SECONDS", 0.01)
+
+
+def operator(config: dict[str, Any] | None = None, **options: Any) -> AmtTuningJobOperator:
+    options = {"check_interval": 0.1, "deferrable": False, **options}
+    return AmtTuningJobOperator(
+        task_id="tune", config=create_request() if config is None else config, **options
+    )
+
+
+def unnamed() -> dict[str, Any]:
+    config = create_request()
+    del config["HyperParameterTuningJobName"]
+    return config
+
+
+def run(hook: FakeHook, config: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Any]:
+    """Run the operator; return its result and its XCom."""
+    context = task_context()
+    result, _ = run_task(lambda: operator(config, **options), context, hook)
+    return result, context["ti"].xcom
+
+
+# --- what is sent ------------------------------------------------------------------------------
+
+
+def test_the_request_is_sent_as_it_is_with_ownership_tags() -> None:
+    hook = FakeHook({NAME: ["Completed"]})
+    config = create_request(Tags=[{"Key": "team", "Value": "ml"}])
+    run(hook, config)
+    (sent,) = hook.named("create")
+    tags = {tag["Key"]: tag["Value"] for tag in sent.pop("Tags")}
+    expected = create_request()
+    assert sent == expected
+    assert tags == {
+        "team": "ml",
+        "airflow-amt:dag-id": "churn",
+        "airflow-amt:run-id": "manual__2026-01-01",
+        "airflow-amt:task-id": "tune",
+        "airflow-amt:map-index": "-1",
+        "airflow-amt:generation": "1",
+    }
+    assert config == create_request(Tags=[{"Key": "team", "Value": "ml"}]), "the config was changed"
+
+
+def test_without_a_name_one_is_derived_from_the_task_instance() -> None:
+    hook = FakeHook({DERIVED: ["Completed"]})
+    result, xcom = run(hook, unnamed())
+    assert result["tuning_job_name"] == xcom["tuning_job_name"] == DERIVED
+
+
+def test_a_mapped_task_gets_names_of_its_own_and_a_prefix_shows() -> None:
+    owner = Owner(dag_id=OWNER.dag_id, run_id=OWNER.run_id, task_id=OWNER.task_id, map_index=3)
+    name = derive_job_name(owner, prefix="churn eu")
+    hook = FakeHook({name: ["Completed"]})
+    context = task_context(map_index=3)
+    run_task(lambda: operator(unnamed(), job_name_prefix="churn eu"), context, hook)
+    assert context["ti"].xcom["tuning_job_name"] == name
+    assert name.startswith("churn-eu-")
+
+
+def test_criteria_go_to_their_places_in_the_request() -> None:
+    hook = FakeHook({NAME: ["Completed"]})
+    criteria = CompletionCriteria(max_training_jobs_not_improving=3, max_runtime=timedelta(hours=1))
+    run(hook, criteria=criteria)
+    config = hook.named("create")[0]["HyperParameterTuningJobConfig"]
+    assert config["ResourceLimits"] == {
+        "MaxNumberOfTrainingJobs": 4,
+        "MaxParallelTrainingJobs": 2,
+        "MaxRuntimeInSeconds": 3600,
+    }
+    assert config["TuningJobCompletionCriteria"] == {
+        "BestObjectiveNotImproving": {"MaxNumberOfTrainingJobsNotImproving": 3}
+    }
+
+
+def render(task: AmtTuningJobOperator, **values: Any) -> AmtTuningJobOperator:
+    context: Any = {**task_context(), **values}
+    task.render_template_fields(context, jinja_env=jinja2.Environment(autoescape=False))
+    return task
+
+
+def test_what_templates_rendered_is_turned_back() -> None:
+    config = create_request(
+        HyperParameterTuningJobName="churn-{{ day }}",
+        HyperParameterTuningJobConfig__ResourceLimits__MaxNumberOfTrainingJobs="{{ most }}",
+    )
+    hook = FakeHook({"churn-7": ["Completed"]})
+
+    def make() -> AmtTuningJobOperator:
+        task = operator(
+            config,
+            criteria={"max_runtime": "{{ hours * 3600 }}", "complete_on_convergence": "{{ converge }}"},
+            check_interval="{{ pause }}",
+            max_ingestion_time="{{ limit }}",
+            job_name_prefix=None,
+            region_name="{{ region }}",
+        )
+        render(task, day=7, most=20, hours=2, converge=True, pause=0.2, limit=None, region="eu-west-1")
+        assert task.region_name == "eu-west-1"
+        return task
+
+    run_task(make, task_context(), hook)
+    limits = hook.named("create")[0]["HyperParameterTuningJobConfig"]
+    assert limits["ResourceLimits"]["MaxNumberOfTrainingJobs"] == 20
+    assert limits["ResourceLimits"]["MaxRuntimeInSeconds"] == 7200
+    assert limits["TuningJobCompletionCriteria"]["ConvergenceDetected"] == {
+        "CompleteOnConvergence": "Enabled"
+    }
+
+
+def test_criteria_as_an_object_survive_rendering() -> None:
+    criteria = CompletionCriteria(max_training_jobs=4)
+    assert render(operator(criteria=criteria)).criteria == criteria
+
+
+def test_role_names_become_arns_in_every_definition() -> None:
+    config = create_request(TrainingJobDefinition__RoleArn="sagemaker-role")
+    hook = FakeHook({NAME: ["Completed"]})
+    run(hook, config)
+    assert hook.named("create")[0]["TrainingJobDefinition"]["RoleArn"] == (
+        "arn:aws:iam::000000000000:role/service/sagemaker-role"
+    )
+    several = create_request()
+    first = several.pop("TrainingJobDefinition")
+    objective = several["HyperParameterTuningJobConfig"].pop("HyperParameterTuningJobObjective")
+    ranges = several["HyperParameterTuningJobConfig"].pop("ParameterRanges")
+    first |= {"TuningObjective": objective, "HyperParameterRanges": ranges}
+    several["TrainingJobDefinitions"] = [
+        {**first, "DefinitionName": "one", "RoleArn": "role-one"},
+        {**first, "DefinitionName": "two", "RoleArn": "arn:aws:iam::000000000000:role/two"},
+    ]
+    hook = FakeHook({NAME: ["Completed"]})
+    run(hook, several)
+    assert [one["RoleArn"] for one in hook.named("create")[0]["TrainingJobDefinitions"]] == [
+        "arn:aws:iam::000000000000:role/service/role-one",
+        "arn:aws:iam::000000000000:role/two",
+    ]
+
+
+def test_s3_operations_of_the_amazon_providers_config_are_run_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from airflow.providers.amazon.aws.hooks.sagemaker import SageMakerHook
+
+    done: list[Any] = []
+    monkeypatch.setattr(SageMakerHook, "configure_s3_resources", lambda _, config: done.append(config))
+    operations = {"S3CreateBucket": [{"Bucket": "models"}]}
+    hook = FakeHook()
+    hook.script[NAME] = [not_found(NAME), "Completed"]
+    run(hook, {**create_request(), "S3Operations": operations})
+    assert done == [{"S3Operations": operations}]
+    assert "S3Operations" not in hook.named("create")[0]
+
+
+def test_s3_operations_are_not_repeated_for_an_adopted_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.providers.amazon.aws.hooks.sagemaker import SageMakerHook
+
+    monkeypatch.setattr(SageMakerHook, "configure_s3_resources", lambda *_: pytest.fail("run twice"))
+    hook = FakeHook({NAME: ["InProgress", "InProgress", "Completed"]}, {NAME: OWNER.tags()})
+    run(hook, {**create_request(), "S3Operations": {"S3CreateBucket": [{"Bucket": "models"}]}})
+
+
+# --- what is refused before any call -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        ("HyperParameterTuningJobConfig", None, "HyperParameterTuningJobConfig"),
+        ("HyperParameterTuningJobConfig.Strategy", None, "HyperParameterTuningJobConfig.Strategy"),
+        ("HyperParameterTuningJobName", "n" * 33, "HyperParameterTuningJobName"),
+        ("HyperParameterTuningJobName", "no_underscore", "HyperParameterTuningJobName"),
+        ("HyperParameterTuningJobConfig.Strategy", "Guess", "HyperParameterTuningJobConfig.Strategy"),
+        (
+            "HyperParameterTuningJobConfig.ResourceLimits.MaxRuntimeInSeconds",
+            60,
+            "HyperParameterTuningJobConfig.ResourceLimits.MaxRuntimeInSeconds",
+        ),
+        ("TrainingJobDefinition.RoleArn", "not a role", "TrainingJobDefinition.RoleArn"),
+        ("TrainingJobDefinition.RoleArn", None, "TrainingJobDefinition.RoleArn"),
+        ("Unknown", 1, "Unknown"),
+        ("Tags", "team=ml", "Tags"),
+    ],
+)
+def test_a_malformed_request_is_refused_without_a_call(path: str, value: Any, field: str) -> None:
+    config = create_request()
+    set_path(config, path, value)
+    hook = FakeHook()
+    with pytest.raises(AmtRequestError) as caught:
+        run(hook, config)
+    assert field in [problem.field for problem in caught.value.problems]
+    assert hook.calls == []
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"config": "{{ nothing }}"}, "config"),
+        ({"criteria": {"max_training_jobs": "many"}}, "max_training_jobs"),
+        ({"criteria": {"max_jobs": 3}}, "criteria.max_jobs"),
+        ({"criteria": 3}, "criteria"),
+        (
+            {"criteria": CompletionCriteria(max_training_jobs=5)},
+            "HyperParameterTuningJobConfig.ResourceLimits.MaxNumberOfTrainingJobs",
+        ),
+        ({"check_interval": "soon"}, "check_interval"),
+        ({"check_interval": 0}, "check_interval"),
+        ({"check_interval": True}, "check_interval"),
+        ({"max_ingestion_time": "-1"}, "max_ingestion_time"),
+        ({"max_ingestion_time": float("nan")}, "max_ingestion_time"),
+        ({"job_name_prefix": "other"}, "job_name_prefix"),
+    ],
+)
+def test_malformed_arguments_are_refused_without_a_call(options: dict[str, Any], field: str) -> None:
+    hook = FakeHook()
+    with pytest.raises(AmtRequestError) as caught:
+        run(hook, **options)
+    assert [problem.field for problem in caught.value.problems] == [field]
+    assert hook.calls == []
+
+
+# --- names that are taken ----------------------------------------------------------------------
+
+
+def test_a_retry_adopts_its_own_job() -> None:
+    hook = FakeHook({DERIVED: ["InProgress", "InProgress", "Completed"]}, {DERIVED: OWNER.tags()})
+    result, xcom = run(hook, unnamed())
+    assert len(hook.named("create")) == 1
+    assert result["reason"] == "max_training_jobs"
+    assert xcom["tuning_job_name"] == DERIVED
+
+
+def test_a_retry_adopts_a_job_with_a_derived_name_whose_tags_cannot_be_read() -> None:
+    hook = FakeHook({DERIVED: ["InProgress", "Completed"]}, {DERIVED: None})
+    assert run(hook, unnamed())[0]["tuning_job_name"] == DERIVED
+
+
+@pytest.mark.parametrize("status", ["Completed", "Failed", "Stopped", "Stopping"])
+def test_after_an_own_job_that_is_over_a_derived_name_gets_its_next_generation(status: str) -> None:
+    second = derive_job_name(OWNER, generation=2)
+    hook = FakeHook({DERIVED: [status], second: ["Completed"]}, {DERIVED: OWNER.tags()})
+    result, _ = run(hook, unnamed())
+    assert result["tuning_job_name"] == second
+    tags = {tag["Key"]: tag["Value"] for tag in hook.named("create")[1]["Tags"]}
+    assert tags["airflow-amt:generation"] == "2"
+    assert len(tags) == 5
+
+
+def test_a_given_name_of_an_own_job_that_is_over_is_an_error_that_says_so() -> None:
+    hook = FakeHook({NAME: ["Completed"]}, {NAME: OWNER.tags()})
+    with pytest.raises(AmtOwnJobEndedError, match=r"earlier try of this very task started it.*Completed"):
+        run(hook)
+
+
+@pytest.mark.parametrize("tags", [{}, {"airflow-amt:dag-id": "other"}, None])
+def test_a_given_name_of_somebody_elses_job_is_an_error_with_both_owners(
+    tags: dict[str, str] | None,
+) -> None:
+    hook = FakeHook({NAME: ["InProgress"]}, {NAME: tags})
+    with pytest.raises(AmtJobExistsError, match="belongs to somebody else") as caught:
+        run(hook)
+    assert caught.value.ours == OWNER.tags()
+    assert caught.value.theirs == (tags or {})
+
+
+# --- how it ends -------------------------------------------------------------------------------
+
+
+@WAYS
+def test_success_returns_and_publishes_the_outcome(deferrable: bool) -> None:
+    hook = FakeHook({NAME: ["InProgress", "InProgress", "InProgress", "Completed"]})
+    context = task_context()
+    result, events = run_task(lambda: operator(deferrable=deferrable), context, hook)
+    assert result["reason"] == "max_training_jobs"
+    assert context["ti"].xcom == {
+        "tuning_job_name": NAME,
+        "_link_AmtTuningJobLink": (
+            "https://eu-west-1.console.aws.amazon.com/sagemaker/home?region=eu-west-1"
+            "#/hyper-tuning-jobs/churn-model"
+        ),
+        "outcome": result,
+    }
+    assert [event["event"] for event in events] == (["ended"] if deferrable else [])
+
+
+@WAYS
+def test_a_job_that_is_over_never_defers(deferrable: bool) -> None:
+    hook = FakeHook({NAME: ["Completed"]})
+    result, events = run_task(lambda: operator(deferrable=deferrable), task_context(), hook)
+    assert (result["status"], events) == ("Completed", [])
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("final", "error"),
+    [
+        (describe(status="Failed", FailureReason="no capacity"), AmtTuningJobFailed),
+        ("Stopped", AmtTuningJobStopped),
+        ("Deleting", AmtTuningJobFailed),
+    ],
+    ids=["Failed", "Stopped", "Deleting"],
+)
+def test_a_job_that_does_not_succeed_fails_the_task_and_still_leaves_its_outcome(
+    deferrable: bool, final: Any, error: type[Exception]
+) -> None:
+    hook = FakeHook({NAME: ["InProgress", "InProgress", final]})
+    context = task_context()
+    with pytest.raises(error) as caught:
+        run_task(lambda: operator(deferrable=deferrable), context, hook)
+    outcome = context["ti"].xcom["outcome"]
+    assert getattr(caught.value, "outcome", None) == outcome
+    assert outcome["explanation"] in str(caught.value)
+    assert "churn-model-001" in str(caught.value)
+
+
+def test_an_error_message_carries_the_training_jobs_failure_reasons() -> None:
+    outcome = {
+        "tuning_job_name": NAME,
+        "explanation": "The tuning job failed.",
+        "best_training_job": None,
+        "training_job_failure_reasons": [{"reason": "AlgorithmError: out of memory", "count": 5}],
+    }
+    assert str(AmtTuningJobFailed(outcome)) == (
+        "Tuning job 'churn-model': The tuning job failed. No training job gave an objective. "
+        "Failed training jobs: 5 x AlgorithmError: out of memory."
+    )
+
+
+@WAYS
+def test_transient_errors_while_waiting_do_not_fail_the_task(deferrable: bool) -> None:
+    hook = FakeHook({NAME: ["InProgress", THROTTLED, THROTTLED, THROTTLED, "Completed"]})
+    result, _ = run_task(lambda: operator(deferrable=deferrable), task_context(), hook)
+    assert result["reason"] == "max_training_jobs"
+
+
+@WAYS
+@pytest.mark.parametrize("error", [DENIED, not_found(NAME)], ids=["denied", "not-found"])
+def test_permanent_errors_while_waiting_fail_it_at_once(deferrable: bool, error: Exception) -> None:
+    hook = FakeHook({NAME: ["InProgress", error]})
+    with pytest.raises((AmtAccessDeniedError, AmtResourceNotFoundError)) as caught:
+        run_task(lambda: operator(deferrable=deferrable), task_context(), hook)
+    assert caught.value.args == error.args
+    assert len(hook.named("describe")) <= 3
+
+
+@WAYS
+def test_too_many_transient_errors_in_a_row_fail_it(
+    deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = FakeHook({NAME: ["InProgress", THROTTLED]})
+    with pytest.raises(AmtThrottledError):
+        run_task(lambda: operator(deferrable=deferrable), task_context(), hook)
+    assert len(hook.named("describe")) in (1 + 20, 1 + 20 + 1)
+
+
+def test_what_the_triggerer_may_not_read_but_the_worker_can_is_no_failure_once_it_is_over() -> None:
+    """The event is a hint: the triggerer was denied, the resumed task reads a job that is over."""
+    hook = FakeHook({NAME: ["InProgress", DENIED, "Completed"]})
+    result, events = run_task(lambda: operator(deferrable=True), task_context(), hook)
+    assert events[0]["event"] == "error"
+    assert result["reason"] == "max_training_jobs"
+
+
+def test_an_event_that_lies_is_not_believed() -> None:
+    hook = FakeHook({NAME: ["InProgress", "Completed"]}, {NAME: OWNER.tags()})
+    task = operator()
+    use_hook(task, hook)
+    event = {"version": 1, "tuning_job_name": NAME, "event": "ended", "status": "Completed"}
+    assert task.execute_complete(task_context(), event)["reason"] == "max_training_jobs"
+    assert hook.named("describe").count(NAME) == 3
+
+
+@WAYS
+def test_without_waiting_it_returns_what_was_started(deferrable: bool) -> None:
+    context = task_context()
+    result, events = run_task(
+        lambda: operator(wait_for_completion=False, deferrable=deferrable), context, FakeHook()
+    )
+    assert result == {
+        "version": 1,
+        "tuning_job_name": NAME,
+        "tuning_job_arn": ARN + NAME,
+        "status": "InProgress",
+    }
+    assert events == []
+    assert set(context["ti"].xcom) == {"tuning_job_name", "_link_AmtTuningJobLink"}
+
+
+# --- the deadline ------------------------------------------------------------------------------
+
+
+@WAYS
+def test_after_max_ingestion_time_the_job_is_stopped_and_waited_for(deferrable: bool) -> None:
+    hook = FakeHook(stop_takes_effect="Stopping")
+
+    class Stopping(FakeHook):
+        def stop_tuning_job(self, name: str, **options: Any) -> bool:
+            stopped = super().stop_tuning_job(name, **options)
+            self.script[name] = ["Stopping", "Stopping", "Stopping", "Stopped"]
+            return stopped
+
+    hook = Stopping()
+    context = task_context()
+    with pytest.raises(AmtTuningJobTimeout) as caught:
+        run_task(lambda: operator(deferrable=deferrable, max_ingestion_time=0.3), context, hook)
+    assert hook.named("stop") == [(NAME, "deadline", "max_ingestion_time of 0.3 s is over")]
+    outcome = context["ti"].xcom["outcome"]
+    assert caught.value.outcome == outcome
+    assert outcome["status"] == "Stopped"
+    assert outcome["evidence"] == {
+        "stopped_by": "deadline",
+        "detail": "max_ingestion_time of 0.3 s is over",
+    }
+
+
+@WAYS
+def test_a_job_that_completes_before_the_stop_reaches_it_succeeds(deferrable: bool) -> None:
+    hook = FakeHook(stop_takes_effect="Completed")
+    result, _ = run_task(
+        lambda: operator(deferrable=deferrable, max_ingestion_time=0.2), task_context(), hook
+    )
+    assert result["reason"] == "max_training_jobs"
+
+
+@WAYS
+def test_the_deadline_of_an_adopted_job_counts_from_its_creation(deferrable: bool) -> None:
+    created = describe(CreationTime=datetime.now(UTC) - timedelta(hours=2))
+    hook = FakeHook({NAME: [created]}, {NAME: OWNER.tags()})
+    with pytest.raises(AmtTuningJobTimeout):
+        run_task(lambda: operator(deferrable=deferrable, max_ingestion_time=3600), task_context(), hook)
+
+
+# --- kills -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def killed() -> Iterator[list[AmtTuningJobOperator]]:
+    """Calls on_kill of the operators put into it, from another thread, after a moment."""
+    tasks: list[AmtTuningJobOperator] = []
+
+    def kill() -> None:
+        until = time.monotonic() + 5
+        while not (tasks and tasks[0]._job_name) and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        tasks[0].on_kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    yield tasks
+    thread.join()
+
+
+def run_killed(hook: FakeHook, killed: list[AmtTuningJobOperator], **options: Any) -> str:
+    def make() -> AmtTuningJobOperator:
+        killed.append(operator(check_interval=60, **options))
+        return killed[0]
+
+    began = time.monotonic()
+    with pytest.raises(AmtTaskKilled) as caught:
+        run_task(make, task_context(), hook)
+    assert time.monotonic() - began < 5, "the kill did not end the wait"
+    return str(caught.value)
+
+
+def test_a_kill_stops_the_job_and_ends_the_polling(killed: list[AmtTuningJobOperator]) -> None:
+    hook = FakeHook()
+    assert "is being stopped" in run_killed(hook, killed)
+    assert hook.named("stop") == [(NAME, "on_kill", "the task was killed")]
+
+
+def test_a_kill_leaves_the_job_alone_when_told_so(killed: list[AmtTuningJobOperator]) -> None:
+    hook = FakeHook()
+    assert "left as it is" in run_killed(hook, killed, stop_on_kill=False)
+    assert hook.named("stop") == []
+
+
+def test_killed_twice_it_stops_once() -> None:
+    hook = FakeHook({NAME: ["InProgress"]})
+    task = operator()
+    use_hook(task, hook)
+    task._job_name = NAME
+    task.on_kill()
+    task.on_kill()
+    assert len(hook.named("stop")) == 1
+
+
+@pytest.mark.parametrize("error", [DENIED, not_found(NAME)], ids=["denied", "not-found"])
+def test_a_kill_that_cannot_stop_the_job_does_not_raise(error: Exception) -> None:
+    task = operator()
+    use_hook(task, FakeHook({NAME: [error]}))
+    task._job_name = NAME
+    task.on_kill()
+
+
+def test_a_kill_before_there_is_a_job_does_nothing() -> None:
+    hook = FakeHook()
+    task = operator()
+    use_hook(task, hook)
+    task.on_kill()
+    assert hook.calls == []
+
+
+# --- what a DAG author sees --------------------------------------------------------------------
+
+
+def test_the_amazon_operators_arguments_are_taken_as_they_are() -> None:
+    import inspect
+
+    from airflow.providers.amazon.aws.operators.sagemaker import SageMakerTuningOperator
+
+    theirs = {
+        name
+        for kind in SageMakerTuningOperator.__mro__
+        if kind.__module__.startswith("airflow.providers.amazon")
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    ours = set(inspect.signature(AmtTuningJobOperator).parameters)
+    assert theirs - ours == {"region"}, "all but their deprecated alias of region_name"
+    assert {"config", "aws_conn_id", "verify"} <= theirs
+
+
+def test_the_default_of_deferrable_is_airflows() -> None:
+    from airflow_amt._compat import default_deferrable
+
+    assert default_deferrable() is False
+    assert AmtTuningJobOperator(task_id="tune", config={}).deferrable is False
+
+
+def test_init_stores_and_checks_nothing() -> None:
+    task = AmtTuningJobOperator(task_id="tune", config={"Nonsense": 1}, criteria={"x": 1}, check_interval="?")
+    assert task.config == {"Nonsense": 1}
+    assert "hook" not in vars(task)

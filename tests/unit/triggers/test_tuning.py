@@ -1,0 +1,227 @@
+"""The trigger: one event, and a kill that looks before it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_amt import _compat
+from airflow_amt.triggers import tuning as triggers
+from airflow_amt.triggers.tuning import AmtTuningJobTrigger
+from airflow_amt.watch import polling
+from tests.unit.tasks import DENIED, OWNER, THROTTLED, FakeHook, fired, use_hook
+
+NAME = "churn-model"
+
+
+@pytest.fixture(autouse=True)
+def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "LONGEST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(triggers, "_STATE_PAUSE_SECONDS", 0.01)
+
+
+def trigger(hook: FakeHook, **options: Any) -> AmtTuningJobTrigger:
+    made = AmtTuningJobTrigger(tuning_job_name=NAME, check_interval=0.02, **options)
+    use_hook(made, hook)
+    return made
+
+
+def test_it_fires_once_when_the_job_is_over() -> None:
+    hook = FakeHook({NAME: ["InProgress", "InProgress", "Failed"]})
+    assert fired(trigger(hook, state={"known_stop": None})) == {
+        "version": 1,
+        "tuning_job_name": NAME,
+        "status": "Failed",
+        "event": "ended",
+        "error": None,
+        "state": {"known_stop": None},
+    }
+    assert len(hook.calls) == 3
+
+
+def test_it_fires_at_the_deadline_and_stops_nothing() -> None:
+    hook = FakeHook({NAME: ["InProgress"]})
+    deadline = (datetime.now(UTC) + timedelta(seconds=0.2)).isoformat()
+    event = fired(trigger(hook, deadline=deadline))
+    assert (event["event"], event["status"]) == ("deadline", "InProgress")
+    assert hook.named("stop") == []
+
+
+def test_it_fires_with_the_error_when_reading_fails_for_good() -> None:
+    event = fired(trigger(FakeHook({NAME: ["InProgress", DENIED]})))
+    assert event["event"] == "error"
+    assert event["error"] == {
+        "operation": "DescribeHyperParameterTuningJob",
+        "code": "AccessDeniedException",
+        "message": "not you",
+        "status_code": 400,
+        "request_id": None,
+    }
+
+
+def test_it_bears_transient_errors_up_to_its_limit() -> None:
+    assert fired(trigger(FakeHook({NAME: [THROTTLED, THROTTLED, "Completed"]})))["event"] == "ended"
+    hook = FakeHook({NAME: [THROTTLED]})
+    assert fired(trigger(hook, max_failures=3))["error"]["code"] == "ThrottlingException"
+    assert len(hook.calls) == 3
+
+
+class Held(FakeHook):
+    """A hook whose reads begin when they like and end when they may."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__({NAME: [status]})
+        self.entered, self.leave = threading.Event(), threading.Event()
+
+    def describe_tuning_job(self, name: str) -> dict[str, Any]:
+        self.entered.set()
+        assert self.leave.wait(5)
+        return super().describe_tuning_job(name)
+
+
+async def begin(hook: Held) -> asyncio.Task[list[Any]]:
+    """Start a trigger and return once its first read is under way."""
+
+    async def collect() -> list[Any]:
+        return [event async for event in trigger(hook).run()]
+
+    task = asyncio.create_task(collect())
+    assert await asyncio.to_thread(hook.entered.wait, 5)
+    return task
+
+
+def test_reading_does_not_block_the_event_loop() -> None:
+    hook = Held("Completed")
+
+    async def run() -> list[Any]:
+        task = await begin(hook)
+        hook.leave.set()  # reached only if the loop is free while the thread reads
+        return await task
+
+    assert len(asyncio.run(run())) == 1
+
+
+def test_a_users_kill_keeps_its_message_while_a_read_is_under_way() -> None:
+    """Airflow 3.3 tells a kill from a shutdown by the message of the cancellation."""
+    hook = Held("InProgress")
+
+    async def run() -> None:
+        task = await begin(hook)
+        task.cancel("a person did it")
+        try:
+            await task
+        finally:
+            hook.leave.set()
+
+    with pytest.raises(asyncio.CancelledError, match="a person did it"):
+        asyncio.run(run())
+
+
+def test_arguments_of_a_newer_release_are_ignored_and_missing_ones_have_defaults() -> None:
+    made = AmtTuningJobTrigger(tuning_job_name=NAME, version=2, watch_group="eu")
+    assert made.serialize()[1]["version"] == 1
+    assert made.stop_on_kill is False
+    use_hook(made, FakeHook({NAME: ["Completed"]}))
+    assert fired(made)["event"] == "ended"
+
+
+# --- kills -------------------------------------------------------------------------------------
+
+
+def task_instance() -> Any:
+    """What the triggerer gives a trigger."""
+    return SimpleNamespace(
+        dag_id=OWNER.dag_id, run_id=OWNER.run_id, task_id=OWNER.task_id, map_index=-1, id="ti", try_number=1
+    )
+
+
+def kill(hook: FakeHook, state: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[Any]:
+    """Kill the trigger of a task in a state (or whose state raises); return what was asked for."""
+    asked: list[Any] = []
+
+    def read(*about: Any) -> Any:
+        asked.append(about)
+        if isinstance(state, Exception):
+            raise state
+        return state
+
+    monkeypatch.setattr(_compat, "read_task_state", read)
+    made = trigger(hook, **{"stop_on_kill": True, **options})
+    made.task_instance = task_instance()
+    asyncio.run(made.on_kill())
+    return asked
+
+
+@pytest.mark.parametrize(
+    "state", ["failed", "success", "skipped", "removed", "scheduled", "queued", "restarting", None]
+)
+def test_a_kill_stops_the_job(state: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = FakeHook({NAME: ["InProgress"]})
+    asked = kill(hook, state, monkeypatch)
+    assert asked == [(OWNER.dag_id, OWNER.run_id, OWNER.task_id, -1)]
+    assert hook.named("stop") == [
+        (NAME, "on_kill", f"the deferred task was killed, its state is {state or 'cleared'}")
+    ]
+
+
+@pytest.mark.parametrize("state", ["deferred", "running", "up_for_retry"])
+def test_a_false_kill_does_not(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = FakeHook({NAME: ["InProgress"]})
+    kill(hook, state, monkeypatch)
+    assert hook.calls == []
+
+
+def test_a_kill_that_cannot_be_confirmed_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = FakeHook({NAME: ["InProgress"]})
+    assert len(kill(hook, RuntimeError("no answer"), monkeypatch)) == 3
+    assert hook.calls == []
+
+
+def test_a_kill_leaves_the_job_alone_when_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = FakeHook({NAME: ["InProgress"]})
+    assert kill(hook, "failed", monkeypatch, stop_on_kill=False) == []
+    assert hook.calls == []
+
+
+def test_a_kill_outside_of_a_triggerer_does_not_stop_the_job() -> None:
+    hook = FakeHook({NAME: ["InProgress"]})
+    asyncio.run(trigger(hook, stop_on_kill=True).on_kill())
+    assert hook.calls == []
+
+
+def test_a_kill_is_over_in_time_though_the_task_cannot_be_read_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triggers, "_ON_KILL_SECONDS", 0.2)
+    leave = threading.Event()
+    monkeypatch.setattr(_compat, "read_task_state", lambda *_: leave.wait(10) and "failed")
+    hook = FakeHook({NAME: ["InProgress"]})
+    made = trigger(hook, stop_on_kill=True)
+    made.task_instance = task_instance()
+
+    async def run() -> float:
+        began = time.monotonic()
+        await made.on_kill()
+        took = time.monotonic() - began
+        leave.set()  # else closing the loop would wait for the thread
+        return took
+
+    assert asyncio.run(run()) < 2
+    assert hook.calls == []
+
+
+def test_the_state_of_a_mapped_task_is_found_under_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    answer = {"run": {"tune_3": "failed", "tune": "deferred"}}
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(lambda **_: answer))
+    assert _compat.read_task_state("dag", "run", "tune", 3) == "failed"
+    assert _compat.read_task_state("dag", "run", "tune", -1) == "deferred"
+    assert _compat.read_task_state("dag", "run", "gone", -1) is None
+    assert _compat.read_task_state("dag", "other run", "tune", -1) is None
