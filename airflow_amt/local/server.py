@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from airflow_amt.exceptions import AmtFieldError
-from airflow_amt.local import protocol
+from airflow_amt.local import protocol, s3_view
 from airflow_amt.local.clock import AmtClock
 from airflow_amt.local.engine import Engine, EngineOptions
 from airflow_amt.local.operations import Operations
@@ -52,8 +53,8 @@ class ServerOptions:
     until_stdin_closes: bool = False
 
 
-def create_app(operations: Operations) -> Starlette:
-    """Return the application that answers SageMaker's JSON protocol at ``/``."""
+def create_app(operations: Operations, s3_root: Path) -> Starlette:
+    """Return the application: SageMaker's JSON protocol at ``/``, a read-only view of S3 below it."""
 
     async def endpoint(request: Request) -> Response:
         request_id = str(uuid.uuid4())
@@ -78,7 +79,7 @@ def create_app(operations: Operations) -> Starlette:
             )
             return _response(failure.body(), failure.status, request_id)
 
-    return Starlette(routes=[Route("/", endpoint, methods=["POST"])])
+    return Starlette(routes=[Route("/", endpoint, methods=["POST"]), *s3_view.routes(s3_root)])
 
 
 def _answer(operations: Operations, operation: str, authorization: str | None, body: bytes) -> bytes:
@@ -180,7 +181,7 @@ async def _serve(
     host, port = listener.getsockname()[:2]
     endpoint = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     config = uvicorn.Config(
-        create_app(Operations(engine)),
+        create_app(Operations(engine), options.engine.s3_root),
         lifespan="off",
         access_log=False,
         log_config=None,

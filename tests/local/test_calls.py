@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Iterator
 from copy import deepcopy
 from datetime import datetime, timedelta
 from typing import Any
@@ -558,3 +559,64 @@ def test_tags_of_what_does_not_exist(client: Any) -> None:
         with pytest.raises(ClientError, match="could not find") as missing:
             getattr(client, call)(ResourceArn=arn, **parameters)
         assert missing.value.response["Error"]["Code"] == "ValidationException"
+
+
+# --- the read-only view of S3 ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def storage(amt: RunningServer) -> Iterator[Any]:
+    """An S3 client of the shared server, with a bucket that has files."""
+    import boto3
+
+    folder = amt.state_dir / "s3" / "view"
+    (folder / "a" / "b").mkdir(parents=True, exist_ok=True)
+    for key in ("a/1.csv", "a/2.csv", "a/b/3 & <4>.csv", "top"):
+        (folder / key).write_text(f"content of {key}")
+    client = boto3.client("s3", endpoint_url=amt.endpoint, region_name="us-east-1")
+    yield client
+    client.close()
+
+
+def test_s3_objects_can_be_looked_up_and_fetched(storage: Any) -> None:
+    storage.head_bucket(Bucket="view")
+    assert storage.head_object(Bucket="view", Key="a/1.csv")["ContentLength"] == len("content of a/1.csv")
+    body = storage.get_object(Bucket="view", Key="a/b/3 & <4>.csv")["Body"]
+    assert body.read() == b"content of a/b/3 & <4>.csv"
+
+    for call, parameters in (
+        ("head_bucket", {"Bucket": "no-such-bucket"}),
+        ("head_object", {"Bucket": "view", "Key": "a"}),
+        ("head_object", {"Bucket": "view", "Key": "missing"}),
+        ("get_object", {"Bucket": "view", "Key": "a/"}),
+    ):
+        with pytest.raises(ClientError) as missing:
+            getattr(storage, call)(**parameters)
+        assert missing.value.response["ResponseMetadata"]["HTTPStatusCode"] == 404
+
+
+def test_s3_listing(storage: Any) -> None:
+    def keys(**options: Any) -> tuple[list[str], list[str]]:
+        pages = list(storage.get_paginator("list_objects_v2").paginate(Bucket="view", **options))
+        found = [one["Key"] for page in pages for one in page.get("Contents", [])]
+        folded = [one["Prefix"] for page in pages for one in page.get("CommonPrefixes", [])]
+        return found, folded
+
+    everything = ["a/1.csv", "a/2.csv", "a/b/3 & <4>.csv", "top"]
+    assert keys() == (everything, [])
+    assert keys(PaginationConfig={"PageSize": 1}) == (everything, [])
+    assert keys(Prefix="a/", Delimiter="/") == (["a/1.csv", "a/2.csv"], ["a/b/"])
+    assert keys(Prefix="a/2") == (["a/2.csv"], [])
+    assert keys(Prefix="nothing") == ([], [])
+
+
+def test_s3_cannot_be_written_or_left(amt: RunningServer, storage: Any) -> None:
+    with pytest.raises(ClientError) as refusal:
+        storage.put_object(Bucket="view", Key="new", Body=b"x")
+    assert refusal.value.response["ResponseMetadata"]["HTTPStatusCode"] == 405
+    assert not (amt.state_dir / "s3" / "view" / "new").exists()
+    for path in ("/view/../../amt.sqlite3", "/view/%2e%2e/%2e%2e/amt.sqlite3", "/%2e%2e/amt.sqlite3"):
+        connection = http.client.HTTPConnection(urlsplit(amt.endpoint).netloc, timeout=20)
+        connection.request("GET", path)
+        assert connection.getresponse().status in (400, 404)
+        connection.close()
