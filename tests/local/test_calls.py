@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
 
-from airflow_amt.local import RunningServer
+from airflow_amt.local import RunningServer, running
 from tests.local.support import (
+    IMAGES,
     client_of,
     create_request,
     describe,
     run_to_end,
     training_jobs,
+    training_processes,
     unique,
     wait_for_end,
     wait_until,
@@ -88,7 +92,7 @@ def having(request: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     holder: Any = changed
     for key in parents:
         holder = holder[int(key)] if key.isdigit() else holder.setdefault(key, {})
-    holder[last] = value
+    holder[int(last) if last.isdigit() else last] = value
     return changed
 
 
@@ -297,6 +301,81 @@ def test_other_methods_are_not_answered(amt: RunningServer) -> None:
     status, _, _ = post(amt, "ListHyperParameterTuningJobs", b"", method="GET")
 
     assert status == 405
+
+
+JUNK: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    1e400,
+    "",
+    "\x00",
+    "é" * 9,
+    [],
+    [[]],
+    {},
+    {"X": 1},
+    2**70,
+    "s3://../..",
+)
+
+
+def paths_in(value: Any, path: str = "") -> Iterator[str]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield f"{path}{key}"
+        yield from paths_in(item, f"{path}{key}.")
+
+
+def test_junk_anywhere_is_refused_or_works_but_never_breaks_the_server(amt: RunningServer) -> None:
+    """Every place of a request gets every kind of junk; the shared server's log must stay clean."""
+    channel = {
+        "ChannelName": "train",
+        "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://data/none"}},
+    }
+    request = create_request(most=1, tags={"a": "b"}, InputDataConfig=[channel], Environment={"A": "b"})
+    request[CONFIG]["ParameterRanges"] = {
+        "IntegerParameterRanges": [{"Name": "i", "MinValue": "1", "MaxValue": "2", "ScalingType": "Auto"}],
+        **request[CONFIG]["ParameterRanges"],
+        "CategoricalParameterRanges": [{"Name": "c", "Values": ["a", "b"]}],
+    }
+    statuses: Counter[str] = Counter()
+    for path in paths_in(request):
+        for junk in JUNK:
+            changed = having(request, path, junk)
+            if path != "HyperParameterTuningJobName":
+                changed["HyperParameterTuningJobName"] = unique("junk")
+            body = json.dumps(changed).replace("Infinity", "1e400")
+            status, _, answer = post(amt, "CreateHyperParameterTuningJob", body, region="sa-east-1")
+            assert status in (200, 400), (path, junk, answer)
+            statuses[answer.get("__type", "accepted")] += 1
+
+    assert set(statuses) <= {"accepted", "ValidationException", "ResourceInUse", "ResourceLimitExceeded"}
+    assert statuses["ValidationException"] > 300, statuses
+
+
+def test_a_hundred_tuning_jobs_at_once_are_the_limit(tmp_path: Path) -> None:
+    with running(tmp_path, images=IMAGES, options=("--stop-grace", "0")) as server:
+        with client_of(server) as client:
+            for number in range(100):
+                client.create_hyper_parameter_tuning_job(
+                    **create_request(f"n{number}", sequence="hang", most=1)
+                )
+            with pytest.raises(ClientError, match="concurrent hyperparameter tuning jobs is 100") as refusal:
+                client.create_hyper_parameter_tuning_job(**create_request("one-more"))
+            assert refusal.value.response["Error"]["Code"] == "ResourceLimitExceeded"
+
+            stopped = run_stop(client, "n7")
+            assert stopped["HyperParameterTuningJobStatus"] == "Stopped"
+            client.create_hyper_parameter_tuning_job(**create_request("one-more", most=1))
+            assert wait_for_end(client, "one-more")["HyperParameterTuningJobStatus"] == "Completed"
+        assert server.stop() == 0
+        assert training_processes("us-east-1/n") == []
+
+
+def run_stop(client: Any, name: str) -> dict[str, Any]:
+    client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+    return wait_for_end(client, name)
 
 
 # --- names and regions -----------------------------------------------------------------------------
