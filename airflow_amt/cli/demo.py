@@ -199,7 +199,8 @@ def _judge(
     console.print(
         f"Computed anew from Describe and the {outcome['training_job_counters']['Completed']} completed "
         f"training jobs: {', '.join(recomputed) or 'no criterion is met'}"
-        + (" - the same." if agrees else f" - not {outcome['reason']}!")
+        + (" - the same." if agrees else f" - not {outcome['reason']}!"),
+        soft_wrap=True,  # one line for who reads it from a file
     )
     as_asked = outcome["reason"] == scenario.reason.value and saved["dag_run_state"] == "success"
     if not as_asked:

@@ -77,16 +77,26 @@ def test_each_criterion_ends_the_tuning_job_and_says_so(
 
 def test_ctrl_c_stops_the_job_and_leaves_no_process(tmp_path: Path) -> None:
     home = tmp_path / "home"
+    # No criterion of this one is met before the search has gone on for a while.
     demo = start(home, "--criterion", "converged")
-    assert demo.stdout is not None
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    for line in demo.stdout:
-        if "2 running" in line:
-            break
-        assert time.monotonic() < deadline
-    assert any("trainers.digits" in command for command in left_of(home))
-    demo.send_signal(signal.SIGINT)
-    output, _ = demo.communicate(timeout=120)
+    try:
+        assert demo.stdout is not None
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        for line in demo.stdout:
+            if "2 running" in line:
+                break
+            assert time.monotonic() < deadline
+        else:
+            pytest.fail("the demo ended before two training jobs ran")
+        while not any("trainers/digits.py" in command for command in left_of(home)):
+            assert time.monotonic() < deadline  # between two training jobs there is none for a moment
+            time.sleep(0.05)
+        demo.send_signal(signal.SIGINT)
+        output, _ = demo.communicate(timeout=120)
+    finally:
+        if demo.poll() is None:  # a failed test must leave no process either
+            demo.send_signal(signal.SIGINT)
+            demo.communicate(timeout=120)
     assert demo.returncode == 130
     assert "no process is left" in output
     assert left_of(home) == []
