@@ -201,7 +201,7 @@ class AmtTuningJobOperator(WaitingOperator):
     def __init__(
         self,
         *,
-        config: Mapping[str, Any],
+        config: Mapping[str, Any] | str,
         criteria: CompletionCriteria | Mapping[str, Any] | None = None,
         aws_conn_id: str | None = "aws_default",
         region_name: str | None = None,
@@ -399,7 +399,7 @@ class AmtTuningJobOperator(WaitingOperator):
 
         :return: its name, its ARN and when it was created.
         """
-        derived = (self.config or {}).get(_NAME) is None
+        derived = isinstance(self.config, Mapping) and self.config.get(_NAME) is None
         self._expand_roles(request)
         for generation in range(1, _MOST_GENERATIONS + 1):
             if derived:

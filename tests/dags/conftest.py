@@ -1,0 +1,92 @@
+"""Running DAGs in this process with ``dag.test()``, against an embedded AMT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_amt.local import RunningServer, running
+from tests.local.support import CLOCK_RATE, IMAGES
+
+REGION = "eu-west-1"
+DAGS = Path(__file__).parent / "flows.py"
+
+#: Runs a DAG of ``flows.py`` with this configuration; returns its run.
+DagTest = Callable[[str, dict[str, Any]], Any]
+
+
+@pytest.fixture(scope="session")
+def amt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """An embedded AMT whose clock runs fast and that knows the scripted trainers of ``tests/local``."""
+    folder = tmp_path_factory.mktemp("amt")
+    with running(folder, clock_rate=CLOCK_RATE, images=IMAGES, options=("--stop-grace", "0.3")) as server:
+        yield server
+        assert "Traceback" not in server.log, server.log
+
+
+@pytest.fixture(scope="session")
+def client(amt: RunningServer) -> Iterator[Any]:
+    """A boto3 client of the embedded AMT."""
+    client = amt.client(REGION)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def connection(amt: RunningServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The connection ``aws_default`` leads to the embedded AMT."""
+    extra = {"region_name": REGION, "service_config": {"sagemaker": {"endpoint_url": amt.endpoint}}}
+    uri = {"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(uri))
+    return "aws_default"
+
+
+@pytest.fixture(scope="session")
+def _started_execution_api() -> Iterator[None]:
+    """Wait for Airflow's in-process execution API to be up before it is used.
+
+    Airflow 3.1 and 3.2 do not (3.3 does), and a first request that comes too early fails.
+    """
+    from airflow.sdk.execution_time import supervisor
+
+    make = supervisor.in_process_api_server
+
+    def make_and_wait() -> Any:
+        api = make()
+        assert api.transport is not None  # this starts it
+        deadline = time.monotonic() + 30
+        while not getattr(api.app.state, "lifespan_called", False):
+            assert time.monotonic() < deadline, "the in-process execution API did not start"
+            time.sleep(0.01)
+        return api
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supervisor, "in_process_api_server", make_and_wait)
+        yield
+
+
+@pytest.fixture
+def dag_test(airflow_db: Path, connection: str, _started_execution_api: None) -> DagTest:
+    """Run a DAG of ``flows.py`` to its end."""
+    folder = airflow_db / "dags"
+    copy = folder / DAGS.name
+    if not copy.exists():
+        shutil.copy(DAGS, copy)
+
+    def run(dag_id: str, conf: dict[str, Any]) -> Any:
+        try:
+            from airflow.dag_processing.dagbag import DagBag
+        except ImportError:  # Airflow 3.1
+            from airflow.models.dagbag import DagBag
+
+        bag = DagBag(str(folder))
+        assert bag.import_errors == {}
+        return bag.dags[dag_id].test(run_conf=conf)
+
+    return run

@@ -1,0 +1,83 @@
+"""DAGs of the tests; what they tune comes with the DAG run's configuration."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import DAG, task
+
+from airflow_amt import AmtStopTuningJobOperator, AmtTuningJobOperator, AmtTuningJobSensor
+
+DEFAULTS: dict[str, Any] = {
+    "schedule": None,
+    "start_date": datetime(2026, 1, 1, tzinfo=UTC),
+    "catchup": False,
+    "render_template_as_native_obj": True,
+}
+NAME = "{{ ti.xcom_pull(task_ids='start', key='tuning_job_name') }}"
+
+
+@task
+def see(outcome: dict[str, Any]) -> str:
+    """Take the outcome from XCom, as a downstream task does."""
+    return f"{outcome['reason']} {outcome['best_training_job']['objective']}"
+
+
+for way in ("sync", "deferred"):
+    with DAG(f"tune_{way}", **DEFAULTS):
+        tune = AmtTuningJobOperator(
+            task_id="tune",
+            config="{{ params.request }}",
+            criteria={"max_training_jobs": "{{ params.most }}"},
+            check_interval=0.2,
+            deferrable=way == "deferred",
+        )
+        see(tune.output)  # type: ignore[arg-type]
+
+with DAG("watch", **DEFAULTS):
+    start = AmtTuningJobOperator(
+        task_id="start",
+        config="{{ params.request }}",
+        wait_for_completion=False,
+    )
+    for way in ("poke", "reschedule", "deferred"):
+        start >> AmtTuningJobSensor(
+            task_id=way,
+            tuning_job_name=NAME,
+            poke_interval=0.2,
+            timeout=60,
+            mode="reschedule" if way == "reschedule" else "poke",
+            deferrable=way == "deferred",
+        )
+
+with DAG("teardown", **DEFAULTS):
+    start = AmtTuningJobOperator(
+        task_id="start",
+        config="{{ params.request }}",
+        wait_for_completion=False,
+    )
+
+    @task
+    def work() -> None:
+        """Fail beside the tuning job."""
+        raise ValueError("the work beside the tuning job failed")
+
+    stop = AmtStopTuningJobOperator(
+        task_id="stop",
+        tuning_job_name=NAME,
+        reason="the DAG run is over",
+        check_interval=0.2,
+        deferrable=True,
+    ).as_teardown(setups=start)
+    start >> work() >> stop
+
+with DAG("deadline", **DEFAULTS):
+    for way in ("sync", "deferred"):
+        AmtTuningJobOperator(
+            task_id=way,
+            config="{{ params.request }}",
+            check_interval=0.2,
+            max_ingestion_time="{{ params.limit }}",
+            deferrable=way == "deferred",
+        )
