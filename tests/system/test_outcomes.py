@@ -84,8 +84,8 @@ EXPECTED: Mapping[str, Expected] = {
     "max_runtime": Expected(
         task_state="success",
         status="Completed",
-        evidence={"field": f"{_LIMITS}.MaxRuntimeInSeconds", "limit": 1200},
-        observed=_is_a_runtime_from(1200),
+        evidence={"field": f"{_LIMITS}.MaxRuntimeInSeconds", "limit": 1800},
+        observed=_is_a_runtime_from(1800),
         training_jobs={"Completed": 1, "Stopped": 1},
         best=0.3,
     ),

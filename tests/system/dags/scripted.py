@@ -43,7 +43,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "not_improving": Scenario(
         criteria=_criteria(max_training_jobs_not_improving=3), results=[0.5, 0.4, 0.3, 0.2]
     ),
-    "max_runtime": Scenario(criteria=_criteria(max_runtime=1200), results=[0.3, "wait"]),
+    "max_runtime": Scenario(criteria=_criteria(max_runtime=1800), results=[0.3, "wait"]),
     "target_reached": Scenario(criteria=_criteria(target_objective_value=0.9), results=[0.5, 0.7, 0.95]),
     "converged": Scenario(criteria=_criteria(), results=[0.1, 0.3, 0.5]),
     "search_space_exhausted": Scenario(
