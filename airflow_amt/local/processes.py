@@ -85,53 +85,24 @@ def start(
     return TrainingProcess(process)
 
 
-def when_exited(
-    pid: int, callback: Callable[[], None], *, loop: asyncio.AbstractEventLoop
-) -> Callable[[], None]:
-    """Call back once, in the event loop, when a child has exited; it is not reaped.
-
-    :return: call it to stop watching.
-    """
+def when_exited(pid: int, callback: Callable[[], None], *, loop: asyncio.AbstractEventLoop) -> None:
+    """Call back once, in the event loop, when a child has exited; it is not reaped."""
     if not hasattr(os, "pidfd_open"):
-        return _wait_in_thread(pid, callback, loop)
+        threading.Thread(target=_wait, args=(pid, callback, loop), name=f"wait-{pid}", daemon=True).start()
+        return
     descriptor = os.pidfd_open(pid)
 
-    def stop() -> None:
-        nonlocal descriptor
-        if descriptor >= 0:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-            descriptor = -1
-
     def exited() -> None:
-        stop()
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
         callback()
 
     loop.add_reader(descriptor, exited)
-    return stop
 
 
-def _wait_in_thread(
-    pid: int, callback: Callable[[], None], loop: asyncio.AbstractEventLoop
-) -> Callable[[], None]:
-    watching = True
-
-    def exited() -> None:
-        if watching:
-            callback()
-
-    def wait() -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(exited)
-
-    def stop() -> None:
-        nonlocal watching
-        watching = False
-
-    threading.Thread(target=wait, name=f"wait-{pid}", daemon=True).start()
-    return stop
+def _wait(pid: int, callback: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    loop.call_soon_threadsafe(callback)
 
 
 def signal_group(group: int, number: signal.Signals) -> bool:

@@ -21,7 +21,7 @@ import re
 import secrets
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_amt.local import processes, trainer
@@ -116,7 +116,6 @@ class TrainingRun:
         self.stopping: str | None = None
         #: Why it is being failed from outside, if it is.
         self.failing: str | None = None
-        self.unwatch: Callable[[], None] | None = None
         self.timers: list[asyncio.TimerHandle] = []
 
     def terminate(self, grace: float) -> None:
@@ -372,7 +371,7 @@ class TuningRun:
             engine.store.set_tags(spec.arn, tags)
         self.running[spec.name] = training
         loop = asyncio.get_running_loop()
-        training.unwatch = processes.when_exited(process.pid, lambda: self._exited(training), loop=loop)
+        processes.when_exited(process.pid, lambda: self._exited(training), loop=loop)
         limit = engine.clock.real_seconds(self._max_training_seconds)
         training.timers.append(loop.call_later(limit, self._stop_training, training, "MaxRuntimeExceeded"))
         self._save(modified_ms=started)

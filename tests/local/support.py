@@ -115,7 +115,7 @@ def training_jobs(client: Any, name: str, **options: Any) -> list[dict[str, Any]
     return [summary for page in pages for summary in page["TrainingJobSummaries"]]
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
     """Wait until a condition holds and return what it returned."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -126,7 +126,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -
     raise AssertionError(f"{what} did not happen within {seconds} s")
 
 
-def wait_for_end(client: Any, name: str, seconds: float = 30.0) -> dict[str, Any]:
+def wait_for_end(client: Any, name: str, seconds: float = 90.0) -> dict[str, Any]:
     """Wait until a tuning job is over and return its description."""
 
     def over() -> dict[str, Any] | None:

@@ -166,23 +166,22 @@ def test_convergence_is_noted_when_it_does_not_end_the_job(client: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sequence", "reason"),
+    ("sequence", "runtime", "reason"),
     [
-        ("0.1 0.2 0.99", CompletionReason.TARGET_REACHED),
-        ("0.3 0.2", CompletionReason.NOT_IMPROVING),
-        ("0.01 0.02 0.03 0.04 0.05 0.06 0.07 0.08 0.09", CompletionReason.MAX_TRAINING_JOBS),
-        ("0.1 hang", CompletionReason.MAX_RUNTIME),
+        ("0.1 0.2 0.99", 12_000, CompletionReason.TARGET_REACHED),
+        ("0.3 0.2", 12_000, CompletionReason.NOT_IMPROVING),
+        ("0.01 0.02 0.03 0.04 0.05 0.06 0.07 0.08 0.09", 12_000, CompletionReason.MAX_TRAINING_JOBS),
+        ("0.1 hang", 400, CompletionReason.MAX_RUNTIME),
     ],
 )
-def test_all_five_at_once(client: Any, sequence: str, reason: CompletionReason) -> None:
-    _, report = completed(
-        client,
-        create_request(
-            sequence=sequence, most=9, runtime=600, target=0.95, not_improving=4, convergence=True
-        ),
+def test_all_five_at_once(client: Any, sequence: str, runtime: int, reason: CompletionReason) -> None:
+    request = create_request(
+        sequence=sequence, most=9, runtime=runtime, target=0.95, not_improving=4, convergence=True
     )
+    _, report = completed(client, request)
 
     assert [fired.reason for fired in report.first] == [reason]
+    assert len(report.by_reason) == 5
 
 
 def test_two_criteria_met_by_one_result(client: Any) -> None:

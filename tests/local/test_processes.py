@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -45,24 +44,7 @@ def test_an_exit_is_noticed_at_once(
         assert process.reap() == 7
         return waited
 
-    assert 0.2 < asyncio.run(run()) < 2
-
-
-@pytest.mark.parametrize("with_pidfd", [True, False])
-def test_watching_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_pidfd: bool) -> None:
-    if not with_pidfd:
-        monkeypatch.delattr(os, "pidfd_open", raising=False)
-    called: list[Any] = []
-
-    async def run() -> None:
-        process = start(tmp_path, "sleep 0.1")
-        stop = processes.when_exited(process.pid, lambda: called.append(1), loop=asyncio.get_running_loop())
-        stop()
-        await asyncio.sleep(0.4)
-        process.reap()
-
-    asyncio.run(run())
-    assert called == []
+    assert 0.2 < asyncio.run(run()) < 5
 
 
 def test_reaping_kills_what_is_left_of_the_group(tmp_path: Path) -> None:

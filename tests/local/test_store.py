@@ -38,15 +38,19 @@ def tuning_job(name: str = "Name", region: str = "us-east-1", **values: object) 
 
 def test_the_clock_runs_at_its_rate() -> None:
     clock = AmtClock(1000.0)
-    began, real = clock.now_ms(), time.monotonic()
+    before = time.monotonic()
+    began = clock.now_ms()
+    middle = time.monotonic()
     time.sleep(0.05)
-
+    least = time.monotonic() - middle
     elapsed = clock.now_ms() - began
-    assert elapsed == pytest.approx((time.monotonic() - real) * 1_000_000, rel=0.2)
+    most = time.monotonic() - before
+
+    assert least * 1_000_000 - 1 <= elapsed <= most * 1_000_000 + 1
 
 
 def test_the_clock_at_rate_one_is_real_time() -> None:
-    assert AmtClock().now_ms() == pytest.approx(time.time() * 1000, abs=200)
+    assert AmtClock().now_ms() == pytest.approx(time.time() * 1000, abs=2000)
 
 
 def test_the_clock_goes_on_after_what_it_last_saw() -> None:
@@ -61,7 +65,7 @@ def test_a_timer_for_a_moment_finds_it_reached() -> None:
     moment = clock.now_ms() + 3000
     time.sleep(clock.real_seconds_until(moment))
 
-    assert moment <= clock.now_ms() < moment + 5000
+    assert moment <= clock.now_ms() < moment + 100_000
     assert clock.real_seconds_until(moment) == 0
     assert clock.real_seconds(100) == 2
 
