@@ -174,7 +174,7 @@ def test_each_required_field(amt: RunningServer, path: str) -> None:
         (f"{CONFIG}.ParameterRanges.CategoricalParameterRanges", [{"Name": "k", "Values": []}]),
         (f"{CONFIG}.ParameterRanges.ContinuousParameterRanges", []),
         (f"{DEFINITION}.RoleArn", "arn:aws:iam::12:role/x"),
-        (f"{DEFINITION}.OutputDataConfig.S3OutputPath", "/tmp/out"),
+        (f"{DEFINITION}.OutputDataConfig.S3OutputPath", "/somewhere/out"),
         (f"{DEFINITION}.StoppingCondition.MaxRuntimeInSeconds", 0),
         (f"{DEFINITION}.ResourceConfig.InstanceType", "ml.enormous"),
         (f"{DEFINITION}.InputDataConfig", []),
