@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_amt.local import processes, trainer
-from airflow_amt.local.clock import to_datetime
+from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.search import Evaluation, Search, Space, create_search
 from airflow_amt.local.store import Row
@@ -200,10 +200,7 @@ class TuningRun:
             self._save()
         if self._tracker.fired and self._ending is None:
             self._end("Completed")
-        deadline = self._tracker.next_deadline
-        if deadline is not None:
-            wait = self._engine.clock.real_seconds_until(round(deadline.timestamp() * 1000))
-            self._deadline_timer = asyncio.get_running_loop().call_later(wait, self._changed.set)
+        self._watch_time()
         self._task = asyncio.get_running_loop().create_task(self._go_on(), name=f"tuning job {self._name}")
 
     def stop(self) -> None:
@@ -271,6 +268,17 @@ class TuningRun:
             and len(self.running) < self._parallel
             and (most is None or self._launched < most)
         )
+
+    def _watch_time(self) -> None:
+        """Wake up at the time limit; a timer that fires early only sets the next one."""
+        deadline = self._tracker.next_deadline
+        if deadline is None:
+            return
+        wait = self._engine.clock.real_seconds_until(to_milliseconds(deadline))
+        if wait > 0:
+            self._deadline_timer = asyncio.get_running_loop().call_later(wait, self._watch_time)
+        else:
+            self._changed.set()
 
     def _check_time(self) -> None:
         if self._ending is None and self._tracker.advance(to_datetime(self._engine.clock.now_ms())):
@@ -577,7 +585,7 @@ class TuningRun:
                 "failure_reason": self._failure_reason,
                 "best": tracker.best.name if tracker.best else None,
                 "not_improving": tracker.not_improving_count,
-                "converged_ms": None if converged is None else round(converged.timestamp() * 1000),
+                "converged_ms": None if converged is None else to_milliseconds(converged),
                 "modified_ms": self._engine.clock.now_ms(),
                 **self._counters,
                 **values,
