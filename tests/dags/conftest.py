@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,32 +46,8 @@ def connection(amt: RunningServer, monkeypatch: pytest.MonkeyPatch) -> str:
     return "aws_default"
 
 
-@pytest.fixture(scope="session")
-def _started_execution_api() -> Iterator[None]:
-    """Wait for Airflow's in-process execution API to be up before it is used.
-
-    Airflow 3.1 and 3.2 do not (3.3 does), and a first request that comes too early fails.
-    """
-    from airflow.sdk.execution_time import supervisor
-
-    make = supervisor.in_process_api_server
-
-    def make_and_wait() -> Any:
-        api = make()
-        assert api.transport is not None  # this starts it
-        deadline = time.monotonic() + 30
-        while not getattr(api.app.state, "lifespan_called", False):
-            assert time.monotonic() < deadline, "the in-process execution API did not start"
-            time.sleep(0.01)
-        return api
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(supervisor, "in_process_api_server", make_and_wait)
-        yield
-
-
 @pytest.fixture
-def dag_test(airflow_db: Path, connection: str, _started_execution_api: None) -> DagTest:
+def dag_test(airflow_db: Path, connection: str) -> DagTest:
     """Run a DAG of ``flows.py`` to its end."""
     folder = airflow_db / "dags"
     copy = folder / DAGS.name
@@ -83,7 +58,7 @@ def dag_test(airflow_db: Path, connection: str, _started_execution_api: None) ->
         try:
             from airflow.dag_processing.dagbag import DagBag
         except ImportError:  # Airflow 3.1
-            from airflow.models.dagbag import DagBag
+            from airflow.models.dagbag import DagBag  # type: ignore[no-redef]
 
         bag = DagBag(str(folder))
         assert bag.import_errors == {}
