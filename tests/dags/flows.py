@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow.providers.amazon.aws.operators.sagemaker import SageMakerTuningOperator
 from airflow.sdk import DAG, task
 
 from airflow_amt import AmtStopTuningJobOperator, AmtTuningJobOperator, AmtTuningJobSensor
@@ -34,6 +35,26 @@ for way in ("sync", "deferred"):
             deferrable=way == "deferred",
         )
         see(tune.output)  # type: ignore[arg-type]
+
+MIGRATED = {
+    "HyperParameterTuningJobName": "{{ params.prefix }}-{{ ti.task_id }}",
+    "HyperParameterTuningJobConfig": "{{ params.request.HyperParameterTuningJobConfig }}",
+    "TrainingJobDefinition": "{{ params.request.TrainingJobDefinition }}",
+}
+
+# The same request, and no argument that only one of the two knows: what migrating comes down to.
+with DAG("migrate", **DEFAULTS):
+    for kind in (SageMakerTuningOperator, AmtTuningJobOperator):
+        kind(
+            task_id="theirs" if kind is SageMakerTuningOperator else "ours",
+            config=MIGRATED,
+            aws_conn_id="aws_default",
+            region_name="eu-west-1",
+            wait_for_completion=True,
+            check_interval=1,
+            max_ingestion_time=120,
+            deferrable=False,
+        )
 
 with DAG("watch", **DEFAULTS):
     start = AmtTuningJobOperator(
