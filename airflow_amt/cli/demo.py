@@ -34,10 +34,8 @@ import airflow_amt
 from airflow_amt.exceptions import AmtError
 from airflow_amt.tuning import (
     CompletionReason,
-    ObjectiveType,
     TrainingJobResult,
     TuningProgress,
-    replay,
 )
 
 DAG_ID = "amt_quick_start"
@@ -220,17 +218,8 @@ def _recomputed_reasons(client: Any, name: str) -> list[str]:
     jobs = [
         TrainingJobResult.from_summary(summary) for page in pages for summary in page["TrainingJobSummaries"]
     ]
-    progress = TuningProgress.from_describe(description)
-    if progress.created_at is None:
-        return []
-    report = replay(
-        jobs,
-        progress.criteria,
-        progress.objective_type or ObjectiveType.MAXIMIZE,
-        started_at=progress.created_at,
-        until=progress.ended_at,
-    )
-    return [fired.reason.value for fired in report.first]
+    report = TuningProgress.from_describe(description).replay(jobs)
+    return [] if report is None else [fired.reason.value for fired in report.first]
 
 
 # --- the processes -----------------------------------------------------------------------------------

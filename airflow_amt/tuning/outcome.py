@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow_amt.tuning.criteria import API_PATHS, CompletionReason, ObjectiveType
-from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult, replay
+from airflow_amt.tuning.criteria import API_PATHS, CompletionReason
+from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult
 from airflow_amt.tuning.naming import STOPPED_BY_TAG, STOPPED_DETAIL_TAG
 from airflow_amt.tuning.progress import (
     TrainingJobCounters,
@@ -336,23 +336,14 @@ def _met_criteria(progress: TuningProgress, jobs: list[TrainingJobResult]) -> li
 
 def _times(progress: TuningProgress, jobs: list[TrainingJobResult]) -> dict[CompletionReason, datetime]:
     """Return when each criterion was met, as far as the training jobs and AMT's own times tell."""
-    if not jobs or progress.created_at is None:
+    report = progress.replay(jobs) if jobs else None
+    if report is None:
         return {}
-    report = replay(
-        jobs,
-        progress.criteria,
-        progress.objective_type or ObjectiveType.MAXIMIZE,
-        started_at=progress.created_at,
-        until=progress.ended_at,
-    )
     times = {reason: fired.at for reason, fired in report.by_reason.items() if fired is not None}
     # AMT's convergence is its own prediction: its time counts, never ours.
     times.pop(CompletionReason.CONVERGED, None)
     if progress.convergence_detected_at is not None:
         times[CompletionReason.CONVERGED] = progress.convergence_detected_at
-    if progress.objective_type is None:
-        times.pop(CompletionReason.TARGET_REACHED, None)
-        times.pop(CompletionReason.NOT_IMPROVING, None)
     return times
 
 

@@ -13,7 +13,14 @@ from enum import Enum
 from typing import Any
 
 from airflow_amt.tuning.criteria import CompletionCriteria, ObjectiveType
-from airflow_amt.tuning.history import TrainingJobResult, aware, ended_in_order, finite
+from airflow_amt.tuning.history import (
+    ReplayReport,
+    TrainingJobResult,
+    aware,
+    ended_in_order,
+    finite,
+    replay,
+)
 
 
 class TuningJobStatus(str, Enum):
@@ -312,6 +319,25 @@ class TuningProgress:
         if self.objective_type is None:
             return None
         return SatisfactoryProgress.measure(training_jobs, self.objective_type, window=window)
+
+    def replay(
+        self, training_jobs: Iterable[TrainingJobResult], criteria: CompletionCriteria | None = None
+    ) -> ReplayReport | None:
+        """Replay criteria over this job's training jobs; see :func:`airflow_amt.tuning.history.replay`.
+
+        :param training_jobs: its training jobs, in any order.
+        :param criteria: the criteria to try; the job's own if left out.
+        :return: ``None`` if creation time or direction of the objective is not known.
+        """
+        if self.created_at is None or self.objective_type is None:
+            return None
+        return replay(
+            training_jobs,
+            self.criteria if criteria is None else criteria,
+            self.objective_type,
+            started_at=self.created_at,
+            until=self.ended_at,
+        )
 
     def log_line(self) -> str:
         """Say the progress in one readable line, each counter beside its limit."""

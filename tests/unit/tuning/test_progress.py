@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_amt.tuning import ObjectiveType, SatisfactoryProgress, TuningProgress
+from airflow_amt.tuning import CompletionCriteria, ObjectiveType, SatisfactoryProgress, TuningProgress
 from tests.unit.tuning.factories import at, description, results
 
 
@@ -183,6 +183,14 @@ def test_satisfactory_progress() -> None:
     progress = TuningProgress.from_describe(description())
     assert progress.satisfactory(jobs, window=4) == still
     assert TuningProgress.from_describe({}).satisfactory(jobs) is None
+    limited = TuningProgress.from_describe(description(limits={"MaxNumberOfTrainingJobs": 2}))
+    replayed = limited.replay(jobs)
+    assert replayed is not None
+    assert replayed.finished == 2
+    other = limited.replay(jobs, CompletionCriteria(target_objective_value=0.7))
+    assert other is not None
+    assert [fired.reason.value for fired in other.first] == ["target_reached"]
+    assert TuningProgress.from_describe({}).replay(jobs) is None
     nothing = SatisfactoryProgress.measure([], ObjectiveType.MAXIMIZE)
     assert nothing.gain_per_second is None
     with pytest.raises(ValueError, match="window"):
