@@ -478,7 +478,7 @@ def test_a_job_that_completes_before_the_stop_reaches_it_succeeds(deferrable: bo
 @WAYS
 def test_the_deadline_of_an_adopted_job_counts_from_its_creation(deferrable: bool) -> None:
     created = describe(CreationTime=datetime.now(UTC) - timedelta(hours=2))
-    hook = FakeHook({NAME: [created]}, {NAME: OWNER.tags()})
+    hook = FakeHook({NAME: [created, created, created, "Completed"]}, {NAME: OWNER.tags()})
     with pytest.raises(AmtTuningJobTimeout):
         run_task(lambda: operator(deferrable=deferrable, max_ingestion_time=3600), task_context(), hook)
 

@@ -150,6 +150,12 @@ def test_a_timeout_is_a_timeout_and_the_job_runs_on(
     assert hook.named("stop") == []
 
 
+@WAYS
+def test_a_timeout_on_the_first_read_skips_too(deferrable: bool) -> None:
+    with pytest.raises(AirflowSkipException, match="timed out"):
+        run(FakeHook({NAME: ["InProgress"]}), deferrable=deferrable, timeout=0, soft_fail=True)
+
+
 def test_a_deadline_is_absolute_however_often_the_task_resumes() -> None:
     deadline = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
     task = sensor(deferrable=True)

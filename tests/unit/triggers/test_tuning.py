@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -121,6 +122,24 @@ def test_a_users_kill_keeps_its_message_while_a_read_is_under_way() -> None:
 
     with pytest.raises(asyncio.CancelledError, match="a person did it"):
         asyncio.run(run())
+
+
+def test_reads_keep_the_context_by_which_airflow_finds_the_tasks_log() -> None:
+    mine: ContextVar[str] = ContextVar("mine", default="nobody's")
+    seen: list[str] = []
+
+    class Looking(FakeHook):
+        def describe_tuning_job(self, name: str) -> dict[str, Any]:
+            seen.append(mine.get())
+            return super().describe_tuning_job(name)
+
+    async def run() -> None:
+        mine.set("this trigger's")
+        async for _ in trigger(Looking({NAME: ["Completed"]})).run():
+            pass
+
+    asyncio.run(run())
+    assert seen == ["this trigger's"]
 
 
 def test_arguments_of_a_newer_release_are_ignored_and_missing_ones_have_defaults() -> None:
