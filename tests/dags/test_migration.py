@@ -98,7 +98,7 @@ def moto_s3(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "s3", ["small_s3", pytest.param("moto_s3", marks=pytest.mark.system)], ids=["small", "moto"]
+    "s3", ["small_s3", pytest.param("moto_s3", marks=pytest.mark.foreign)], ids=["small", "moto"]
 )
 def test_migrating_is_a_change_of_import_and_class(
     s3: str,

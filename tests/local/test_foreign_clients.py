@@ -16,7 +16,7 @@ import pytest
 from airflow_amt.local import RunningServer, running
 from tests.unit.requests import create_request
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.foreign
 
 IMAGE = "foreign.local/trainer:1"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "eu-west-1"}
