@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,7 @@ import botocore.loaders
 import botocore.model
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.tuning.criteria import LARGEST_FLOAT
 from airflow_amt.tuning.request import check_documented_rules
 
 SERVICE = "sagemaker"
@@ -29,6 +31,7 @@ SERVICE = "sagemaker"
 _INTEGERS = frozenset({"integer", "long"})
 _FLOATS = frozenset({"float", "double"})
 _WIDTHS = {"integer": 2**31, "long": 2**63}
+_LARGEST = {"float": LARGEST_FLOAT, "double": sys.float_info.max}
 
 
 @cache
@@ -127,11 +130,14 @@ def check_create_request(request: Mapping[str, Any]) -> list[AmtFieldError]:
 
 
 def aws_message(problems: Sequence[Problem]) -> str:
-    """Say the problems in the form that AWS gives its ``ValidationException`` messages."""
+    """Say the problems in the form that AWS gives its ``ValidationException`` messages.
+
+    AWS spells fields in lower camel case there; the path as the API documents it is appended to each.
+    """
     count = f"{len(problems)} validation error{'s' if len(problems) > 1 else ''} detected: "
     return count + "; ".join(
         f"Value {_aws_value(problem.value)} at '{_aws_path(problem.path)}' "
-        f"failed to satisfy constraint: {problem.constraint()}"
+        f"failed to satisfy constraint: {problem.constraint()} ({problem.path})"
         for problem in problems
     )
 
@@ -235,7 +241,7 @@ def _is_of_type(kind: str, value: Any) -> bool:
     if kind in _INTEGERS:
         return isinstance(value, int)
     if kind in _FLOATS:
-        return isinstance(value, (int, float)) and _is_finite(value)
+        return isinstance(value, (int, float)) and _is_finite(value) and abs(value) <= _LARGEST[kind]
     if kind == "timestamp":
         return isinstance(value, (datetime, str)) or (isinstance(value, (int, float)) and _is_finite(value))
     if kind == "blob":

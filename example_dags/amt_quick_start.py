@@ -85,8 +85,10 @@ def amt_quick_start() -> None:
     @task
     def report(outcome: Any) -> str:
         """Log why the tuning job ended, and pass the best training job on."""
-        best = outcome["best_training_job"]
         log.info("%s (%s)", outcome["explanation"], outcome["reason"])
+        best = outcome["best_training_job"]
+        if best is None:  # the time limit can end a job before its first result
+            return "none"
         log.info("Best: %s with %s %s", best["name"], outcome["objective_metric"], best["objective"])
         return str(best["name"])
 

@@ -6,7 +6,7 @@ Source of names, places and limits: SageMaker API, ``CreateHyperParameterTuningJ
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -15,6 +15,9 @@ from enum import Enum
 from typing import Any, TypeGuard
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
+
+#: The API's floats are 32 bits wide: the largest one.
+LARGEST_FLOAT = 3.4028234663852886e38
 
 MIN_NOT_IMPROVING = 3
 MIN_RUNTIME_SECONDS = 120
@@ -141,15 +144,14 @@ class CompletionCriteria:
     def from_request(cls, config: Mapping[str, Any] | None) -> CompletionCriteria:
         """Read the criteria out of a ``HyperParameterTuningJobConfig`` (of a request or a description).
 
-        Unknown siblings are ignored, missing and null parts mean "not set".
+        Unknown siblings are ignored; missing parts, and those that are no structure, mean "not set".
 
         :raises AmtRequestError: a value is out of range, named by its path in the API.
         """
-        config = config or {}
-        limits = config.get("ResourceLimits") or {}
-        completion = config.get("TuningJobCompletionCriteria") or {}
-        not_improving = completion.get("BestObjectiveNotImproving") or {}
-        convergence = completion.get("ConvergenceDetected") or {}
+        limits = _part(config, "ResourceLimits")
+        completion = _part(config, "TuningJobCompletionCriteria")
+        not_improving = _part(completion, "BestObjectiveNotImproving")
+        convergence = _part(completion, "ConvergenceDetected")
         runtime = limits.get("MaxRuntimeInSeconds")
         flag = convergence.get("CompleteOnConvergence")
         values: dict[str, Any] = {
@@ -261,6 +263,12 @@ class CompletionCriteria:
         return cls(**{key: _from_text(key, given) for key, given in value.items()})
 
 
+def _part(parent: Mapping[str, Any] | None, key: str) -> Mapping[str, Any]:
+    """Return a structure within a structure, empty if it is missing or none."""
+    part = parent.get(key) if isinstance(parent, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
+
+
 def _from_text(attribute: str, value: Any) -> Any:
     """Turn what a template rendered into the attribute's type; what cannot be turned stays for the check."""
     if isinstance(value, str):
@@ -337,7 +345,5 @@ def _check_flag(problems: list[AmtFieldError], value: Any) -> None:
 
 
 def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int too large for a double
-        return False
+    # Comparing works for any int, also one that is too large for a double; NaN compares as false.
+    return abs(value) <= sys.float_info.max

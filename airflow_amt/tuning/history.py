@@ -118,6 +118,7 @@ class CriteriaTracker:
     :param objective_type: which direction of the objective is better.
     :param started_at: when the tuning job was created (aware).
     :param rule: the convergence rule.
+    :raises ValueError: ``started_at`` is naive, or the objective type is none.
     """
 
     def __init__(
@@ -128,8 +129,10 @@ class CriteriaTracker:
         started_at: datetime,
         rule: ConvergenceRule = DEFAULT_RULE,
     ) -> None:
+        if started_at.tzinfo is None:
+            raise ValueError(f"started_at must be aware, as the API's times are, not {started_at!r}")
         self.criteria = criteria
-        self.objective_type = objective_type
+        self.objective_type = ObjectiveType(objective_type)
         self.started_at = started_at
         self.fired: tuple[CriterionFired, ...] = ()
         self.finished = 0

@@ -7,13 +7,14 @@ training jobs are known, from the order in which they ended.
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow_amt.tuning.criteria import API_PATHS, CompletionReason
+from airflow_amt.tuning.criteria import API_PATHS, LARGEST_FLOAT, CompletionReason
 from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult
 from airflow_amt.tuning.naming import STOPPED_BY_TAG, STOPPED_DETAIL_TAG
 from airflow_amt.tuning.progress import (
@@ -234,17 +235,22 @@ def _decide_stopped(met: list[_Met], tags: Mapping[str, str] | None) -> _Decisio
             {"stopped_by": stopped_by, "detail": detail},
             f"The tuning job was stopped from Airflow ({stopped_by}{': ' + detail if detail else ''}).",
         )
+    unread = tags is None
     if met:
         first, *others = met
+        suspects: tuple[CompletionReason, ...] = (CompletionReason.STOPPED_EXTERNALLY,)
+        record = "no stop by this provider is recorded"
+        if unread:
+            suspects = (*suspects, CompletionReason.STOPPED_BY_PROVIDER)
+            record = "its tags, which would tell of a stop by this provider, could not be read"
         return (
             first.reason,
             False,
-            (*_simultaneous(first, others), CompletionReason.STOPPED_EXTERNALLY),
+            (*_simultaneous(first, others), *suspects),
             _evidence(first),
-            f"{_sentence(first)} Yet its status is Stopped, not Completed, and no stop by this provider is "
-            "recorded: it may have been stopped by hand at that moment.",
+            f"{_sentence(first)} Yet its status is Stopped, not Completed, and {record}: it may have been "
+            "stopped at that moment.",
         )
-    unread = tags is None
     return (
         CompletionReason.STOPPED_EXTERNALLY,
         not unread,
@@ -264,14 +270,14 @@ def _decide_completed(progress: TuningProgress, met: list[_Met], description: Ma
         also = _simultaneous(first, others)
         if exhausted:
             also = (*also, CompletionReason.SEARCH_SPACE_EXHAUSTED)
-        return first.reason, True, also, _evidence(first), _sentence(first)
+        return first.reason, True, also, _evidence(first), _sentence(first) + _no_objective(progress)
     if exhausted:
         return (
             CompletionReason.SEARCH_SPACE_EXHAUSTED,
             True,
             (),
             {"field": "ParameterRanges", "limit": size, "observed": progress.training_jobs.launched},
-            f"All {size} combinations of the search space were tried.",
+            f"All {size} combinations of the search space were tried.{_no_objective(progress)}",
         )
     limit, runtime = progress.criteria.max_runtime, progress.runtime
     if limit is not None and runtime is not None:
@@ -315,7 +321,7 @@ def _met_criteria(progress: TuningProgress, jobs: list[TrainingJobResult]) -> li
         target is not None
         and best is not None
         and progress.objective_type is not None
-        and progress.objective_type.reaches(best, target)
+        and (progress.objective_type.reaches(best, target) or _float32(best) == _float32(target))
     ):
         add(CompletionReason.TARGET_REACHED, target, best)
     if criteria.complete_on_convergence and progress.convergence_detected_at is not None:
@@ -330,8 +336,10 @@ def _met_criteria(progress: TuningProgress, jobs: list[TrainingJobResult]) -> li
         seconds = progress.runtime.total_seconds()
         if progress.runtime >= criteria.max_runtime:
             add(CompletionReason.MAX_RUNTIME, criteria.max_runtime_seconds, seconds)
-    latest = datetime.max.replace(tzinfo=UTC)
-    return sorted(found, key=lambda one: one.at or latest)
+    if any(one.at is None for one in found):
+        # By our reading one of them was never met, by AMT's own count it was: the order is not known.
+        return [replace(one, at=None) for one in found]
+    return sorted(found, key=lambda one: one.at or datetime.min.replace(tzinfo=UTC))
 
 
 def _times(progress: TuningProgress, jobs: list[TrainingJobResult]) -> dict[CompletionReason, datetime]:
@@ -350,6 +358,17 @@ def _times(progress: TuningProgress, jobs: list[TrainingJobResult]) -> dict[Comp
 def _simultaneous(first: _Met, others: Iterable[_Met]) -> tuple[CompletionReason, ...]:
     """Return the other reasons that may have ended the job too: met by then, or nobody knows when."""
     return tuple(one.reason for one in others if one.at is None or first.at is None or one.at <= first.at)
+
+
+def _no_objective(progress: TuningProgress) -> str:
+    """Say, behind the reason, that there is no model to show for it."""
+    ended = progress.training_jobs.ended
+    if progress.best_objective is not None or ended == 0:
+        return ""
+    return (
+        f" None of the {ended} training jobs that ended has an objective: look at their failures, and at "
+        "the Regex of the MetricDefinitions."
+    )
 
 
 def _evidence(met: _Met) -> dict[str, Any]:
@@ -378,6 +397,12 @@ def _sentence(met: _Met) -> str:
             else ""
         ),
     }[met.reason]
+
+
+def _float32(value: float) -> float:
+    """Round to 32 bits, the width of objectives and targets in the API."""
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0] if abs(value) <= LARGEST_FLOAT else value
+    return rounded
 
 
 def _failure_reasons(jobs: Iterable[TrainingJobResult]) -> tuple[tuple[str, int], ...]:

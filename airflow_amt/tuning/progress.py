@@ -347,6 +347,8 @@ class TuningProgress:
             parts.append(f"{jobs.in_progress} running")
         if jobs.failed:
             parts.append(f"{jobs.failed} failed")
+        if self.objectives.failed > jobs.failed:
+            parts.append(f"{self.objectives.failed} without objective")
         if self.best_objective is not None:
             target = self.criteria.target_objective_value
             metric = self.objective_metric or "objective"

@@ -77,7 +77,7 @@ def test_each_criterion_ends_the_tuning_job_and_says_so(
 
 def test_ctrl_c_stops_the_job_and_leaves_no_process(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    # No criterion of this one is met before the search has gone on for a while.
+    # 25 results at least: time enough to interrupt it.
     demo = start(home, "--criterion", "converged")
     try:
         assert demo.stdout is not None

@@ -73,6 +73,7 @@ def test_each_required_field_is_missed_by_name(path: str) -> None:
         (f"{CRITERIA}.BestObjectiveNotImproving.MaxNumberOfTrainingJobsNotImproving", -1, "min"),
         (f"{CRITERIA}.BestObjectiveNotImproving.MaxNumberOfTrainingJobsNotImproving", 2, "min"),
         (f"{CRITERIA}.TargetObjectiveMetricValue", float("inf"), "type"),
+        (f"{CRITERIA}.TargetObjectiveMetricValue", 1e300, "type"),
         (f"{CRITERIA}.ConvergenceDetected.CompleteOnConvergence", "Yes", "enum"),
         ("HyperParameterTuningJobConfig.RandomSeed", -1, "min"),
         ("TrainingJobDefinition.RoleArn", "sagemaker-role-name-only", "pattern"),
@@ -91,6 +92,7 @@ def test_each_limit_is_missed_by_name(path: str, value: Any, kind: str) -> None:
     assert (path, kind) in found
     assert path in [problem.field for problem in check_create_request(request)]
     spelled = ".".join(part[0].lower() + part[1:] for part in path.split("."))
+    assert f"({path})" in aws_message(validate(CREATE, request))
     assert f"at '{spelled}' failed to satisfy constraint: Member " in aws_message(validate(CREATE, request))
 
 

@@ -121,6 +121,11 @@ def test_a_bad_request_is_named_by_its_api_path() -> None:
     assert "Enabled" in flag.limit
 
 
+@pytest.mark.parametrize("junk", [None, {}, {"ResourceLimits": "x", "TuningJobCompletionCriteria": []}])
+def test_what_is_no_structure_sets_nothing(junk: Any) -> None:
+    assert CompletionCriteria.from_request(junk) == CompletionCriteria()
+
+
 def test_rendered_strings_are_turned_back() -> None:
     parsed = CompletionCriteria.parse(
         {

@@ -129,6 +129,13 @@ def test_a_training_job_that_runs_cannot_be_observed() -> None:
         tracker.observe(TrainingJobResult(name="running", status="InProgress"))
 
 
+def test_times_must_be_aware_and_the_direction_known() -> None:
+    with pytest.raises(ValueError, match="aware"):
+        CriteriaTracker(CompletionCriteria(), MAXIMIZE, started_at=START.replace(tzinfo=None))
+    plain = CriteriaTracker(CompletionCriteria(), "Minimize", started_at=START)  # type: ignore[arg-type]
+    assert plain.objective_type is MINIMIZE
+
+
 def test_summaries_parse_with_nothing_but_a_name() -> None:
     parsed = TrainingJobResult.from_summary({"TrainingJobName": "only"})
     assert parsed == TrainingJobResult(name="only", status="")

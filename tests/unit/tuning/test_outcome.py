@@ -10,7 +10,7 @@ import pytest
 from airflow_amt.tuning import CompletionReason, TrainingJobResult, TuningOutcome, infer_outcome
 from tests.unit.tuning.factories import at, description, results, summary
 
-FIVE = {
+FIVE: dict[str, Any] = {
     "limits": {"MaxNumberOfTrainingJobs": 20, "MaxRuntimeInSeconds": 3600},
     "completion": {
         "TargetObjectiveMetricValue": 0.95,
@@ -132,6 +132,36 @@ def test_a_runtime_that_was_exceeded_while_stopping_is_not_the_reason() -> None:
     found = outcome(completed=2, best=0.96, runtime=3610, training_jobs=jobs)
     assert found.reason is CompletionReason.TARGET_REACHED
     assert found.also == ()
+
+
+def test_an_unknown_order_is_not_invented() -> None:
+    """AMT counts an improvement below 1 % as none; by our reading the job improved every time."""
+    jobs = results([0.9 + step / 10_000 for step in range(20)])
+    given: dict[str, Any] = {"completed": 20, "best": jobs[-1].objective, "not_improving": 5}
+    with_jobs, without = outcome(**given, training_jobs=jobs), outcome(**given)
+    assert with_jobs.reason is without.reason is CompletionReason.NOT_IMPROVING
+    assert with_jobs.also == without.also == (CompletionReason.MAX_TRAINING_JOBS,)
+
+
+def test_targets_and_objectives_are_compared_in_the_apis_width() -> None:
+    found = outcome(completed=3, best=0.949999988079071)  # 0.95 in 32 bits
+    assert found.reason is CompletionReason.TARGET_REACHED
+    assert outcome(completed=3, best=0.9499).reason is CompletionReason.UNKNOWN
+    huge = outcome(completed=3, best=1e300, completion={"TargetObjectiveMetricValue": 1.7e308})
+    assert huge.reason is CompletionReason.UNKNOWN
+
+
+def test_a_stopped_job_with_unreadable_tags_may_have_been_stopped_by_us() -> None:
+    found = infer_outcome(description(status="Stopped", completed=9, best=0.96, **FIVE), tags=None)
+    assert found.reason is CompletionReason.TARGET_REACHED
+    assert not found.certain
+    assert found.also == (CompletionReason.STOPPED_EXTERNALLY, CompletionReason.STOPPED_BY_PROVIDER)
+    assert "could not be read" in found.explanation
+
+
+def test_an_end_without_any_objective_says_so() -> None:
+    assert "None of the 20 training jobs" in outcome(failed=20).explanation
+    assert "None of" not in outcome(completed=20, best=0.5).explanation
 
 
 def test_the_most_frequent_failure_reasons_are_counted() -> None:
