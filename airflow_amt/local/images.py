@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import string
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ def parse_mappings(mappings: Iterable[str], folder: Path) -> dict[str, list[str]
     :param mappings: the options.
     :param folder: what relative file names are relative to.
     :raises AmtFieldError: an option has no ``=``, no image or no command, names an image twice, has
-        unbalanced quotes, or its program is not found.
+        unbalanced quotes, or its program or a script (``.py``, ``.sh``) among its arguments is not found.
     """
     commands: dict[str, list[str]] = {}
     for mapping in mappings:
@@ -61,9 +62,17 @@ def _absolute(mapping: str, words: list[str], folder: Path) -> list[str]:
     found = str(local.absolute()) if "/" in program and local.is_file() else shutil.which(program)
     if found is None:
         raise _refusal(mapping, f"a program that can be executed; {program!r} was not found")
-    return [found] + [
-        str((folder / word).absolute()) if (folder / word).is_file() else word for word in arguments
-    ]
+    return [found, *(_argument(mapping, word, folder) for word in arguments)]
+
+
+def _argument(mapping: str, word: str, folder: Path) -> str:
+    path = folder / word
+    if path.is_file():
+        return str(path.absolute())
+    # Options and shell commands (`sh -c 'cd x; sh train.sh'`) may end like a script without being one.
+    if word.endswith((".py", ".sh")) and not word.startswith("-") and not set(word) & set(string.whitespace):
+        raise _refusal(mapping, f"scripts that exist; {word!r} is not in {folder}")
+    return word
 
 
 def _refusal(mapping: str, limit: str) -> AmtFieldError:

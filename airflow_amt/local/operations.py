@@ -17,6 +17,7 @@ from airflow_amt.local import store as tables
 from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.engine import Engine
 from airflow_amt.local.protocol import AwsError
+from airflow_amt.local.search import MAX_TRAINING_JOBS
 from airflow_amt.local.store import Row
 from airflow_amt.local.trainer import model_uri
 from airflow_amt.local.tuning_run import objective_of
@@ -26,7 +27,6 @@ from airflow_amt.tuning.request import check_documented_rules, training_job_defi
 #: can be raised to.
 MAX_CONCURRENT_TUNING_JOBS = 100
 MAX_PARALLEL_TRAINING_JOBS = 100
-MAX_TRAINING_JOBS = {"Bayesian": 750, "Random": 10_000}
 MAX_TAGS = 50
 DEFAULT_PAGE = 10
 

@@ -25,7 +25,8 @@ _MOST_KEYS = 1000
 def routes(root: Path) -> list[Route]:
     """Return the routes of the view: ``/bucket`` and ``/bucket/key``."""
 
-    async def bucket(request: Request) -> Response:
+    # No coroutines: Starlette calls these in threads, as walking through a large folder takes long.
+    def bucket(request: Request) -> Response:
         name = request.path_params["bucket"]
         try:
             folder = s3.local_path(root, f"s3://{name}")
@@ -37,7 +38,7 @@ def routes(root: Path) -> list[Route]:
             return Response()
         return _list(name, folder, request)
 
-    async def object_(request: Request) -> Response:
+    def object_(request: Request) -> Response:
         uri = f"s3://{request.path_params['bucket']}/{request.path_params['key']}"
         try:
             path = s3.local_path(root, uri)

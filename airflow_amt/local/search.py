@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import random
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     import optuna
 
 STRATEGIES = ("Random", "Bayesian")
+
+#: Most training jobs of one tuning job (developer guide, "Resource limits for automatic model tuning"), at
+#: what the quota can be raised to.
+MAX_TRAINING_JOBS = {"Bayesian": 750, "Random": 10_000}
 
 #: From this factor between the bounds of a positive range on, ``Auto`` means logarithmic.
 AUTO_LOGARITHMIC_FACTOR = 100.0
@@ -162,8 +167,8 @@ class Space:
         """Read the API's ``ParameterRanges``.
 
         :param path: where they are in the request, for errors.
-        :raises AmtFieldError: a bound is not a number of its kind, bounds are the wrong way round, or a
-            scale does not fit them.
+        :raises AmtFieldError: a bound is not a number of its kind, bounds are the wrong way round or too
+            far apart, or a scale does not fit them.
         """
         parameters: list[Parameter] = []
         for position, one in enumerate(ranges.get("IntegerParameterRanges") or ()):
@@ -440,6 +445,15 @@ def _continuous(one: Mapping[str, Any], path: str) -> ContinuousParameter:
     low, high = (_number(one, key, path) for key in ("MinValue", "MaxValue"))
     _check_order(low, high, one, path)
     scaling = _scaling(one, low, high, path, ("Auto", "Linear", "Logarithmic", "ReverseLogarithmic"))
+    # Only a linear scale needs the difference; both searches compute with it, in doubles.
+    if scaling == "Linear" and low < high and not sys.float_info.min <= high - low <= sys.float_info.max:
+        raise AmtFieldError(
+            f"{path}.MaxValue",
+            one["MaxValue"],
+            f"a range whose width (MaxValue - MinValue, {one['MinValue']}) is a double: "
+            f"{sys.float_info.min:.2g} to {sys.float_info.max:.2g}",
+            "bring the bounds closer together" if high - low > 1 else "bring the bounds further apart",
+        )
     return ContinuousParameter(name=one["Name"], low=low, high=high, scaling=scaling)
 
 

@@ -4,9 +4,12 @@ How a tuning job ends:
 
 - a criterion fires: no training job is launched any more, those that run are stopped, and once they are
   gone the status is ``Completed``;
-- a finite search space has no untried combination left: ``Completed`` after the running ones;
+- a finite search space has no untried combination left, or, without a maximum of its own, as many training
+  jobs were launched as the quota of its strategy allows: ``Completed`` after the running ones;
 - it is stopped by a call: ``Stopping`` while its training jobs are stopped, then ``Stopped``;
-- the first five training jobs all fail: ``Failed``, as AMT does.
+- five training jobs have ended, and none has an objective: ``Failed``, as AMT does. Those that were stopped
+  and those that the server itself failed (``InternalServerError``) are not counted;
+- it would end as ``Completed``, but no training job has an objective, and none was stopped: ``Failed``.
 
 The five completion criteria are not decided here but in
 :class:`airflow_amt.tuning.history.CriteriaTracker`, the same code that replays finished tuning jobs.
@@ -27,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_amt.local import processes, trainer
 from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.metrics import compile_definitions
-from airflow_amt.local.search import Evaluation, Search, Space, create_search
+from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Search, Space, create_search
 from airflow_amt.local.store import Row
 from airflow_amt.tuning.criteria import CompletionCriteria, ObjectiveType
 from airflow_amt.tuning.history import CriteriaTracker, TrainingJobResult
@@ -42,11 +45,14 @@ logger = logging.getLogger(__name__)
 AMT_STOP_GRACE_SECONDS = 120
 #: Time limit of a training job whose StoppingCondition sets none (API: StoppingCondition).
 DEFAULT_MAX_TRAINING_SECONDS = 86_400
-#: So many failed attempts without one success fail the tuning job.
+#: So many ended training jobs without one objective fail the tuning job.
 ATTEMPTS_WITHOUT_SUCCESS = 5
 NO_SUCCESS_REASON = (
     f"No training job succeeded after {ATTEMPTS_WITHOUT_SUCCESS} attempts. "
     "Please take a look at the training job failures to get more details."
+)
+ALL_FAILED_REASON = (
+    "All training jobs failed. Please take a look at the training job failures to get more details."
 )
 INTERRUPTED_REASON = "InternalServerError: the embedded AMT was stopped while this training job was running."
 BROKEN_REASON = (
@@ -67,6 +73,14 @@ COUNTERS = (
     "objective_failed",
 )
 _COUNTER_OF_STATUS = {"Completed": "training_completed", "Stopped": "training_stopped"}
+
+
+def no_objective_reason(training_jobs: int) -> str:
+    """Return why a tuning job failed of which some training jobs completed, but none gave an objective."""
+    return (
+        f"No objective metrics found after running {training_jobs} training jobs. Please ensure that the "
+        "custom algorithm is emitting the objective metric as defined by the regular expression provided."
+    )
 
 
 def objective_of(config: Mapping[str, Any], definition: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -161,6 +175,8 @@ class TuningRun:
             definition["StoppingCondition"].get("MaxRuntimeInSeconds") or DEFAULT_MAX_TRAINING_SECONDS
         )
         self._criteria = CompletionCriteria.from_request(config)
+        #: Most training jobs to launch. The quota is no criterion: nothing fires when it is reached.
+        self._most: int = self._criteria.max_training_jobs or MAX_TRAINING_JOBS[row["strategy"]]
         self._parallel: int = config["ResourceLimits"]["MaxParallelTrainingJobs"]
         objective_type = ObjectiveType(objective["Type"])
         self._search: Search = create_search(
@@ -258,15 +274,14 @@ class TuningRun:
     def _is_over(self) -> bool:
         if self.running or self._finishing:
             return False
-        return self._ending is not None or self._exhausted
+        return self._ending is not None or self._exhausted or self._launched >= self._most
 
     def _may_launch(self) -> bool:
-        most = self._criteria.max_training_jobs
         return (
             self._ending is None
             and not self._exhausted
             and len(self.running) < self._parallel
-            and (most is None or self._launched < most)
+            and self._launched < self._most
         )
 
     def _watch_time(self) -> None:
@@ -295,6 +310,12 @@ class TuningRun:
 
     def _finalise(self) -> None:
         now = max(self._engine.clock.now_ms(), self._last_ended_ms)
+        if self._ending in (None, "Completed") and self._came_to_nothing():
+            self._ending = "Failed"
+            some_completed = self._counters["training_completed"] > 0
+            self._failure_reason = (
+                no_objective_reason(self._launched) if some_completed else ALL_FAILED_REASON
+            )
         self._status = self._ending or "Completed"
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
@@ -550,17 +571,24 @@ class TuningRun:
         self._save(modified_ms=row["ended_ms"])
         if self._ending is not None:
             return
-        if self._no_success():
-            self._end("Failed", NO_SUCCESS_REASON)
+        reason = self._hopeless()
+        if reason is not None:
+            self._end("Failed", reason)
         elif fired:
             self._end("Completed")
 
-    def _no_success(self) -> bool:
+    def _hopeless(self) -> str | None:
+        """Return why the tuning job is not worth going on with, ``None`` as long as it may be."""
+        completed, failed = self._counters["training_completed"], self._counters["training_non_retryable"]
+        if self._counters["objective_succeeded"] or completed + failed < ATTEMPTS_WITHOUT_SUCCESS:
+            return None
+        return no_objective_reason(completed + failed) if completed else NO_SUCCESS_REASON
+
+    def _came_to_nothing(self) -> bool:
+        """Whether all training jobs have ended by themselves, and none has an objective."""
         counters = self._counters
         return (
-            counters["training_non_retryable"] >= ATTEMPTS_WITHOUT_SUCCESS
-            and counters["training_completed"] == 0
-            and counters["training_stopped"] == 0
+            self._launched > 0 and counters["objective_succeeded"] == 0 and counters["training_stopped"] == 0
         )
 
     def _count_ended(self, row: Row) -> None:

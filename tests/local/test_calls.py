@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
@@ -14,8 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
+from starlette.applications import Starlette
 
-from airflow_amt.local import RunningServer, running
+from airflow_amt.local import RunningServer, running, s3_view
 from tests.local.support import (
     IMAGES,
     client_of,
@@ -237,6 +240,16 @@ def test_an_image_without_a_command_says_how_to_map_it(amt: RunningServer) -> No
 
     assert "TrainingJobDefinition.AlgorithmSpecification.TrainingImage" in message
     assert "--image 'somebody/else:3=COMMAND'" in message
+
+
+@pytest.mark.parametrize("strategy", ["Random", "Bayesian"])
+def test_a_range_that_is_too_wide_is_refused_at_once(amt: RunningServer, strategy: str) -> None:
+    request = having(create_request(strategy=strategy), f"{CONTINUOUS}.MinValue", "-1.7e308")
+
+    message = refused(amt, having(request, f"{CONTINUOUS}.MaxValue", "1.7e308"))
+
+    assert f"{CONFIG}.ParameterRanges.ContinuousParameterRanges[0].MaxValue" in message
+    assert "closer together" in message
 
 
 def test_several_problems_are_told_at_once(amt: RunningServer) -> None:
@@ -687,6 +700,50 @@ def test_s3_listing(storage: Any) -> None:
     assert keys(Prefix="a/", Delimiter="/") == (["a/1.csv", "a/2.csv"], ["a/b/"])
     assert keys(Prefix="a/2") == (["a/2.csv"], [])
     assert keys(Prefix="nothing") == ([], [])
+
+
+def test_a_listing_does_not_hold_up_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk through the folder goes on only once the event loop has done something else meanwhile."""
+    (tmp_path / "bucket").mkdir()
+    walking, elsewhere = threading.Event(), threading.Event()
+    objects = s3_view._objects
+    held_up: list[bool] = []
+
+    def walk(folder: Path) -> Iterator[tuple[str, Path]]:
+        walking.set()
+        held_up.append(not elsewhere.wait(5))
+        return objects(folder)
+
+    monkeypatch.setattr(s3_view, "_objects", walk)
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def do_something_else() -> None:
+        await asyncio.to_thread(walking.wait, 5)
+        elsewhere.set()
+
+    async def list_bucket() -> None:
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/bucket",
+            "query_string": b"list-type=2",
+            "headers": [],
+        }
+        await asyncio.gather(
+            Starlette(routes=s3_view.routes(tmp_path))(scope, receive, send), do_something_else()
+        )
+
+    asyncio.run(list_bucket())
+
+    assert held_up == [False]
+    assert sent[0]["status"] == 200
+    assert b"<KeyCount>0</KeyCount>" in sent[1]["body"]
 
 
 def test_s3_cannot_be_written_or_left(amt: RunningServer, storage: Any) -> None:

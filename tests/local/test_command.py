@@ -81,6 +81,7 @@ def test_a_server_whose_parent_is_gone_ends(tmp_path: Path) -> None:
         (["--log-limit", "0"], "log-limit"),
         (["--image", "image"], "IMAGE_URI=COMMAND"),
         (["--image", "image=no-such-program-here"], "no-such-program-here"),
+        (["--image", "image=sh no-such-script.py"], "no-such-script.py"),
         (["--host", "192.0.2.1"], "host"),
         (["--state-dir", "{file}"], "state-dir"),
     ],

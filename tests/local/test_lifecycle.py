@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from airflow_amt.local import RunningServer, running
+from airflow_amt.local import RunningServer, launcher, running
 from tests.local.support import (
     IMAGES,
+    RANGES,
     client_of,
     create_request,
     describe,
@@ -139,6 +140,104 @@ def test_one_success_keeps_the_tuning_job_going(client: Any) -> None:
 
     assert description["HyperParameterTuningJobStatus"] == "Completed"
     assert description["TrainingJobStatusCounters"]["NonRetryableError"] == 8
+
+
+ALL_FAILED = "All training jobs failed. Please take a look at the training job failures to get more details."
+
+
+def no_objective(training_jobs: int) -> str:
+    return (
+        f"No objective metrics found after running {training_jobs} training jobs. Please ensure that the "
+        "custom algorithm is emitting the objective metric as defined by the regular expression provided."
+    )
+
+
+@pytest.mark.parametrize(
+    "sequence", ["none", "nan", "fail fail none fail fail fail", "fail fail fail fail none"]
+)
+def test_five_training_jobs_without_an_objective_fail_the_tuning_job(client: Any, sequence: str) -> None:
+    description = run_to_end(client, create_request(sequence=sequence, most=50))
+
+    assert description["HyperParameterTuningJobStatus"] == "Failed"
+    assert description["FailureReason"] == no_objective(5)
+    counters = description["TrainingJobStatusCounters"]
+    assert counters["Completed"] + counters["NonRetryableError"] == 5
+    assert description["ObjectiveStatusCounters"] == {"Succeeded": 0, "Pending": 0, "Failed": 5}
+
+
+def test_one_objective_keeps_the_tuning_job_going(client: Any) -> None:
+    description = run_to_end(client, create_request(sequence="none none fail none 0.5 none", most=8))
+
+    assert description["HyperParameterTuningJobStatus"] == "Completed"
+    assert description["TrainingJobStatusCounters"]["Completed"] == 7
+
+
+THREE = {"CategoricalParameterRanges": [{"Name": "kind", "Values": ["a", "b", "c"]}]}
+
+
+@pytest.mark.parametrize(
+    ("sequence", "ranges", "reason"),
+    [
+        ("fail", RANGES, ALL_FAILED),
+        ("none", RANGES, no_objective(3)),
+        ("fail none fail", RANGES, no_objective(3)),
+        ("fail", THREE, ALL_FAILED),
+        ("nan fail", THREE, no_objective(3)),
+    ],
+)
+def test_a_tuning_job_that_comes_to_nothing_is_failed(
+    client: Any, sequence: str, ranges: dict[str, Any], reason: str
+) -> None:
+    """At its own end, the maximum or an exhausted space, with fewer than five training jobs."""
+    most = 3 if ranges is RANGES else 50
+    description = run_to_end(client, create_request(sequence=sequence, most=most, ranges=ranges))
+
+    assert description["HyperParameterTuningJobStatus"] == "Failed"
+    assert description["FailureReason"] == reason
+    assert sum(description["TrainingJobStatusCounters"].values()) == 3
+
+
+def test_stopped_training_jobs_are_no_failures(client: Any) -> None:
+    """Four fail, then two are stopped at their own time limit: no fifth attempt, and not all failed."""
+    request = create_request(sequence="fail fail fail fail hang", most=6, parallel=2, training_seconds=600)
+    description = run_to_end(client, request)
+
+    assert description["HyperParameterTuningJobStatus"] == "Completed"
+    assert description["TrainingJobStatusCounters"]["NonRetryableError"] == 4
+    assert description["TrainingJobStatusCounters"]["Stopped"] == 2
+
+
+def test_the_time_limit_completes_a_tuning_job_without_an_objective(client: Any) -> None:
+    description = run_to_end(client, create_request(sequence="fail none hang", most=50, runtime=600))
+
+    assert description["HyperParameterTuningJobStatus"] == "Completed"
+    assert description["TrainingJobStatusCounters"]["Stopped"] == 1
+    assert "FailureReason" not in description
+
+
+@pytest.mark.parametrize("strategy", ["Random", "Bayesian"])
+def test_without_a_maximum_the_quota_ends_the_tuning_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """The server's quotas are lowered: 750 training processes would take minutes."""
+    lowered = "from airflow_amt.local import search; search.MAX_TRAINING_JOBS.update(Random=7, Bayesian=6); "
+    main = launcher._MAIN.replace("from airflow_amt.cli", lowered + "from airflow_amt.cli")
+    monkeypatch.setattr(launcher, "_MAIN", main)
+    with running(tmp_path, images=IMAGES) as server, client_of(server) as client:
+        request = create_request(
+            sequence="0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8",
+            most=None,
+            runtime=90_000,
+            parallel=3,
+            strategy=strategy,
+        )
+        description = run_to_end(client, request)
+
+        assert description["HyperParameterTuningJobStatus"] == "Completed"
+        quota = {"Random": 7, "Bayesian": 6}[strategy]
+        assert description["TrainingJobStatusCounters"]["Completed"] == quota
+        assert sum(description["TrainingJobStatusCounters"].values()) == quota
+        assert "MaxNumberOfTrainingJobs" not in description["HyperParameterTuningJobConfig"]["ResourceLimits"]
 
 
 def test_training_time_limit_is_in_amt_seconds(client: Any) -> None:

@@ -166,6 +166,29 @@ def test_bayesian_search_goes_on_with_what_it_knew(tmp_path: Path) -> None:
     assert sorted(tried) == list("abcdef")
 
 
+def test_failures_of_the_server_itself_are_not_counted_as_attempts(tmp_path: Path) -> None:
+    """Two interrupted and four failed training jobs are not five attempts; the last one succeeds."""
+    first = serve(tmp_path)
+    with client_of(first) as client:
+        name = unique("attempts")
+        request = create_request(name, sequence="hang hang fail none fail fail 0.5", most=7, parallel=2)
+        client.create_hyper_parameter_tuning_job(**request)
+        wait_until(
+            lambda: describe(client, name)["TrainingJobStatusCounters"]["InProgress"] == 2,
+            "two running training jobs",
+        )
+    first.kill()
+
+    second = serve(tmp_path)
+    with client_of(second) as client:
+        description = wait_for_end(client, name)
+    assert second.stop() == 0
+
+    assert description["HyperParameterTuningJobStatus"] == "Completed"
+    assert description["TrainingJobStatusCounters"]["RetryableError"] == 2
+    assert description["ObjectiveStatusCounters"] == {"Succeeded": 1, "Pending": 0, "Failed": 6}
+
+
 def test_a_lost_image_mapping_fails_the_training_jobs_with_a_reason(tmp_path: Path) -> None:
     first = serve(tmp_path)
     with client_of(first) as client:

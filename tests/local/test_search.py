@@ -257,6 +257,43 @@ def test_ranges_that_are_none(ranges: dict[str, Any], field: str) -> None:
     assert refusal.value.field == f"Ranges.{kind}[0].{field}"
 
 
+@pytest.mark.parametrize("strategy", ["Random", "Bayesian"])
+@pytest.mark.parametrize(
+    ("low", "high", "scaling"),
+    [
+        ("-8.9e307", "8.9e307", "Linear"),
+        ("0", "1.7e308", "Auto"),
+        ("5e-324", "1.7e308", "Logarithmic"),
+        ("5e-324", "1e-323", "Logarithmic"),
+        ("0", "2.3e-308", "Linear"),
+    ],
+)
+def test_the_widest_and_the_narrowest_ranges_are_searched(
+    strategy: str, low: str, high: str, scaling: str
+) -> None:
+    one = {"Name": "rate", "MinValue": low, "MaxValue": high, "ScalingType": scaling}
+    proposed = [
+        float(found["rate"]) for found in run(make(strategy, {"ContinuousParameterRanges": [one]}), 25)
+    ]
+
+    assert all(float(low) <= value <= float(high) for value in proposed)
+    assert len(set(proposed)) > 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fix"),
+    [("-1.7e308", "1.7e308", "closer together"), ("0", "5e-324", "further apart")],
+)
+@pytest.mark.parametrize("scaling", ["Linear", "Auto"])
+def test_ranges_whose_width_is_no_double(low: str, high: str, scaling: str, fix: str) -> None:
+    one = {"Name": "x", "MinValue": low, "MaxValue": high, "ScalingType": scaling}
+    with pytest.raises(AmtFieldError, match=fix) as refusal:
+        Space.from_ranges({"ContinuousParameterRanges": [one]}, "Ranges")
+
+    assert refusal.value.field == "Ranges.ContinuousParameterRanges[0].MaxValue"
+    assert refusal.value.value == high
+
+
 def test_strategies_that_are_not_offered() -> None:
     with pytest.raises(AmtFieldError, match="Random and Bayesian"):
         make("Grid")

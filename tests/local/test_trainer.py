@@ -401,6 +401,27 @@ def test_mappings_that_are_none(tmp_path: Path, mapping: str) -> None:
     assert refusal.value.value == mapping
 
 
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [("python3 train.py", "train.py"), ("sh -e run/train.sh --fast", "run/train.sh")],
+)
+def test_a_script_that_does_not_exist_is_refused(tmp_path: Path, command: str, word: str) -> None:
+    with pytest.raises(AmtFieldError) as refusal:
+        images.parse_mappings([f"image={command}"], tmp_path)
+
+    assert str(refusal.value.limit) == f"scripts that exist; {word!r} is not in {tmp_path}"
+
+
+def test_options_and_shell_commands_are_no_scripts(tmp_path: Path) -> None:
+    commands = images.parse_mappings(
+        ["a=sh -c 'cd /opt; exec sh train.sh'", "b=python3 --check-hash-based-pycs=train.py -m train"],
+        tmp_path,
+    )
+
+    assert commands["a"][1:] == ["-c", "cd /opt; exec sh train.sh"]
+    assert commands["b"][1:] == ["--check-hash-based-pycs=train.py", "-m", "train"]
+
+
 def test_an_image_is_mapped_once(tmp_path: Path) -> None:
     with pytest.raises(AmtFieldError, match="mapped before"):
         images.parse_mappings(["a=true", "a=false"], tmp_path)
