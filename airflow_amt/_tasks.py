@@ -108,6 +108,12 @@ class TuningJobTask:
             "" if outcome.certain else " (not certain)",
             outcome.explanation,
         )
+        if outcome.progress.best_objective is None:
+            self.log.warning(
+                "Tuning job %s: no training job gave an objective; check MetricDefinitions' Regex or the "
+                "training jobs' failures.",
+                name,
+            )
         return outcome
 
     def watch_error(self, name: str, event: Mapping[str, Any] | None) -> AmtAwsError | None:

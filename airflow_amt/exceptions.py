@@ -106,6 +106,9 @@ class AmtAwsError(AmtError):
         self.request_id = request_id
 
     def __str__(self) -> str:
+        if self.status_code is None:
+            # Nobody refused anything; whoever made the error has put a fix into its message.
+            return f"{self.operation} got no answer: {self.code}: {self.message}"
         request = f" (request id {self.request_id})" if self.request_id else ""
         return f"{self.operation} was refused with {self.code}: {self.message}{request}"
 

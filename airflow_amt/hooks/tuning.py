@@ -6,16 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
-from botocore.exceptions import (
-    ClientError,
-    ConnectionError,
-    HTTPClientError,
-    ResponseStreamingError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from airflow_amt.exceptions import AmtAccessDeniedError, AmtAwsError, AmtValidationError
-from airflow_amt.hooks.errors import from_client_error, from_connection_error
+from airflow_amt.hooks.errors import CallSource, from_botocore_error, from_client_error, is_refusal
 from airflow_amt.tuning import TrainingJobResult, TuningJobStatus, TuningOutcome, infer_outcome
 from airflow_amt.tuning.naming import (
     STOPPED_BY_TAG,
@@ -28,15 +23,16 @@ from airflow_amt.tuning.naming import (
 #: Largest page of both List operations (SageMaker API, ``MaxResults``).
 _PAGE = 100
 
-_NO_ANSWER = (ConnectionError, HTTPClientError, ResponseStreamingError, ResponseParserError)
+_BOTOCORE_ERRORS = (BotoCoreError, ResponseParserError)
 
 
 class AmtHook(AwsBaseHook):
     """Create, watch and stop tuning jobs.
 
     Connection type ``aws``, the Amazon provider's own; another endpoint comes from the connection's extra
-    ``{"service_config": {"sagemaker": {"endpoint_url": ...}}}``. Errors of AWS are raised as
-    :class:`airflow_amt.exceptions.AmtAwsError` and its subclasses.
+    ``{"service_config": {"sagemaker": {"endpoint_url": ...}}}``. Errors of AWS, and of
+    botocore before or instead of an answer, are raised as :class:`airflow_amt.exceptions.AmtAwsError` and
+    its subclasses.
 
     Takes the arguments of ``AwsBaseHook``: ``aws_conn_id``, ``region_name``, ``verify`` and ``config``.
     """
@@ -97,7 +93,8 @@ class AmtHook(AwsBaseHook):
         """Stop a tuning job if it is in progress, and leave in its tags who did it.
 
         The tags come first, so that whoever sees the job stopped can also see why. A refusal to tag is
-        logged and does not keep the job from being stopped.
+        logged and does not keep the job from being stopped. If the stop is refused, the tags are removed
+        again; without an answer they stay, because the stop may have been made.
 
         :param name: the tuning job.
         :param stopped_by: ``operator``, ``policy``, ``on_kill`` or ``deadline``.
@@ -114,8 +111,11 @@ class AmtHook(AwsBaseHook):
             )
             return False
         arn = str(description["HyperParameterTuningJobArn"])
+        tags = stop_tags(stopped_by, detail)
+        tagged = False
         try:
-            self._call("add_tags", ResourceArn=arn, Tags=to_tag_list(stop_tags(stopped_by, detail)))
+            self._call("add_tags", ResourceArn=arn, Tags=to_tag_list(tags))
+            tagged = True
         except AmtAwsError as error:
             self.log.warning(
                 "Tuning job %s is stopped without a tag that says by whom, so it will look as if somebody "
@@ -125,11 +125,13 @@ class AmtHook(AwsBaseHook):
             )
         try:
             self._call("stop_hyper_parameter_tuning_job", HyperParameterTuningJobName=name)
-        except AmtValidationError:
-            if _is_in_progress(self.describe_tuning_job(name)):
-                raise
-            # It ended between the two calls.
-            return False
+        except AmtAwsError as error:
+            if isinstance(error, AmtValidationError) and not _is_in_progress(self.describe_tuning_job(name)):
+                # It ended between the two calls.
+                return False
+            if tagged and is_refusal(error):
+                self._remove_stop_tags(name, arn, tags)
+            raise
         self.log.info("Tuning job %s is being stopped (%s).", name, stopped_by)
         return True
 
@@ -138,9 +140,9 @@ class AmtHook(AwsBaseHook):
         try:
             return str(super().expand_role(role, region_name))
         except ClientError as error:
-            raise from_client_error("GetRole", error) from error
-        except _NO_ANSWER as error:
-            raise from_connection_error("GetRole", error) from error
+            raise from_client_error(error.operation_name, error) from error
+        except _BOTOCORE_ERRORS as error:
+            raise from_botocore_error("GetRole", error, self._source("iam")) from error
 
     def outcome(self, name: str, *, known_stop: Mapping[str, str] | None = None) -> TuningOutcome:
         """Read all that tells why a tuning job ended, and infer it.
@@ -171,15 +173,41 @@ class AmtHook(AwsBaseHook):
             page["NextToken"] = answer["NextToken"]
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
-        client = self.conn
-        operation = client.meta.method_to_api_mapping[method]
         try:
-            answer: dict[str, Any] = getattr(client, method)(**params)
+            # The first use builds the client, which may already call AWS, to assume a role.
+            answer: dict[str, Any] = getattr(self.conn, method)(**params)
         except ClientError as error:
-            raise from_client_error(operation, error) from error
-        except _NO_ANSWER as error:
-            raise from_connection_error(operation, error) from error
+            raise from_client_error(error.operation_name, error) from error
+        except _BOTOCORE_ERRORS as error:
+            operation = "".join(word.capitalize() for word in method.split("_"))
+            raise from_botocore_error(operation, error, self._source()) from error
         return answer
+
+    def _remove_stop_tags(self, name: str, arn: str, tags: Mapping[str, str]) -> None:
+        # Else a later stop by somebody else would be put down to this provider.
+        try:
+            self._call("delete_tags", ResourceArn=arn, TagKeys=list(tags))
+        except AmtAwsError as error:
+            self.log.warning(
+                "Tuning job %s was not stopped, yet its tags (%s) say that it was, and cannot be removed: if "
+                "somebody else stops it, it will look as if this provider had: %s",
+                name,
+                ", ".join(tags),
+                error,
+            )
+
+    def _source(self, service: str = "sagemaker") -> CallSource:
+        # From what was built so far: building may be what failed.
+        built = vars(self)
+        config, client = built.get("conn_config"), built.get("conn")
+        region = client.meta.region_name if client else config.region_name if config else self._region_name
+        return CallSource(
+            # An empty id means no connection to AwsBaseHook, as None does.
+            conn_id=self.aws_conn_id or None,
+            conn_found=config is None or bool(config),
+            region=region,
+            service=service,
+        )
 
 
 def stop_tags(stopped_by: str, detail: str | None = None) -> dict[str, str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.sdk import BaseOperator
 
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 #: Version of the dict that the operator returns when it does not wait.
 STARTED_VERSION = 1
+
+_Checked = TypeVar("_Checked")
 
 _CREATE = "CreateHyperParameterTuningJob"
 _NAME = "HyperParameterTuningJobName"
@@ -180,7 +182,8 @@ class AmtTuningJobOperator(WaitingOperator):
     :param stop_on_kill: stop the tuning job when the task is killed (marked failed or successful, cleared,
         timed out). While the task is deferred this needs Airflow 3.3.
     :param job_name_prefix: start of the derived name; default: the task id (templated).
-    :raises AmtRequestError: the request is not well formed; every bad field is named, nothing was sent.
+    :raises AmtRequestError: request, criteria or times are not well formed; every bad field is named,
+        nothing was sent.
     :raises AmtJobExistsError: the given name is taken.
     :raises AmtTuningJobError: the job failed or was stopped; carries the outcome.
     :raises AmtAwsError: AWS refused a call.
@@ -233,10 +236,9 @@ class AmtTuningJobOperator(WaitingOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check the request, create or adopt the tuning job, and wait for it."""
-        self._interval()
-        limit = self._time_limit()
         owner = _owner(context)
-        request, s3_operations = self._request(owner)
+        request, s3_operations, limit = self._checked(owner)
+        self._warn_if_endless(request)
         created_at = datetime.now(UTC)
         name, arn, created_at = self._create_or_adopt(request, s3_operations, owner, created_at)
         self.raise_if_killed(name)
@@ -347,50 +349,81 @@ class AmtTuningJobOperator(WaitingOperator):
             return None
         return timedelta(seconds=parse_seconds("max_ingestion_time", limit, at_least=0))
 
-    def _request(self, owner: Owner) -> tuple[dict[str, Any], Any]:
-        """Return the checked request, roles still unexpanded, and the S3 operations beside it."""
+    def _checked(self, owner: Owner) -> tuple[dict[str, Any], Any, timedelta | None]:
+        """Check all arguments, and list all problems at once.
+
+        :return: the request, roles still unexpanded; the S3 operations beside it; the time limit.
+        """
+        problems: list[AmtFieldError] = []
+        request, s3_operations = self._request(owner, problems)
+        _collect(problems, self._interval)
+        limit = _collect(problems, self._time_limit)
+        # Two checks may find fault with one field; the first to do so is the more specific one.
+        by_field: dict[str, AmtFieldError] = {}
+        for problem in problems:
+            by_field.setdefault(problem.field, problem)
+        if by_field:
+            raise AmtRequestError(by_field.values())
+        return request, s3_operations, limit
+
+    def _request(self, owner: Owner, problems: list[AmtFieldError]) -> tuple[dict[str, Any], Any]:
+        """Return the request and the S3 operations beside it; add what is wrong to the problems."""
         from airflow_amt import service_model
 
         if not isinstance(self.config, Mapping):
-            raise AmtRequestError(
-                [
-                    AmtFieldError(
-                        "config",
-                        self.config,
-                        "a mapping",
-                        "pass a dict; a template that stands for the whole of it needs "
-                        "render_template_as_native_obj=True",
-                    )
-                ]
+            problems.append(
+                AmtFieldError(
+                    "config",
+                    self.config,
+                    "a mapping",
+                    "pass a dict; a template that stands for the whole of it needs "
+                    "render_template_as_native_obj=True",
+                )
             )
+            self._parsed_criteria(problems)
+            return {}, None
         config = dict(self.config)
         s3_operations = config.pop(_S3_OPERATIONS, None)
         request = service_model.coerce(_CREATE, config)
-        if self.criteria is not None:
-            tuning_config = request.get(_CONFIG)
-            if tuning_config is None or isinstance(tuning_config, Mapping):
-                criteria = CompletionCriteria.parse(self.criteria)
-                request[_CONFIG] = criteria.merge_into(tuning_config or {})
+        criteria = self._parsed_criteria(problems)
+        tuning_config = request.get(_CONFIG)
+        if criteria is not None and (tuning_config is None or isinstance(tuning_config, Mapping)):
+            merged = _collect(problems, lambda: criteria.merge_into(tuning_config or {}))
+            if merged is not None:
+                request[_CONFIG] = merged
         prefix = self.job_name_prefix
         if request.get(_NAME) is None:
             request[_NAME] = derive_job_name(owner, prefix=prefix)
         elif prefix is not None:
-            raise AmtRequestError(
-                [
-                    AmtFieldError(
-                        "job_name_prefix",
-                        prefix,
-                        f"config gives the name already ({request[_NAME]})",
-                        "give one of the two",
-                    )
-                ]
+            problems.append(
+                AmtFieldError(
+                    "job_name_prefix",
+                    prefix,
+                    f"config gives the name already ({request[_NAME]})",
+                    "give one of the two",
+                )
             )
         if request.get("Tags") is None or isinstance(request["Tags"], list):
             request["Tags"] = _with_tags(request.get("Tags") or [], {**owner.tags(), _GENERATION_TAG: "1"})
-        problems = service_model.check_create_request(_with_sample_roles(request))
-        if problems:
-            raise AmtRequestError(problems)
+        problems += service_model.check_create_request(_with_sample_roles(request))
         return request, s3_operations
+
+    def _parsed_criteria(self, problems: list[AmtFieldError]) -> CompletionCriteria | None:
+        given = self.criteria
+        return None if given is None else _collect(problems, lambda: CompletionCriteria.parse(given))
+
+    def _warn_if_endless(self, request: Mapping[str, Any]) -> None:
+        config = request[_CONFIG]
+        limits = config["ResourceLimits"]
+        if "MaxNumberOfTrainingJobs" in limits or "MaxRuntimeInSeconds" in limits:
+            return
+        # AMT computes the number for a grid, and with Autotune it sets the limits itself.
+        if config["Strategy"] == "Grid" or "Autotune" in request:
+            return
+        self.log.warning(
+            "Neither max_training_jobs nor max_runtime limits this tuning job: other criteria may never be "
+            "met, and it may run, and cost, until AWS's quotas end it. Set one of the two in criteria."
+        )
 
     def _create_or_adopt(
         self, request: dict[str, Any], s3_operations: Any, owner: Owner, now: datetime
@@ -489,6 +522,15 @@ _GENERATION_TAG = f"{TAG_PREFIX}generation"
 
 #: Stands for a role that is given by name while the request is checked: the API wants an ARN.
 _SAMPLE_ROLE = "arn:aws:iam::000000000000:role/"
+
+
+def _collect(problems: list[AmtFieldError], check: Callable[[], _Checked]) -> _Checked | None:
+    """Return what the check returns; add the problems that it raises to the list."""
+    try:
+        return check()
+    except AmtRequestError as error:
+        problems.extend(error.problems)
+        return None
 
 
 def _owner(context: Context) -> Owner:

@@ -153,6 +153,12 @@ class AmtTuningJobTrigger(BaseTrigger):
             except AmtAwsError as error:
                 yield self._event(EventKind.ERROR, None, error)
                 return
+            except Exception as error:
+                # Building the hook can raise anything (Airflow: no such connection). Raised from here it
+                # would make Airflow fail the task unasked; this way the worker looks for itself.
+                self.log.exception("Tuning job %s cannot be watched", self.tuning_job_name)
+                yield self._event(EventKind.ERROR, None, self._not_read(error))
+                return
             if reading.verdict is Verdict.WAIT:
                 await asyncio.sleep(_jittered(reading.delay_seconds))
                 continue
@@ -222,6 +228,15 @@ class AmtTuningJobTrigger(BaseTrigger):
             if attempt < _STATE_ATTEMPTS:
                 await asyncio.sleep(_STATE_PAUSE_SECONDS)
         return _UNREADABLE
+
+    def _not_read(self, error: Exception) -> AmtAwsError:
+        return AmtAwsError(
+            "DescribeHyperParameterTuningJob",
+            type(error).__name__,
+            f"the triggerer could not read the tuning job: {error} (aws_conn_id {self.aws_conn_id!r}, "
+            f"region_name {self.region_name!r}). Fix: see the trigger's log, and whether the triggerer has "
+            "this connection and what it needs.",
+        )
 
     def _event(self, kind: EventKind, reading: Reading | None, error: AmtAwsError | None) -> TriggerEvent:
         progress = reading.progress if reading else None

@@ -73,5 +73,5 @@ def test_every_call_of_the_hook_is_an_operation() -> None:
         and node.func.attr in ("_call", "_pages")
         and isinstance(node.args[0], ast.Constant)
     }
-    assert len(called) == 7
+    assert len(called) == 8
     assert called <= known

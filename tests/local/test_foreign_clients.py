@@ -114,3 +114,71 @@ def test_the_aws_cli_shows_the_servers_errors(aws: Any) -> None:
     refused = aws("create-hyper-parameter-tuning-job", "--cli-input-json", json.dumps(bad))
     assert "(ValidationException) when calling the CreateHyperParameterTuningJob" in refused.stderr
     assert "maxRuntimeInSeconds" in refused.stderr
+
+
+# What another person would write with aiobotocore: one session, calls awaited beside each other.
+AIO_CLIENT = """
+import asyncio, json, sys
+from aiobotocore.session import get_session
+
+async def until(client, name, status):
+    while True:
+        found = await client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+        if found["HyperParameterTuningJobStatus"] == status:
+            return found
+        await asyncio.sleep(0.1)
+
+async def main(endpoint, short, endless):
+    async with get_session().create_client("sagemaker", endpoint_url=endpoint) as client:
+        created = await asyncio.gather(
+            client.create_hyper_parameter_tuning_job(**short),
+            client.create_hyper_parameter_tuning_job(**endless),
+        )
+        names = [one["HyperParameterTuningJobName"] for one in (short, endless)]
+        ended = await until(client, names[0], "Completed")
+        pages = client.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
+            HyperParameterTuningJobName=names[0], PaginationConfig={"PageSize": 3}
+        )
+        trained = [[one["TrainingJobStatus"] for one in page["TrainingJobSummaries"]] async for page in pages]
+        await client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=names[1])
+        stopped = await until(client, names[1], "Stopped")
+        try:
+            await client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName="nobody")
+        except client.exceptions.ResourceNotFound as error:
+            missing = error.response["Error"]["Code"]
+    answers = {
+        "arns": [one["HyperParameterTuningJobArn"] for one in created],
+        "ended": ended,
+        "trained": trained,
+        "stopped": stopped,
+        "missing": missing,
+    }
+    print(json.dumps(answers, default=str))
+
+asyncio.run(asyncio.wait_for(main(sys.argv[1], *map(json.loads, sys.argv[2:])), 60))
+"""
+
+
+def test_aiobotocore_creates_describes_lists_and_stops(amt: RunningServer, tmp_path: Path) -> None:
+    # In an environment of its own, because it pins another botocore than boto3 here needs.
+    programs = environment(tmp_path / "aiobotocore", "aiobotocore")
+    endless = request("aio-stop", HyperParameterTuningJobConfig__ResourceLimits__MaxNumberOfTrainingJobs=500)
+    done = subprocess.run(
+        [
+            *(str(programs / "python"), "-W", "error::ResourceWarning", "-c", AIO_CLIENT, amt.endpoint),
+            *(json.dumps(request("aio-job")), json.dumps(endless)),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **CREDENTIALS},
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "something was not closed"
+    answers = json.loads(done.stdout)
+    assert [arn.rsplit("/")[-1] for arn in answers["arns"]] == ["aio-job", "aio-stop"]
+    assert answers["ended"]["TrainingJobStatusCounters"]["Completed"] == 4
+    assert answers["ended"]["BestTrainingJob"]["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] == 0.5
+    assert answers["trained"] == [["Completed"] * 3, ["Completed"]]
+    assert answers["stopped"]["TrainingJobStatusCounters"]["InProgress"] == 0
+    assert answers["missing"] == "ResourceNotFound"

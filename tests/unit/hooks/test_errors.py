@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import json
 
+import botocore.exceptions
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    SSLError,
+)
 
 from airflow_amt import exceptions
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import (
+    CallSource,
     aws_error,
+    from_botocore_error,
     from_client_error,
-    from_connection_error,
     from_payload,
+    is_refusal,
     is_transient,
     to_payload,
 )
+
+SOURCE = CallSource(conn_id="aws_prod", conn_found=True, region="eu-west-1")
+DOWN = EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
+NO_ROLE = CredentialRetrievalError(provider="iam-role", error_msg="timed out")
 
 
 @pytest.mark.parametrize(
@@ -65,13 +81,78 @@ def test_rate_exceeded_is_throttling_whatever_the_code() -> None:
         (aws_error("Any", "ResourceNotFound", "no", 400), False),
         (aws_error("Any", "AccessDeniedException", "no", 400), False),
         (aws_error("Any", "ValidationException", "no", 400), False),
-        (from_connection_error("Any", EndpointConnectionError(endpoint_url="http://127.0.0.1:1")), True),
+        (from_botocore_error("Any", DOWN, SOURCE), True),
+        (from_botocore_error("Any", NO_ROLE, SOURCE), True),
+        (from_botocore_error("Any", NoRegionError(), SOURCE), False),
+        (from_botocore_error("Any", NoCredentialsError(), SOURCE), False),
+        (from_botocore_error("Any", ParamValidationError(report="no name"), SOURCE), False),
         (AmtAwsError("Any", "SSLError", "bad certificate"), False),
+        (AmtAwsError("Any", "AirflowNotFoundException", "no such connection"), False),
     ],
     ids=lambda value: value.code if isinstance(value, AmtAwsError) else str(value),
 )
 def test_only_what_may_pass_is_transient(error: AmtAwsError, transient: bool) -> None:
     assert is_transient(error) is transient
+
+
+def test_every_way_in_which_no_answer_comes_is_transient_but_a_refused_certificate() -> None:
+    ways = [
+        kind
+        for kind in vars(botocore.exceptions).values()
+        if isinstance(kind, type)
+        and issubclass(kind, (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError))
+    ]
+    assert len(ways) > 5
+    for kind in ways:
+        assert is_transient(AmtAwsError("Any", kind.__name__, "")) is (kind is not SSLError), kind
+
+
+def test_only_an_answer_is_a_refusal() -> None:
+    assert is_refusal(aws_error("Any", "AccessDeniedException", "no", 400))
+    assert is_refusal(aws_error("Any", "ThrottlingException", "Rate exceeded", 400))
+    assert not is_refusal(aws_error("Any", "InternalFailure", "oops", 500))
+    assert not is_refusal(from_botocore_error("Any", DOWN, SOURCE))
+
+
+@pytest.mark.parametrize(
+    ("error", "source", "text"),
+    [
+        (
+            DOWN,
+            SOURCE,
+            "Describe got no answer: EndpointConnectionError: Could not connect to the endpoint URL: "
+            "\"http://127.0.0.1:1\" (connection 'aws_prod'; region eu-west-1). Fix: see whether the endpoint "
+            "is up and can be reached from here, and whether `service_config.sagemaker.endpoint_url` of the "
+            "connection, if set, is right.",
+        ),
+        (
+            NoRegionError(),
+            CallSource(conn_id="aws_typo", conn_found=False, region=None),
+            "Describe got no answer: NoRegionError: the call was not sent: You must specify a region "
+            "(connection 'aws_typo', which Airflow does not have; no region). Fix: correct aws_conn_id or "
+            "create the connection 'aws_typo'; otherwise give region_name, or `region_name` in the extra of "
+            "the connection.",
+        ),
+        (
+            NoCredentialsError(),
+            CallSource(conn_id=None, conn_found=False, region="eu-west-1"),
+            "Describe got no answer: NoCredentialsError: the call was not sent: Unable to locate credentials "
+            "(no Airflow connection; region eu-west-1). Fix: give the connection an access key and its "
+            "secret (login and password) or a role, or this process an environment that has credentials.",
+        ),
+    ],
+    ids=["down", "misspelt", "no-credentials"],
+)
+def test_an_error_without_an_answer_names_connection_region_and_fix(
+    error: BotoCoreError, source: CallSource, text: str
+) -> None:
+    assert str(from_botocore_error("Describe", error, source)) == text
+
+
+def test_parameters_that_botocore_refuses_are_a_validation_error() -> None:
+    error = from_botocore_error("Any", ParamValidationError(report="no name"), SOURCE)
+    assert type(error) is exceptions.AmtValidationError
+    assert "no name" in str(error)
 
 
 def test_a_payload_gives_the_same_error_back() -> None:

@@ -11,6 +11,7 @@ from botocore.exceptions import ConnectTimeoutError
 from botocore.stub import ANY, Stubber
 
 from airflow_amt.exceptions import (
+    AmtAccessDeniedError,
     AmtAwsError,
     AmtResourceInUseError,
     AmtResourceNotFoundError,
@@ -20,7 +21,7 @@ from airflow_amt.exceptions import (
 from airflow_amt.hooks.tuning import AmtHook, stop_tags
 from airflow_amt.tuning import CompletionReason
 from tests.unit.requests import create_request
-from tests.unit.tasks import ARN, CREATED_AT, describe
+from tests.unit.tasks import ARN, CREATED_AT, describe, loud_log
 
 NAME = "churn-model"
 REQUIRED = {
@@ -92,6 +93,49 @@ def test_no_answer_is_a_typed_error(hook: AmtHook, monkeypatch: pytest.MonkeyPat
     with pytest.raises(AmtAwsError) as caught:
         hook.describe_tuning_job(NAME)
     assert (caught.value.code, caught.value.status_code) == ("ConnectTimeoutError", None)
+
+
+MISSPELT = "connection 'aws_defualt', which Airflow does not have"
+
+
+def test_a_misspelt_connection_is_named_when_there_is_no_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    with pytest.raises(AmtAwsError, match=rf"{MISSPELT}; no region\)\. Fix: correct aws_conn_id") as caught:
+        AmtHook(aws_conn_id="aws_defualt").describe_tuning_job(NAME)
+    assert (caught.value.operation, caught.value.code) == (
+        "DescribeHyperParameterTuningJob",
+        "NoRegionError",
+    )
+
+
+def test_a_misspelt_connection_is_named_when_there_are_no_credentials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    hook = AmtHook(aws_conn_id="aws_defualt", region_name="eu-north-1")
+    with pytest.raises(AmtAwsError, match=f"{MISSPELT}; region eu-north-1") as caught:
+        hook.create_tuning_job(create_request())
+    assert (caught.value.operation, caught.value.code) == (
+        "CreateHyperParameterTuningJob",
+        "NoCredentialsError",
+    )
+
+
+def test_what_botocore_refuses_to_send_is_a_validation_error(hook: AmtHook) -> None:
+    with pytest.raises(AmtValidationError, match="Missing required parameter") as caught:
+        hook.create_tuning_job({})
+    assert caught.value.code == "ParamValidationError"
+
+
+def test_a_role_that_cannot_be_looked_up_for_want_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_AMT_TEST",
+        '{"conn_type": "aws", "extra": {"service_config": {"iam": {"endpoint_url": "http://127.0.0.1:1"}}}}',
+    )
+    hook = AmtHook(aws_conn_id="AMT_TEST", config={"retries": {"max_attempts": 0}})
+    with pytest.raises(AmtAwsError, match=r"GetRole got no answer.*`service_config\.iam\.endpoint_url`"):
+        hook.expand_role("trainer")
 
 
 def test_training_jobs_of_all_pages_are_listed_lazily(hook: AmtHook, aws: Stubber) -> None:
@@ -182,12 +226,58 @@ def test_a_job_that_ends_under_our_hands_is_not_an_error(hook: AmtHook, aws: Stu
     assert hook.stop_tuning_job(NAME, stopped_by="operator") is False
 
 
-def test_a_refused_stop_of_a_running_job_is_an_error(hook: AmtHook, aws: Stubber) -> None:
+REMOVED = {
+    "ResourceArn": ARN + NAME,
+    "TagKeys": ["airflow-amt:stopped-by", "airflow-amt:stopped-by-detail"],
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("ValidationException", AmtValidationError), ("AccessDeniedException", AmtAccessDeniedError)],
+)
+def test_a_refused_stop_of_a_running_job_is_an_error_and_leaves_no_tags(
+    hook: AmtHook, aws: Stubber, code: str, kind: type[AmtAwsError]
+) -> None:
     answer_describe(aws, "InProgress")
     aws.add_response("add_tags", {"Tags": []}, {"ResourceArn": ANY, "Tags": ANY})
-    aws.add_client_error("stop_hyper_parameter_tuning_job", "ValidationException", "no", 400)
+    aws.add_client_error("stop_hyper_parameter_tuning_job", code, "no", 400)
+    if kind is AmtValidationError:
+        answer_describe(aws, "InProgress")
+    aws.add_response("delete_tags", {}, REMOVED)
+    with pytest.raises(kind):
+        hook.stop_tuning_job(NAME, stopped_by="operator", detail="budget")
+
+
+def test_tags_that_cannot_be_removed_do_not_hide_why_the_stop_failed(
+    hook: AmtHook, aws: Stubber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = loud_log()
+    monkeypatch.setattr(AmtHook, "log", log)
     answer_describe(aws, "InProgress")
-    with pytest.raises(AmtValidationError):
+    aws.add_response("add_tags", {"Tags": []}, {"ResourceArn": ANY, "Tags": ANY})
+    aws.add_client_error("stop_hyper_parameter_tuning_job", "AccessDeniedException", "no stop", 400)
+    aws.add_client_error("delete_tags", "AccessDeniedException", "no sagemaker:DeleteTags", 400)
+    with pytest.raises(AmtAccessDeniedError, match="no stop"):
+        hook.stop_tuning_job(NAME, stopped_by="operator")
+    (line,) = log.lines
+    assert line.startswith(f"warning: Tuning job {NAME} was not stopped")
+    assert "no sagemaker:DeleteTags" in line
+
+
+def test_tags_that_were_not_written_are_not_removed(hook: AmtHook, aws: Stubber) -> None:
+    answer_describe(aws, "InProgress")
+    aws.add_client_error("add_tags", "AccessDeniedException", "no", 400)
+    aws.add_client_error("stop_hyper_parameter_tuning_job", "AccessDeniedException", "no stop", 400)
+    with pytest.raises(AmtAccessDeniedError, match="no stop"):
+        hook.stop_tuning_job(NAME, stopped_by="operator")
+
+
+def test_a_stop_without_an_answer_may_have_been_made_so_its_tags_stay(hook: AmtHook, aws: Stubber) -> None:
+    answer_describe(aws, "InProgress")
+    aws.add_response("add_tags", {"Tags": []}, {"ResourceArn": ANY, "Tags": ANY})
+    aws.add_client_error("stop_hyper_parameter_tuning_job", "InternalFailure", "oops", 500)
+    with pytest.raises(AmtAwsError, match="oops"):
         hook.stop_tuning_job(NAME, stopped_by="operator")
 
 

@@ -36,6 +36,7 @@ from tests.unit.tasks import (
     THROTTLED,
     FakeHook,
     describe,
+    loud_log,
     not_found,
     run_task,
     task_context,
@@ -270,6 +271,108 @@ def test_malformed_arguments_are_refused_without_a_call(options: dict[str, Any],
         run(hook, **options)
     assert [problem.field for problem in caught.value.problems] == [field]
     assert hook.calls == []
+
+
+def test_all_problems_are_listed_at_once_and_each_field_once() -> None:
+    config = create_request(
+        HyperParameterTuningJobConfig__Strategy="Guess",
+        HyperParameterTuningJobConfig__ResourceLimits__MaxNumberOfTrainingJobs=0,
+        TrainingJobDefinition__RoleArn=None,
+    )
+    criteria = {"max_training_jobs": 5, "max_runtime": None}
+    options = {"check_interval": "soon", "max_ingestion_time": -1, "job_name_prefix": "other"}
+    hook = FakeHook()
+    with pytest.raises(AmtRequestError, match="6 fields are wrong") as caught:
+        run(hook, config, criteria=criteria, **options)
+    problems = {problem.field: problem for problem in caught.value.problems}
+    number = "HyperParameterTuningJobConfig.ResourceLimits.MaxNumberOfTrainingJobs"
+    assert set(problems) == {
+        number,
+        "HyperParameterTuningJobConfig.Strategy",
+        "TrainingJobDefinition.RoleArn",
+        "check_interval",
+        "max_ingestion_time",
+        "job_name_prefix",
+    }
+    assert "criteria.max_training_jobs says 5" in problems[number].limit
+    assert hook.calls == []
+
+
+def test_criteria_that_cannot_be_parsed_do_not_hide_the_other_problems() -> None:
+    config = create_request(TrainingJobDefinition__RoleArn=None)
+    with pytest.raises(AmtRequestError) as caught:
+        run(FakeHook(), config, criteria={"max_training_jobs": "many", "max_runtime": 5})
+    assert [problem.field for problem in caught.value.problems] == [
+        "max_training_jobs",
+        "max_runtime",
+        "TrainingJobDefinition.RoleArn",
+    ]
+    options: dict[str, Any] = {"config": "{{ x }}", "criteria": {"max_jobs": 3}, "check_interval": 0}
+    with pytest.raises(AmtRequestError) as caught:
+        run(FakeHook(), **options)
+    assert [problem.field for problem in caught.value.problems] == [
+        "config",
+        "criteria.max_jobs",
+        "check_interval",
+    ]
+
+
+# --- what is warned of -------------------------------------------------------------------------
+
+
+def warnings_of(hook: FakeHook, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
+    log = loud_log()
+    monkeypatch.setattr(AmtTuningJobOperator, "log", log)
+    run(hook, **options)
+    # Airflow itself warns of an operator that is executed outside of a task.
+    return [line for line in log.lines if line.startswith("warning: ") and "Task Runner" not in line]
+
+
+LIMITS = "HyperParameterTuningJobConfig__ResourceLimits__"
+
+
+@pytest.mark.parametrize(
+    ("changes", "criteria", "warned"),
+    [
+        ({}, None, True),
+        ({}, {"target_objective_value": 0.9, "complete_on_convergence": True}, True),
+        ({}, {"max_runtime": 3600}, False),
+        ({}, {"max_training_jobs": 5}, False),
+        ({f"{LIMITS}MaxNumberOfTrainingJobs": 5}, None, False),
+        ({f"{LIMITS}MaxRuntimeInSeconds": 3600}, None, False),
+        ({"Autotune": {"Mode": "Enabled"}}, None, False),
+    ],
+)
+def test_a_job_that_may_never_end_is_warned_of_once(
+    changes: dict[str, Any], criteria: Any, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = create_request(**{f"{LIMITS}MaxNumberOfTrainingJobs": None, **changes})
+    hook = FakeHook({NAME: ["Completed"]})
+    lines = warnings_of(hook, monkeypatch, config=config, criteria=criteria)
+    assert len(lines) == warned
+    if warned:
+        assert "Neither max_training_jobs nor max_runtime limits" in lines[0]
+
+
+def test_a_grid_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = create_request(**{f"{LIMITS}MaxNumberOfTrainingJobs": None})
+    config["HyperParameterTuningJobConfig"]["Strategy"] = "Grid"
+    ranges = config["HyperParameterTuningJobConfig"]["ParameterRanges"]
+    del ranges["ContinuousParameterRanges"], ranges["IntegerParameterRanges"]
+    assert warnings_of(FakeHook({NAME: ["Completed"]}), monkeypatch, config=config) == []
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_an_end_without_any_objective_is_warned_of(best: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    final = describe(status="Completed")
+    if not best:
+        del final["BestTrainingJob"]
+    lines = warnings_of(FakeHook({NAME: [final]}), monkeypatch)
+    expected = (
+        f"warning: Tuning job {NAME}: no training job gave an objective; check MetricDefinitions' Regex or "
+        "the training jobs' failures."
+    )
+    assert lines == ([] if best else [expected])
 
 
 # --- names that are taken ----------------------------------------------------------------------

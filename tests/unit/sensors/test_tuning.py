@@ -29,6 +29,7 @@ from tests.unit.tasks import (
     THROTTLED,
     FakeHook,
     describe,
+    loud_log,
     not_found,
     run_task,
     task_context,
@@ -70,6 +71,16 @@ def test_success_returns_and_publishes_the_outcome(deferrable: bool) -> None:
 def test_a_job_that_is_over_never_waits(deferrable: bool) -> None:
     result, _, events = run(FakeHook({NAME: ["Completed"]}), deferrable=deferrable, poke_interval=3600)
     assert (result["status"], events) == ("Completed", [])
+
+
+@WAYS
+def test_an_end_without_any_objective_is_warned_of(deferrable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = loud_log()
+    monkeypatch.setattr(AmtTuningJobSensor, "log", log)
+    final = describe(status="Completed")
+    del final["BestTrainingJob"]
+    run(FakeHook({NAME: [final]}), deferrable=deferrable)
+    assert sum("warning: " in line and "no training job gave an objective" in line for line in log.lines) == 1
 
 
 FINAL: dict[str, tuple[Any, type[Exception]]] = {

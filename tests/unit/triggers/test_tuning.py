@@ -16,7 +16,7 @@ from airflow_amt import _compat
 from airflow_amt.triggers import tuning as triggers
 from airflow_amt.triggers.tuning import AmtTuningJobTrigger
 from airflow_amt.watch import polling
-from tests.unit.tasks import DENIED, OWNER, THROTTLED, FakeHook, fired, use_hook
+from tests.unit.tasks import DENIED, OWNER, THROTTLED, FakeHook, fired, loud_log, use_hook
 
 NAME = "churn-model"
 
@@ -64,6 +64,32 @@ def test_it_fires_with_the_error_when_reading_fails_for_good() -> None:
         "status_code": 400,
         "request_id": None,
     }
+
+
+def test_a_connection_that_cannot_be_read_is_an_event_and_not_the_end_of_the_trigger(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from airflow_amt._compat import AirflowException
+    from airflow_amt.hooks.tuning import AmtHook
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AirflowException("the secrets backend is down")
+
+    monkeypatch.setattr(AmtHook, "get_connection", refuse)
+    log = loud_log()
+    monkeypatch.setattr(AmtTuningJobTrigger, "log", log)
+    event = fired(AmtTuningJobTrigger(tuning_job_name=NAME, aws_conn_id="aws_prod", state={"deadline": None}))
+    assert (event["event"], event["status"], event["state"]) == ("error", None, {"deadline": None})
+    assert event["error"]["code"] == "AirflowException"
+    assert "the secrets backend is down (aws_conn_id 'aws_prod'" in event["error"]["message"]
+    assert log.lines == [f"exception: Tuning job {NAME} cannot be watched"]
+
+
+def test_a_misspelt_connection_is_an_event_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    event = fired(AmtTuningJobTrigger(tuning_job_name=NAME, aws_conn_id="aws_defualt"))
+    assert event["error"]["code"] == "NoRegionError"
+    assert "connection 'aws_defualt', which Airflow does not have" in event["error"]["message"]
 
 
 def test_it_bears_transient_errors_up_to_its_limit() -> None:
