@@ -81,11 +81,11 @@ class AmtRequestError(AmtError, ValueError):
 
 
 class AmtAwsError(AmtError):
-    """AWS refused a call.
+    """AWS refused a call, or gave no answer to it.
 
     :param operation: API operation, as ``DescribeHyperParameterTuningJob``.
     :param code: AWS's error code, as ``ResourceNotFound``.
-    :param message: AWS's own message, unchanged.
+    :param message: AWS's own message, unchanged; where no answer came, ours, with what to look at.
     :param status_code: HTTP status, if an answer came.
     :param request_id: AWS's request id, for a support case.
     """
