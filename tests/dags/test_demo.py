@@ -75,7 +75,8 @@ def test_each_criterion_ends_the_tuning_job_and_says_so(
     assert left_of(tmp_path / "home") == []
 
 
-def test_ctrl_c_stops_the_job_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_the_job_and_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     home = tmp_path / "home"
     # 25 results at least: time enough to interrupt it.
     demo = start(home, "--criterion", "converged")
@@ -91,11 +92,11 @@ def test_ctrl_c_stops_the_job_and_leaves_no_process(tmp_path: Path) -> None:
         while not any("trainers/digits.py" in command for command in left_of(home)):
             assert time.monotonic() < deadline  # between two training jobs there is none for a moment
             time.sleep(0.05)
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(number)
         output, _ = demo.communicate(timeout=120)
     finally:
         if demo.poll() is None:  # a failed test must leave no process either
-            demo.send_signal(signal.SIGINT)
+            demo.terminate()
             demo.communicate(timeout=120)
     assert demo.returncode == 130
     assert "no process is left" in output
