@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from airflow_amt._lazy_hook import LazyHook
 from airflow_amt.exceptions import AmtAwsError, AmtFieldError, AmtRequestError
 from airflow_amt.hooks.errors import from_payload
 from airflow_amt.links.tuning import URL_ATTRIBUTE, AmtTuningJobLink, console_url
@@ -17,7 +17,6 @@ from airflow_amt.watch.polling import patiently
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_amt.hooks.tuning import AmtHook
     from airflow_amt.tuning import TuningOutcome
 
 #: XCom keys. The outcome is there also when the task fails.
@@ -28,27 +27,11 @@ OUTCOME_KEY = "outcome"
 CONNECTION_FIELDS = ("aws_conn_id", "region_name", "verify")
 
 
-class TuningJobTask:
+class TuningJobTask(LazyHook):
     """Mixin of operators and sensors: one AWS connection, one tuning job at a time."""
 
-    aws_conn_id: str | None
-    region_name: str | None
-    verify: bool | str | None
-    botocore_config: dict[str, Any] | None
     # From BaseOperator; a logger of structlog or of the standard library.
     log: Any
-
-    @cached_property
-    def hook(self) -> AmtHook:
-        """The hook, built on first use: after templates are rendered, and not while a DAG is parsed."""
-        from airflow_amt.hooks.tuning import AmtHook
-
-        return AmtHook(
-            aws_conn_id=self.aws_conn_id,
-            region_name=self.region_name,
-            verify=self.verify,
-            config=self.botocore_config,
-        )
 
     def build_trigger(
         self,

@@ -10,7 +10,6 @@ The model is loaded once per process, on first use (about half a second).
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ import botocore.model
 
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.tuning.criteria import LARGEST_FLOAT
+from airflow_amt.tuning.history import finite
 from airflow_amt.tuning.request import check_documented_rules
 
 SERVICE = "sagemaker"
@@ -241,19 +241,12 @@ def _is_of_type(kind: str, value: Any) -> bool:
     if kind in _INTEGERS:
         return isinstance(value, int)
     if kind in _FLOATS:
-        return isinstance(value, (int, float)) and _is_finite(value) and abs(value) <= _LARGEST[kind]
+        return isinstance(value, (int, float)) and abs(value) <= _LARGEST[kind]
     if kind == "timestamp":
-        return isinstance(value, (datetime, str)) or (isinstance(value, (int, float)) and _is_finite(value))
+        return isinstance(value, (datetime, str)) or finite(value) is not None
     if kind == "blob":
         return isinstance(value, (bytes, bytearray, str))
     raise ValueError(f"the service model has a type that is not handled: {kind!r}")
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int too large for a double
-        return False
 
 
 #: Java's Unicode classes in the patterns of the model, in the nearest terms of Python's ``re``.

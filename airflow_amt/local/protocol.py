@@ -19,6 +19,15 @@ CONTENT_TYPE = "application/x-amz-json-1.1"
 TARGET_PREFIX = "SageMaker."
 DEFAULT_REGION = "us-east-1"
 
+_PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "long": (int,),
+    "boolean": (bool,),
+    "float": (int, float),
+    "double": (int, float),
+}
+
 _SCOPE = re.compile(r"Credential=[^/,\s]+/\d{8}/([a-z0-9-]{1,32})/sagemaker/aws4_request")
 
 
@@ -142,15 +151,7 @@ def _to_wire(shape: botocore.model.Shape, value: Any, path: str) -> Any:
         return {key: _to_wire(shape.value, item, f"{path}.{key}") for key, item in value.items()}
     if kind == "timestamp":
         return round(value.timestamp(), 3)
-    expected: tuple[type, ...] = {
-        "string": (str,),
-        "integer": (int,),
-        "long": (int,),
-        "boolean": (bool,),
-        "float": (int, float),
-        "double": (int, float),
-    }[kind]
-    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "boolean"):
+    if not isinstance(value, _PYTHON_TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
         raise TypeError(f"{path} must be {kind}, not {value!r}")
     if kind == "string" and shape.enum and value not in shape.enum:
         raise TypeError(f"{path} must be one of {', '.join(shape.enum)}, not {value!r}")

@@ -85,21 +85,19 @@ class TrainingSpec:
 
     @property
     def output_uri(self) -> str:
-        """Where the training job's output goes: ``<S3OutputPath>/<name>/output``."""
-        prefix: str = self.definition["OutputDataConfig"]["S3OutputPath"]
-        return f"{prefix.rstrip('/')}/{self.name}/output"
+        """Where the training job's output goes."""
+        return output_uri(self.definition, self.name)
 
-    @property
-    def model_uri(self) -> str:
-        """Where the model goes, as ``ModelArtifacts.S3ModelArtifacts`` says it."""
-        return model_uri(self.definition, self.name)
+
+def output_uri(definition: Mapping[str, Any], name: str) -> str:
+    """Return the address of a training job's output: ``<S3OutputPath>/<name>/output``."""
+    return f"{definition['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{name}/output"
 
 
 def model_uri(definition: Mapping[str, Any], name: str) -> str:
     """Return the address of a training job's model: an archive, or a folder if compression is ``NONE``."""
-    output = definition["OutputDataConfig"]
-    prefix = f"{output['S3OutputPath'].rstrip('/')}/{name}/output"
-    return f"{prefix}/model/" if output.get("CompressionType") == "NONE" else f"{prefix}/model.tar.gz"
+    compressed = definition["OutputDataConfig"].get("CompressionType") != "NONE"
+    return output_uri(definition, name) + ("/model.tar.gz" if compressed else "/model/")
 
 
 def decoded(value: str) -> Any:

@@ -44,6 +44,7 @@ from airflow_amt.tuning import (
     estimated_max_compute,
 )
 from airflow_amt.tuning.naming import TAG_PREFIX, ownership_tags, to_tag_list
+from airflow_amt.tuning.request import training_job_definitions
 from airflow_amt.watch.polling import TuningJobReader, Verdict, patiently
 
 if TYPE_CHECKING:
@@ -551,9 +552,7 @@ def _with_tags(tags: Sequence[Any], ours: Mapping[str, str]) -> list[Any]:
 
 
 def _definitions(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    several = request.get("TrainingJobDefinitions")
-    candidates = [request.get("TrainingJobDefinition"), *(several if isinstance(several, list) else ())]
-    return [one for one in candidates if isinstance(one, dict)]
+    return [one for _, one in training_job_definitions(request) if isinstance(one, dict)]
 
 
 def _is_role_name(role: Any) -> bool:

@@ -7,18 +7,18 @@ import random
 from collections.abc import AsyncIterator
 from datetime import datetime
 from enum import Enum
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_amt import _compat
+from airflow_amt._lazy_hook import LazyHook
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import to_payload
 from airflow_amt.watch.polling import MAX_FAILURES_IN_A_ROW, Reading, TuningJobReader, Verdict
 
 if TYPE_CHECKING:
-    from airflow_amt.hooks.tuning import AmtHook
+    pass
 
 #: Version of the stored arguments and of the event.
 TRIGGER_VERSION = 1
@@ -43,7 +43,7 @@ class EventKind(str, Enum):
     ERROR = "error"
 
 
-class AmtTuningJobTrigger(BaseTrigger):
+class AmtTuningJobTrigger(LazyHook, BaseTrigger):
     """Watch one tuning job; fire once, when it is over, when the deadline is, or when reading fails.
 
     How it works: one Describe an interval, in a thread, with the synchronous client (there is no
@@ -117,18 +117,6 @@ class AmtTuningJobTrigger(BaseTrigger):
                 "botocore_config": self.botocore_config,
                 "max_failures": self.max_failures,
             },
-        )
-
-    @cached_property
-    def hook(self) -> AmtHook:
-        """The hook; built in the thread that first needs it, because that blocks."""
-        from airflow_amt.hooks.tuning import AmtHook
-
-        return AmtHook(
-            aws_conn_id=self.aws_conn_id,
-            region_name=self.region_name,
-            verify=self.verify,
-            config=self.botocore_config,
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:

@@ -379,24 +379,19 @@ def _evidence(met: _Met) -> dict[str, Any]:
     }
 
 
+_SENTENCES: Mapping[CompletionReason, str] = {
+    CompletionReason.TARGET_REACHED: "The best objective, {observed}, reached the target of {limit}.",
+    CompletionReason.CONVERGED: "AMT detected convergence at {observed}.",
+    CompletionReason.NOT_IMPROVING: (
+        "{observed} training jobs did not improve on the best objective; the limit is {limit}."
+    ),
+    CompletionReason.MAX_TRAINING_JOBS: "{observed} training jobs were launched; the limit is {limit}.",
+    CompletionReason.MAX_RUNTIME: "The tuning job ran for {observed:g} s; the limit is {limit} s.",
+}
+
+
 def _sentence(met: _Met) -> str:
-    return {
-        CompletionReason.TARGET_REACHED: (
-            f"The best objective, {met.observed}, reached the target of {met.limit}."
-        ),
-        CompletionReason.CONVERGED: f"AMT detected convergence at {met.observed}.",
-        CompletionReason.NOT_IMPROVING: (
-            f"{met.observed} training jobs did not improve on the best objective; the limit is {met.limit}."
-        ),
-        CompletionReason.MAX_TRAINING_JOBS: (
-            f"{met.observed} training jobs were launched; the limit is {met.limit}."
-        ),
-        CompletionReason.MAX_RUNTIME: (
-            f"The tuning job ran for {met.observed:g} s; the limit is {met.limit} s."
-            if isinstance(met.observed, (int, float))
-            else ""
-        ),
-    }[met.reason]
+    return _SENTENCES[met.reason].format(observed=met.observed, limit=met.limit)
 
 
 def _float32(value: float) -> float:

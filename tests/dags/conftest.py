@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from airflow_amt.local import RunningServer, running
-from tests.local.support import CLOCK_RATE, IMAGES
+from airflow_amt.local import RunningServer
+from tests.local.support import shared_server
 
 REGION = "eu-west-1"
 DAGS = Path(__file__).parent / "flows.py"
@@ -23,10 +23,8 @@ DagTest = Callable[[str, dict[str, Any]], Any]
 @pytest.fixture(scope="session")
 def amt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """An embedded AMT whose clock runs fast and that knows the scripted trainers of ``tests/local``."""
-    folder = tmp_path_factory.mktemp("amt")
-    with running(folder, clock_rate=CLOCK_RATE, images=IMAGES, options=("--stop-grace", "0.3")) as server:
+    with shared_server(tmp_path_factory.mktemp("amt")) as server:
         yield server
-        assert "Traceback" not in server.log, server.log
 
 
 @pytest.fixture(scope="session")

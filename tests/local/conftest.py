@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 
-from airflow_amt.local import RunningServer, running
-from tests.local.support import CLOCK_RATE, IMAGES, client_of
+from airflow_amt.local import RunningServer
+from tests.local.support import client_of, shared_server
 
 
 @pytest.fixture(scope="session")
 def amt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """An embedded AMT whose clock runs 200 times as fast as ours; kills after a grace time of 0.3 s."""
-    folder = tmp_path_factory.mktemp("amt")
-    with running(folder, clock_rate=CLOCK_RATE, images=IMAGES, options=("--stop-grace", "0.3")) as server:
+    with shared_server(tmp_path_factory.mktemp("amt")) as server:
         yield server
-        assert "Traceback" not in server.log, server.log
 
 
 @pytest.fixture(scope="session")

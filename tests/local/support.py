@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from airflow_amt.local import RunningServer, running
 from airflow_amt.local.processes import MARKER
 
 TRAINERS = Path(__file__).parent / "trainers"
@@ -28,6 +29,14 @@ RANGES: Mapping[str, Any] = {
 METRICS = [{"Name": "objective", "Regex": r"objective=(\S+)"}]
 
 _numbers = count(1)
+
+
+@contextmanager
+def shared_server(folder: Path) -> Iterator[RunningServer]:
+    """Run an embedded AMT with a fast clock, these trainers and a grace of 0.3 s; no call may break it."""
+    with running(folder, clock_rate=CLOCK_RATE, images=IMAGES, options=("--stop-grace", "0.3")) as server:
+        yield server
+        assert "Traceback" not in server.log, server.log
 
 
 def unique(prefix: str = "job") -> str:

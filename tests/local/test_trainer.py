@@ -309,7 +309,7 @@ def test_a_completed_training_job(tmp_path: Path) -> None:
     with tarfile.open(output / "model.tar.gz") as archive:
         assert archive.getnames() == ["weights"]
     assert not (output / "output.tar.gz").exists()
-    assert spec.model_uri == "s3://models/out/job-001-abc/output/model.tar.gz"
+    assert trainer.model_uri(spec.definition, spec.name) == "s3://models/out/job-001-abc/output/model.tar.gz"
 
 
 def test_output_without_compression(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_output_without_compression(tmp_path: Path) -> None:
     output = tmp_path / "s3" / "models" / "job-001-abc" / "output"
     assert (output / "model" / "weights").read_text() == "w"
     assert (output / "output" / "notes").read_text() == "n"
-    assert spec.model_uri == "s3://models/job-001-abc/output/model/"
+    assert trainer.model_uri(spec.definition, spec.name) == "s3://models/job-001-abc/output/model/"
 
 
 def test_a_failed_training_job_says_the_end_of_its_log(tmp_path: Path) -> None:
