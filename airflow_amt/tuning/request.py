@@ -114,6 +114,28 @@ def check_documented_rules(
     return list(_problems(request, builtin_algorithms))
 
 
+def check_training_job(request: Mapping[str, Any]) -> list[AmtFieldError]:
+    """List the ways in which a ``CreateTrainingJob`` request breaks a documented rule that the model lacks.
+
+    :param request: ``CreateTrainingJob`` parameters that fit the service model.
+    """
+    problems = []
+    algorithm = _mapping(request.get("AlgorithmSpecification"))
+    named = [key for key in ("TrainingImage", "AlgorithmName") if algorithm.get(key)]
+    if len(named) != 1:
+        problems.append(
+            AmtFieldError(
+                "AlgorithmSpecification.TrainingImage",
+                " and ".join(named) or None,
+                "exactly one of TrainingImage and AlgorithmName is required",
+                "give the training image's URI",
+            )
+        )
+    problems += _regex_problems("", algorithm)
+    problems += _spot_problems("", request)
+    return problems
+
+
 def _problems(request: Mapping[str, Any], builtin_algorithms: bool) -> Iterator[AmtFieldError]:
     config = _mapping(request.get(_CONFIG))
     try:
@@ -275,7 +297,7 @@ def _definition_problems(
             "exactly one of ResourceConfig and HyperParameterTuningResourceConfig is required",
             "give a ResourceConfig with InstanceType, InstanceCount and VolumeSizeInGB",
         )
-    yield from _spot_problems(path, definition)
+    yield from _spot_problems(f"{path}.", definition)
     ranges_path, ranges = parameter_ranges(request, definition, path)
     static = _mapping(definition.get("StaticHyperParameters"))
     yield from _range_problems(ranges_path, ranges, static, f"{path}.StaticHyperParameters")
@@ -306,7 +328,19 @@ def _metric_problems(
             objective_path, None, "an objective metric is required", "give its Type and MetricName"
         )
     definitions = _mappings(algorithm.get("MetricDefinitions"))
-    for position, one in enumerate(definitions):
+    yield from _regex_problems(f"{path}.", algorithm)
+    names = [one.get("Name") for one in definitions]
+    if isinstance(metric, str) and metric not in names and (names or not builtin_algorithms):
+        yield AmtFieldError(
+            f"{objective_path}.MetricName",
+            metric,
+            f"the objective must be one of the MetricDefinitions ({', '.join(map(str, names)) or 'none'})",
+            f"add a metric definition named {metric} to {path}.AlgorithmSpecification.MetricDefinitions",
+        )
+
+
+def _regex_problems(prefix: str, algorithm: Mapping[str, Any]) -> Iterator[AmtFieldError]:
+    for position, one in enumerate(_mappings(algorithm.get("MetricDefinitions"))):
         if not isinstance(one.get("Regex"), str):
             continue
         try:
@@ -318,34 +352,26 @@ def _metric_problems(
                 continue
             limit = "it must have one group that captures the metric's value"
         yield AmtFieldError(
-            f"{path}.AlgorithmSpecification.MetricDefinitions[{position}].Regex",
+            f"{prefix}AlgorithmSpecification.MetricDefinitions[{position}].Regex",
             one["Regex"],
             limit,
             "write it as in 'accuracy: ([0-9.]+)'",
         )
-    names = [one.get("Name") for one in definitions]
-    if isinstance(metric, str) and metric not in names and (names or not builtin_algorithms):
-        yield AmtFieldError(
-            f"{objective_path}.MetricName",
-            metric,
-            f"the objective must be one of the MetricDefinitions ({', '.join(map(str, names)) or 'none'})",
-            f"add a metric definition named {metric} to {path}.AlgorithmSpecification.MetricDefinitions",
-        )
 
 
-def _spot_problems(path: str, definition: Mapping[str, Any]) -> Iterator[AmtFieldError]:
+def _spot_problems(prefix: str, definition: Mapping[str, Any]) -> Iterator[AmtFieldError]:
     stopping = _mapping(definition.get("StoppingCondition"))
     runtime, wait = stopping.get("MaxRuntimeInSeconds"), stopping.get("MaxWaitTimeInSeconds")
     if definition.get("EnableManagedSpotTraining") is True and wait is None:
         yield AmtFieldError(
-            f"{path}.StoppingCondition.MaxWaitTimeInSeconds",
+            f"{prefix}StoppingCondition.MaxWaitTimeInSeconds",
             None,
             "managed spot training needs it",
             "set it to MaxRuntimeInSeconds or more",
         )
     if _is_count(runtime) and _is_count(wait) and wait < runtime:
         yield AmtFieldError(
-            f"{path}.StoppingCondition.MaxWaitTimeInSeconds",
+            f"{prefix}StoppingCondition.MaxWaitTimeInSeconds",
             wait,
             f"it must be MaxRuntimeInSeconds ({runtime}) or more",
             "raise it",
