@@ -244,7 +244,8 @@ class TrainingRun:
         await exited.wait()
         self._cancel_timers()
         status = process.reap()
-        if engine.closing and not self.is_stopping:
+        # Looked up anew: much may have happened since the process was started.
+        if self._engine.closing and not self.is_stopping:
             return _failure(INTERRUPTED_REASON)
         ended = engine.clock.now_ms()
         conclusion = await asyncio.to_thread(self._conclude, status)
