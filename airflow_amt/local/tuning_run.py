@@ -361,7 +361,7 @@ class TuningRun:
             if self._ending is not None:
                 shutil.rmtree(spec.folder)
                 return
-            process = processes.start(command, environment=environment, folder=spec.code, log=spec.log)
+            process = engine.start_process(command, environment=environment, folder=spec.code, log=spec.log)
         except (trainer.CannotStartError, OSError, ValueError) as error:
             # ValueError: a NUL character in an argument.
             reason = str(error)
