@@ -77,6 +77,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="a training job whose log grows beyond this is failed (default: %(default)s)",
     )
     serve.add_argument(
+        "--fork-server",
+        action="append",
+        default=[],
+        metavar="MODULE[,MODULE...]",
+        help="import these modules once, and fork Python training scripts from a process that has them, "
+        "instead of starting each afresh (Linux; may be given more than once)",
+    )
+    serve.add_argument(
         "--account",
         default="000000000000",
         metavar="ID",
@@ -98,6 +106,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from airflow_amt.local import images
     from airflow_amt.local.clock import checked_rate
     from airflow_amt.local.engine import EngineOptions
+    from airflow_amt.local.fork_server import check_modules
     from airflow_amt.local.server import ServerOptions, is_loopback, serve
 
     if not 0 <= arguments.port <= 65_535:
@@ -110,6 +119,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
         raise AmtFieldError("log-limit", arguments.log_limit, "1 to 1048576 MiB", "leave it out")
     if not re.fullmatch(r"\d{12}", arguments.account):
         raise AmtFieldError("account", arguments.account, "12 digits", "leave it out")
+    fork_server = [name.strip() for option in arguments.fork_server for name in option.split(",")]
+    check_modules(fork_server)
     state_dir = (arguments.state_dir or _default_state_dir()).absolute()
     if state_dir.exists() and not state_dir.is_dir():
         raise AmtFieldError("state-dir", str(state_dir), "a folder", "choose another path")
@@ -125,6 +136,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             account=arguments.account,
             stop_grace=arguments.stop_grace,
             log_limit=arguments.log_limit * 1024 * 1024,
+            fork_server=tuple(fork_server),
         ),
         until_stdin_closes=arguments.until_stdin_closes,
     )

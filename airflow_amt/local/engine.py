@@ -21,6 +21,7 @@ from typing import Any
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import processes, trainer, training_run
 from airflow_amt.local.clock import AmtClock
+from airflow_amt.local.fork_server import ForkServer
 from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.search import Prior
 from airflow_amt.local.store import Row, Store
@@ -46,6 +47,7 @@ class EngineOptions:
     :param account: 12-digit AWS account id, for ARNs.
     :param stop_grace: most real seconds between SIGTERM and SIGKILL (AMT's 120 s where that is less).
     :param log_limit: bytes; a training job whose log grows beyond it is failed.
+    :param fork_server: modules that a fork server imports for Python training scripts; none starts none.
     """
 
     state_dir: Path
@@ -54,6 +56,7 @@ class EngineOptions:
     account: str = "000000000000"
     stop_grace: float = 10.0
     log_limit: int = 256 * 1024 * 1024
+    fork_server: Sequence[str] = ()
 
 
 class Engine:
@@ -77,13 +80,17 @@ class Engine:
         self._orphan_check: asyncio.TimerHandle | None = None
         self._housekeeper: asyncio.TimerHandle | None = None
         self._follower: asyncio.TimerHandle | None = None
+        self._fork_server: ForkServer | None = None
         # One thread: a search is not made for being asked twice at once.
         self.search_thread = ThreadPoolExecutor(1, thread_name_prefix="search")
 
     # --- life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Clean up after an earlier server and go on with its tuning jobs; needs a running event loop."""
+        """Clean up after an earlier server and go on with its tuning jobs; needs a running event loop.
+
+        :raises AmtFieldError: the fork server that the options ask for cannot be started.
+        """
         if not processes.become_reaper():
             logger.info("Orphans of training processes cannot be adopted on this platform")
         for row in self.store.unfinished_training_jobs():
@@ -93,6 +100,10 @@ class Engine:
         while killed := processes.kill_marked(self.identity):
             logger.warning("Killed %d processes left by an earlier server", killed)
             time.sleep(0.01)
+        if self.options.fork_server:
+            log = self.options.state_dir / "fork-server.log"
+            self._fork_server = ForkServer(self.options.fork_server, identity=self.identity, log=log)
+            self._fork_server.watch(asyncio.get_running_loop())
         for row in self.store.unfinished_tuning_jobs():
             self._begin(row)
         for row in self.store.unfinished_training_jobs():
@@ -123,6 +134,8 @@ class Engine:
                 _, alive = await asyncio.wait(alive, timeout=_FOLLOW_SECONDS)
         if self._orphan_check is not None:
             self._orphan_check.cancel()
+        if self._fork_server is not None:
+            self._fork_server.close()
         # What a killed process had started is adopted when that process is gone.
         while True:
             if not processes.kill_orphans():
@@ -272,6 +285,21 @@ class Engine:
         self._commit_scheduled = False
         self.store.commit()
 
+    def start_process(
+        self, command: Sequence[str], *, environment: Mapping[str, str], folder: Path, log: Path
+    ) -> processes.TrainingProcess:
+        """Start a training process, forked from the fork server where there is one that can.
+
+        The parameters are those of :func:`airflow_amt.local.processes.start`.
+
+        :raises OSError: the command cannot be executed.
+        """
+        if self._fork_server is not None:
+            forked = self._fork_server.start(command, environment=environment, folder=folder, log=log)
+            if forked is not None:
+                return forked
+        return processes.start(command, environment=environment, folder=folder, log=log)
+
     def forget(self, job_id: int) -> None:
         """Take note that a tuning job has ended."""
         del self._runs[job_id]
@@ -293,8 +321,10 @@ class Engine:
     def _kill_orphans(self) -> int:
         running = [one for one in self.trainings.values() if one.process is not None]
         markers = {one.spec.marker for one in running}
-        known = frozenset(one.process.pid for one in running if one.process is not None)
-        return processes.kill_orphans(lambda marker: marker not in markers, known=known)
+        known = {one.process.pid for one in running if one.process is not None}
+        if self._fork_server is not None:
+            known.add(self._fork_server.pid)
+        return processes.kill_orphans(lambda marker: marker not in markers, known=frozenset(known))
 
     def spec(
         self, region: str, name: str, plan: TrainingPlan, hyperparameters: Mapping[str, str]

@@ -224,7 +224,7 @@ class TrainingRun:
                 return trainer.Conclusion(status="Stopped", metrics={})
             if engine.closing:
                 return _failure(INTERRUPTED_REASON)
-            process = processes.start(
+            process = engine.start_process(
                 command, environment=environment, folder=self.spec.code, log=self.spec.log
             )
         except (trainer.CannotStartError, OSError, ValueError) as error:
