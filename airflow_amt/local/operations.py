@@ -16,9 +16,9 @@ from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import store as tables
 from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.engine import Engine
-from airflow_amt.local.protocol import AwsError
+from airflow_amt.local.protocol import AwsError, Encoded, encode
 from airflow_amt.local.search import MAX_TRAINING_JOBS
-from airflow_amt.local.store import Row
+from airflow_amt.local.store import Row, derived
 from airflow_amt.local.trainer import model_uri
 from airflow_amt.local.tuning_run import objective_of
 from airflow_amt.tuning.request import check_documented_rules, training_job_definitions
@@ -146,14 +146,14 @@ class Operations:
 
     def _describe_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         row = self._tuning_job(region, params)
-        definition = _described_definition(row["definition"])
+        definition = derived(row, "definition", _encoded_definition)
         ended = row["ended_ms"]
         now = self._engine.clock.now_ms()
         best = self._store.training_job(region, row["best"]) if row["best"] else None
         return {
             "HyperParameterTuningJobName": row["name"],
             "HyperParameterTuningJobArn": row["arn"],
-            "HyperParameterTuningJobConfig": row["config"],
+            "HyperParameterTuningJobConfig": derived(row, "config", _encoded_config),
             "TrainingJobDefinition": None if row["definition_as_list"] else definition,
             "TrainingJobDefinitions": [definition] if row["definition_as_list"] else None,
             "HyperParameterTuningJobStatus": row["status"],
@@ -194,7 +194,7 @@ class Operations:
         ]
         rows, token = self._page(params, region, column, table.c.id, conditions, self._store.list_tuning_jobs)
         return {
-            "HyperParameterTuningJobSummaries": [_tuning_summary(row) for row in rows],
+            "HyperParameterTuningJobSummaries": [derived(row, "summary", _encoded_summary) for row in rows],
             "NextToken": token,
         }
 
@@ -440,6 +440,18 @@ def _counters(row: Row, columns: Mapping[str, str]) -> dict[str, int]:
 def _described_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
     """Return a definition as AWS describes it: with an empty ``KmsKeyId``, which the SageMaker SDK reads."""
     return {**definition, "OutputDataConfig": {"KmsKeyId": "", **definition["OutputDataConfig"]}}
+
+
+def _encoded_config(row: Row) -> Encoded:
+    return encode("HyperParameterTuningJobConfig", row["config"])
+
+
+def _encoded_definition(row: Row) -> Encoded:
+    return encode("HyperParameterTrainingJobDefinition", _described_definition(row["definition"]))
+
+
+def _encoded_summary(row: Row) -> Encoded:
+    return encode("HyperParameterTuningJobSummary", _tuning_summary(row))
 
 
 def _tuning_summary(row: Row) -> dict[str, Any]:
