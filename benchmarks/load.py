@@ -107,9 +107,7 @@ class _Connection:
         if end < 0:
             return False
         status, *lines = bytes(self._received[:end]).split(b"\r\n")
-        headers = {
-            name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)
-        }
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
         if b" 200 " not in status + b" ":
             raise RuntimeError(f"a request was refused: {bytes(self._received)!r}")
         self._body_at = end + 4

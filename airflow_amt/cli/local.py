@@ -83,6 +83,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="12-digit AWS account id to show in ARNs (default: %(default)s)",
     )
     serve.add_argument(
+        "--faults",
+        metavar="FILE_OR_JSON",
+        help="what is to go wrong on purpose, for tests: throttling, latency, errors, dropped connections, "
+        "stale reads, failing training jobs (default: nothing)",
+    )
+    serve.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="of standard error"
     )
     serve.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
@@ -98,6 +104,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from airflow_amt.local import images
     from airflow_amt.local.clock import checked_rate
     from airflow_amt.local.engine import EngineOptions
+    from airflow_amt.local.faults import FaultInjector, Faults
     from airflow_amt.local.server import ServerOptions, is_loopback, serve
 
     if not 0 <= arguments.port <= 65_535:
@@ -125,6 +132,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             account=arguments.account,
             stop_grace=arguments.stop_grace,
             log_limit=arguments.log_limit * 1024 * 1024,
+            faults=FaultInjector(Faults.from_text(arguments.faults) if arguments.faults else None),
         ),
         until_stdin_closes=arguments.until_stdin_closes,
     )

@@ -13,13 +13,14 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import processes, trainer
 from airflow_amt.local.clock import AmtClock
+from airflow_amt.local.faults import FaultInjector
 from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.search import create_search
 from airflow_amt.local.store import Row, Store
@@ -43,6 +44,7 @@ class EngineOptions:
     :param account: 12-digit AWS account id, for ARNs.
     :param stop_grace: most real seconds between SIGTERM and SIGKILL (AMT's 120 s where that is less).
     :param log_limit: bytes; a training job whose log grows beyond it is failed.
+    :param faults: what is to go wrong; it says of each training job whether it fails on purpose.
     """
 
     state_dir: Path
@@ -51,6 +53,7 @@ class EngineOptions:
     account: str = "000000000000"
     stop_grace: float = 10.0
     log_limit: int = 256 * 1024 * 1024
+    faults: FaultInjector = field(default_factory=FaultInjector)
 
 
 class Engine:

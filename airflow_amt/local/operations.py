@@ -18,7 +18,7 @@ from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.engine import Engine
 from airflow_amt.local.protocol import AwsError, Encoded, encode
 from airflow_amt.local.search import MAX_TRAINING_JOBS
-from airflow_amt.local.store import Row, derived
+from airflow_amt.local.store import Row, Store, derived
 from airflow_amt.local.trainer import model_uri
 from airflow_amt.local.tuning_run import objective_of
 from airflow_amt.tuning.request import check_documented_rules, training_job_definitions
@@ -48,11 +48,12 @@ class Operations:
     """Answers calls.
 
     :param engine: what runs the tuning jobs.
+    :param store: the state that calls are answered from; the engine's own if left out.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, store: Store | None = None) -> None:
         self._engine = engine
-        self._store = engine.store
+        self._store = engine.store if store is None else store
         self._handlers: Mapping[str, Callable[[str, Mapping[str, Any]], Mapping[str, Any]]] = {
             "CreateHyperParameterTuningJob": self._create_tuning_job,
             "DescribeHyperParameterTuningJob": self._describe_tuning_job,

@@ -212,10 +212,13 @@ class Store:
         state_dir.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(state_dir)
         self._engine = sa.create_engine(
-            f"sqlite:///{state_dir / 'amt.sqlite3'}", json_serializer=_compact_json, future=True
+            f"sqlite:///{state_dir / 'amt.sqlite3'}",
+            json_serializer=_compact_json,
+            future=True,
+            poolclass=sa.NullPool,
         )
         self._connection = self._engine.connect()
-        self._kept = {tuning_jobs.name: _KeptRows("name_key"), training_jobs.name: _KeptRows("name")}
+        self._kept = _no_rows()
         # Whatever writes, by whichever method: no row in memory is older than the database.
         sa.event.listen(self._connection, "after_execute", self._note_write)
         sa.event.listen(self._connection, "rollback", self._note_rollback)
@@ -453,8 +456,9 @@ class Store:
         *_: Any,
     ) -> None:
         """Called by SQLAlchemy after each statement."""
-        if isinstance(statement, (sa.Update, sa.Delete)) and statement.table.name in self._kept:
-            self._kept[statement.table.name].note_write(many or [one])
+        kept = self._kept.get(str(statement.table)) if isinstance(statement, (sa.Update, sa.Delete)) else None
+        if kept is not None:
+            kept.note_write(many or [one])
 
     def _note_rollback(self, _connection: sa.Connection) -> None:
         for kept in self._kept.values():
@@ -462,6 +466,31 @@ class Store:
 
     def _all(self, query: sa.Select[Any]) -> list[Row]:
         return [_plain(row) for row in self._connection.execute(query).mappings()]
+
+
+class Snapshot(Store):
+    """The state of a store as it is when this is made, for reading only; what is written later is not in it.
+
+    :param store: the store; it must live longer.
+    """
+
+    def __init__(self, store: Store) -> None:
+        store.commit()
+        self.state_dir = store.state_dir
+        self._connection = store._engine.connect()
+        self._kept = _no_rows()
+        self._connection.exec_driver_sql("PRAGMA query_only=ON")
+        # In WAL mode, a transaction goes on seeing the state that its first read saw.
+        self._connection.exec_driver_sql("BEGIN")
+        self._connection.exec_driver_sql("SELECT 1 FROM meta").close()
+
+    def close(self) -> None:
+        """Close the connection; the folder stays the store's."""
+        self._connection.close()
+
+
+def _no_rows() -> dict[str, _KeptRows]:
+    return {tuning_jobs.name: _KeptRows("name_key"), training_jobs.name: _KeptRows("name")}
 
 
 def _plain(row: sa.RowMapping) -> Row:
