@@ -14,13 +14,14 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import processes, trainer, training_run
 from airflow_amt.local.clock import AmtClock
+from airflow_amt.local.faults import FaultInjector
 from airflow_amt.local.fork_server import ForkServer
 from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.search import Prior
@@ -48,6 +49,7 @@ class EngineOptions:
     :param stop_grace: most real seconds between SIGTERM and SIGKILL (AMT's 120 s where that is less).
     :param log_limit: bytes; a training job whose log grows beyond it is failed.
     :param fork_server: modules that a fork server imports for Python training scripts; none starts none.
+    :param faults: what is to go wrong; it says of each training job whether it fails on purpose.
     """
 
     state_dir: Path
@@ -57,6 +59,7 @@ class EngineOptions:
     stop_grace: float = 10.0
     log_limit: int = 256 * 1024 * 1024
     fork_server: Sequence[str] = ()
+    faults: FaultInjector = field(default_factory=FaultInjector)
 
 
 class Engine:

@@ -19,9 +19,9 @@ from airflow_amt.local import store as tables
 from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.engine import Engine, training_job_arn
 from airflow_amt.local.metrics import read_final_metrics
-from airflow_amt.local.protocol import AwsError
+from airflow_amt.local.protocol import AwsError, Encoded, encode
 from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Prior
-from airflow_amt.local.store import Row
+from airflow_amt.local.store import Row, Store, derived
 from airflow_amt.local.trainer import model_uri
 from airflow_amt.local.training_run import DEFAULT_MAX_TRAINING_SECONDS
 from airflow_amt.local.tuning_run import objective_of
@@ -75,11 +75,12 @@ class Operations:
     """Answers calls.
 
     :param engine: what runs the tuning jobs.
+    :param store: the state that calls are answered from; the engine's own if left out.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, store: Store | None = None) -> None:
         self._engine = engine
-        self._store = engine.store
+        self._store = engine.store if store is None else store
         self._handlers: Mapping[str, Callable[[str, Mapping[str, Any]], Mapping[str, Any]]] = {
             "CreateHyperParameterTuningJob": self._create_tuning_job,
             "DescribeHyperParameterTuningJob": self._describe_tuning_job,
@@ -228,7 +229,15 @@ class Operations:
                 )
 
     def _describe_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._description(self._tuning_job(region, params))
+        row = self._tuning_job(region, params)
+        definitions = derived(row, "definitions", _encoded_definitions)
+        several = row["definition_as_list"]
+        return {
+            **self._description(row),
+            "HyperParameterTuningJobConfig": derived(row, "config", _encoded_config),
+            "TrainingJobDefinition": None if several else definitions[0],
+            "TrainingJobDefinitions": definitions if several else None,
+        }
 
     def _description(self, row: Row) -> dict[str, Any]:
         definitions = [_described_definition(definition) for definition in row["definitions"]]
@@ -299,7 +308,7 @@ class Operations:
         ]
         rows, token = self._page(params, region, column, table.c.id, conditions, self._store.list_tuning_jobs)
         return {
-            "HyperParameterTuningJobSummaries": [_tuning_summary(row) for row in rows],
+            "HyperParameterTuningJobSummaries": [derived(row, "summary", _encoded_summary) for row in rows],
             "NextToken": token,
         }
 
@@ -671,6 +680,21 @@ def _counters(row: Row, columns: Mapping[str, str]) -> dict[str, int]:
 def _described_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
     """Return a definition as AWS describes it: with an empty ``KmsKeyId``, which the SageMaker SDK reads."""
     return {**definition, "OutputDataConfig": {"KmsKeyId": "", **definition["OutputDataConfig"]}}
+
+
+def _encoded_config(row: Row) -> Encoded:
+    return encode("HyperParameterTuningJobConfig", row["config"])
+
+
+def _encoded_definitions(row: Row) -> list[Encoded]:
+    return [
+        encode("HyperParameterTrainingJobDefinition", _described_definition(definition))
+        for definition in row["definitions"]
+    ]
+
+
+def _encoded_summary(row: Row) -> Encoded:
+    return encode("HyperParameterTuningJobSummary", _tuning_summary(row))
 
 
 def _tuning_summary(row: Row) -> dict[str, Any]:
