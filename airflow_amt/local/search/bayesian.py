@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
+from threadpoolctl import ThreadpoolController
 
-from airflow_amt.local.search.gaussian_process import Array, GaussianProcess, fit
+from airflow_amt.local.search.gaussian_process import Array, GaussianProcess, Layout, fit
 from airflow_amt.local.search.space import CategoricalParameter, Combination, Key, Space
 from airflow_amt.local.search.strategies import Evaluation, Prior, Tried, untried
 from airflow_amt.tuning.criteria import ObjectiveType
@@ -25,6 +26,9 @@ _CANDIDATES = 1000
 _LISTED = 2000
 #: How many of the best combinations new ones are varied from, how often, and in how many rounds.
 _CENTRES, _VARIATIONS, _ROUNDS = 5, 60, 3
+
+#: Made after the imports above: it knows the libraries that are loaded then.
+_BLAS = ThreadpoolController()
 
 
 class BayesianSearch:
@@ -60,9 +64,10 @@ class BayesianSearch:
         self._tried = Tried(space, prior)
         self._transfer = prior is not None and prior.transfer
         self._prior = prior.within(space) if prior is not None else []
-        self._categorical = np.array(
-            [isinstance(one, CategoricalParameter) for one in space.parameters], dtype=np.bool_
+        self._layout = Layout(
+            [one.size if isinstance(one, CategoricalParameter) else 0 for one in space.parameters]
         )
+        self._categorical = np.array(self._layout.categories) > 0
         self._encoded: dict[Key, Array] = {}
         #: The places of a discrete hyperparameter's values, and the edges between them.
         self._grids: dict[int, tuple[Array, Array]] = {}
@@ -79,7 +84,9 @@ class BayesianSearch:
         started = number + (0 if self._transfer else len(self._prior))
         if started < _SPREAD or known < _FEWEST:
             return self._spread(number, tried, generator)
-        return self._best(own, pending, tried, generator)
+        # Matrices this small lose by threads, and on a busy machine a great deal.
+        with _BLAS.limit(limits=1, user_api="blas"):
+            return self._best(own, pending, tried, generator)
 
     def _spread(self, number: int, tried: set[Key], generator: random.Random) -> dict[str, str] | None:
         """Return the n-th point of a Kronecker sequence with the seed's shift, or an untried one."""
@@ -106,17 +113,17 @@ class BayesianSearch:
         points, values = self._observations(own)
         extra = np.zeros(len(values))
         fitted = _sample(values, _FITTED)
-        kernel = fit(points[fitted], values[fitted], extra[fitted], self._categorical)
+        kernel = fit(self._layout, points[fitted], values[fitted], extra[fitted])
         kept = _sample(values, _CONDITIONED)
         points, values, extra = points[kept], values[kept], extra[kept]
-        model = GaussianProcess(kernel, points, values, extra, self._categorical)
+        model = GaussianProcess(self._layout, kernel, points, values, extra)
         if pending:
             waiting = np.array([self._encode(one) for one in pending])
             expected, _ = model.predict(waiting)
             points = np.concatenate([points, waiting])
             values = np.concatenate([values, expected])
             extra = np.concatenate([extra, np.zeros(len(waiting))])
-            model = GaussianProcess(kernel, points, values, extra, self._categorical)
+            model = GaussianProcess(self._layout, kernel, points, values, extra)
         best_mean = float(model.predict(points)[0].max())
 
         def gain(candidates: Array) -> Array:
@@ -154,7 +161,6 @@ class BayesianSearch:
         return points, _normal_scores(scores)
 
     # --- combinations as points -------------------------------------------------------------------
-    # A number lies at its place on its scale, a category at the middle of its share of 0 to 1.
 
     def _encode(self, combination: Combination) -> Array:
         key = self._space.key(combination)
