@@ -14,6 +14,9 @@ in the table, as a share of the same distance for the best of ten random combina
 the table). 0 is the best there is, 1 is what ten random draws bring. The seeds pair the engines, so
 ``against_random`` gives the mean difference in the same cells with its standard error.
 
+``bayesian-transfer`` and ``bayesian-identical`` are warm starts: their parent tried 30 random combinations on
+another table of the family or on the same one. What the parent found does not count as found.
+
 Cells (engine, table, seed) that the results file already has are not measured again, unless ``--again``.
 """
 
@@ -154,16 +157,35 @@ def _ours(strategy: str) -> Callable[[Space, ObjectiveType, int, Prior | None], 
 ENGINES: dict[str, Callable[[Space, ObjectiveType, int, Prior | None], Search]] = {
     "random": _ours("Random"),
     "bayesian": _ours("Bayesian"),
+    "bayesian-transfer": _ours("Bayesian"),
+    "bayesian-identical": _ours("Bayesian"),
     "optuna-tpe": search_peers.tpe(multivariate=True),
     "optuna-tpe-univariate": search_peers.tpe(multivariate=False),
     "scikit-learn-gp": search_peers.ScikitLearnGaussianProcess,
 }
 
 
+#: Warm starts, and whether from another table of the family (TransferLearning) or from the same one.
+WARM = {"bayesian-transfer": True, "bayesian-identical": False}
+PARENT = 30
+
+
+def parent_of(family: str, name: str, seed: int, transfer: bool) -> Prior:
+    """Return what a parent with random combinations has tried."""
+    names = TABLES[family]
+    table = Table(family, names[(names.index(name) + 1) % len(names)] if transfer else name)
+    generator = random.Random(f"parent/{seed}")
+    space = table.space()
+    return Prior(
+        evaluations=[table.evaluate(space.draw(generator)) for _ in range(PARENT)], transfer=transfer
+    )
+
+
 def tune(engine: str, family: str, name: str, seed: int) -> dict[str, Any]:
     """Run one simulated tuning job, and return its regrets and how long a proposal took."""
     table = Table(family, name)
-    search = ENGINES[engine](table.space(), table.objective_type, seed, None)
+    prior = parent_of(family, name, seed, WARM[engine]) if engine in WARM else None
+    search = ENGINES[engine](table.space(), table.objective_type, seed, prior)
     history: list[Evaluation] = []
     pending: list[dict[str, str]] = []
     seconds: list[float] = []
@@ -283,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
                 write()
     # One at a time, when nothing else is running here.
     for engine in options.engines:
-        if options.again or engine not in timing:
+        if engine not in WARM and (options.again or engine not in timing):
             timing[engine] = {family: think(engine, family, names[0]) for family, names in TABLES.items()}
     figures = write()
     shown = {key: value for key, value in figures.items() if key != "cells"}
