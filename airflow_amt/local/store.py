@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from airflow_amt.exceptions import AmtFieldError
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 _metadata = sa.MetaData()
 
@@ -36,16 +36,24 @@ tuning_jobs = sa.Table(
     _metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("region", sa.String, nullable=False),
-    # Names are unique without regard to case; the spelling of the request is kept in `name`.
+    # Names are unique without regard to case; the spelling of the request is kept in `name`. A deleted
+    # tuning job keeps its row, as its training jobs stay and are described by it, under a key that is no
+    # name, so that the name is free again.
     sa.Column("name_key", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
     sa.Column("arn", sa.String, nullable=False),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("strategy", sa.String, nullable=False),
     sa.Column("config", sa.JSON, nullable=False),
-    sa.Column("definition", sa.JSON, nullable=False),
+    sa.Column("definitions", sa.JSON, nullable=False),
     # Whether the request had TrainingJobDefinitions (a list), as Describe has to answer in kind.
     sa.Column("definition_as_list", sa.Boolean, nullable=False),
+    sa.Column("warm_start", sa.JSON(none_as_null=True)),
+    sa.Column("autotune", sa.JSON(none_as_null=True)),
+    # What the parents of a warm start had tried ([[hyperparameters, objective], ...]) and their best
+    # training job, kept here because parents may be deleted.
+    sa.Column("prior", sa.JSON(none_as_null=True)),
+    sa.Column("parents_best", sa.String),
     sa.Column("seed", sa.Integer, nullable=False),
     sa.Column("created_ms", sa.Integer, nullable=False),
     sa.Column("modified_ms", sa.Integer, nullable=False),
@@ -64,6 +72,7 @@ tuning_jobs = sa.Table(
     sa.Column("objective_succeeded", sa.Integer, nullable=False, default=0),
     sa.Column("objective_pending", sa.Integer, nullable=False, default=0),
     sa.Column("objective_failed", sa.Integer, nullable=False, default=0),
+    sa.Column("deleted", sa.Boolean, nullable=False, default=False),
     sa.UniqueConstraint("region", "name_key"),
 )
 
@@ -71,27 +80,36 @@ training_jobs = sa.Table(
     "training_jobs",
     _metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("tuning_job_id", sa.ForeignKey("tuning_jobs.id"), nullable=False),
+    # Absent: it was created by a call of its own, and `request` has that call's parameters.
+    sa.Column("tuning_job_id", sa.ForeignKey("tuning_jobs.id")),
+    sa.Column("definition_index", sa.Integer, nullable=False, default=0),
+    sa.Column("request", sa.JSON(none_as_null=True)),
     sa.Column("region", sa.String, nullable=False),
+    sa.Column("name_key", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
     sa.Column("arn", sa.String, nullable=False),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("hyperparameters", sa.JSON, nullable=False),
     sa.Column("created_ms", sa.Integer, nullable=False),
     sa.Column("started_ms", sa.Integer),
-    sa.Column("stopping_ms", sa.Integer),
     sa.Column("ended_ms", sa.Integer),
     sa.Column("modified_ms", sa.Integer, nullable=False),
+    # Secondary statuses in order, each with its start: [["Starting", ms], ["Training", ms], ...].
+    sa.Column("transitions", sa.JSON, nullable=False),
     # How a stopped one ended, in terms of SecondaryStatus: Stopped or MaxRuntimeExceeded.
     sa.Column("secondary_status", sa.String),
+    # How often it was started again after a failure of the server itself.
+    sa.Column("retries", sa.Integer, nullable=False, default=0),
     sa.Column("objective", sa.Float),
-    sa.Column("objective_status", sa.String, nullable=False),
-    sa.Column("metrics", sa.JSON),
+    sa.Column("objective_status", sa.String),
+    sa.Column("metrics", sa.JSON(none_as_null=True)),
+    # The objective after each epoch, where early stopping needs it.
+    sa.Column("curve", sa.JSON(none_as_null=True)),
     sa.Column("failure_reason", sa.String),
     # The process is identified by its id and its start time (seconds since the epoch): ids are reused.
     sa.Column("pid", sa.Integer),
     sa.Column("pid_started", sa.Float),
-    sa.UniqueConstraint("region", "name"),
+    sa.UniqueConstraint("region", "name_key"),
     sa.Index("training_jobs_of", "tuning_job_id"),
 )
 
@@ -229,7 +247,12 @@ class Store:
 
     def tuning_job_by_arn(self, arn: str) -> Row | None:
         """Return a tuning job by its ARN, or ``None``."""
-        return self._one(sa.select(tuning_jobs).where(tuning_jobs.c.arn == arn))
+        return self._one(sa.select(tuning_jobs).where(tuning_jobs.c.arn == arn, ~tuning_jobs.c.deleted))
+
+    def delete_tuning_job(self, row: Row) -> None:
+        """Take a tuning job out of sight; its training jobs stay, as in SageMaker."""
+        self.update_tuning_job(row["id"], {"deleted": True, "name_key": f"{row['id']}/{row['name_key']}"})
+        self.set_tags(row["arn"], {})
 
     def unfinished_tuning_jobs(self) -> list[Row]:
         """Return the tuning jobs that still go on or are being stopped, oldest first."""
@@ -272,8 +295,17 @@ class Store:
     def training_job(self, region: str, name: str) -> Row | None:
         """Return a training job by its name, or ``None``."""
         return self._one(
-            sa.select(training_jobs).where(training_jobs.c.region == region, training_jobs.c.name == name)
+            sa.select(training_jobs).where(
+                training_jobs.c.region == region, training_jobs.c.name_key == name.lower()
+            )
         )
+
+    def training_job_by_id(self, job_id: int) -> Row:
+        """Return a training job by its id."""
+        row = self._one(sa.select(training_jobs).where(training_jobs.c.id == job_id))
+        if row is None:
+            raise LookupError(f"there is no training job with id {job_id}")
+        return row
 
     def training_job_by_arn(self, arn: str) -> Row | None:
         """Return a training job by its ARN, or ``None``."""
@@ -298,9 +330,11 @@ class Store:
         return self._all(query)
 
     def unfinished_training_jobs(self) -> list[Row]:
-        """Return the training jobs that have not ended."""
+        """Return the training jobs that have not ended, oldest first."""
         return self._all(
-            sa.select(training_jobs).where(training_jobs.c.status.in_(("InProgress", "Stopping")))
+            sa.select(training_jobs)
+            .where(training_jobs.c.status.in_(("InProgress", "Stopping")))
+            .order_by(training_jobs.c.id)
         )
 
     # --- tags ------------------------------------------------------------------------------------

@@ -180,6 +180,28 @@ def check_documented_rules(
     return list(_problems(request, builtin_algorithms))
 
 
+def check_training_job(request: Mapping[str, Any]) -> list[AmtFieldError]:
+    """List the ways in which a ``CreateTrainingJob`` request breaks a documented rule that the model lacks.
+
+    :param request: ``CreateTrainingJob`` parameters that fit the service model.
+    """
+    problems = []
+    algorithm = _mapping(request.get("AlgorithmSpecification"))
+    named = [key for key in ("TrainingImage", "AlgorithmName") if algorithm.get(key)]
+    if len(named) != 1:
+        problems.append(
+            AmtFieldError(
+                "AlgorithmSpecification.TrainingImage",
+                " and ".join(named) or None,
+                "exactly one of TrainingImage and AlgorithmName is required",
+                "give the training image's URI",
+            )
+        )
+    problems += _regex_problems("", algorithm)
+    problems += _time_limit_problems("", request)
+    return problems
+
+
 def _problems(request: Mapping[str, Any], builtin_algorithms: bool) -> Iterator[AmtFieldError]:
     config = _mapping(request.get(_CONFIG))
     try:
@@ -494,7 +516,7 @@ def _definition_problems(
             "give a ResourceConfig with InstanceType, InstanceCount and VolumeSizeInGB",
         )
     yield from _instance_config_problems(path, definition)
-    yield from _time_limit_problems(path, definition)
+    yield from _time_limit_problems(f"{path}.", definition)
     ranges_path, ranges = parameter_ranges(request, definition, path)
     static = _mapping(definition.get("StaticHyperParameters"))
     yield from _range_problems(ranges_path, ranges, static, f"{path}.StaticHyperParameters")
@@ -545,23 +567,7 @@ def _metric_problems(
             objective_path, None, "an objective metric is required", "give its Type and MetricName"
         )
     definitions = _mappings(algorithm.get("MetricDefinitions"))
-    for position, one in enumerate(definitions):
-        if not isinstance(one.get("Regex"), str):
-            continue
-        try:
-            groups = re.compile(one["Regex"]).groups
-        except re.error as error:
-            limit = f"it must be a regular expression ({error})"
-        else:
-            if groups >= 1:
-                continue
-            limit = "it must have one group that captures the metric's value"
-        yield AmtFieldError(
-            f"{path}.AlgorithmSpecification.MetricDefinitions[{position}].Regex",
-            one["Regex"],
-            limit,
-            "write it as in 'accuracy: ([0-9.]+)'",
-        )
+    yield from _regex_problems(f"{path}.", algorithm)
     names = [one.get("Name") for one in definitions]
     # An algorithm resource, like AWS's own algorithms, brings its metrics along.
     brings_metrics = builtin_algorithms or bool(algorithm.get("AlgorithmName"))
@@ -589,26 +595,46 @@ def _instance_config_problems(path: str, definition: Mapping[str, Any]) -> Itera
             )
 
 
-def _time_limit_problems(path: str, definition: Mapping[str, Any]) -> Iterator[AmtFieldError]:
+def _regex_problems(prefix: str, algorithm: Mapping[str, Any]) -> Iterator[AmtFieldError]:
+    for position, one in enumerate(_mappings(algorithm.get("MetricDefinitions"))):
+        if not isinstance(one.get("Regex"), str):
+            continue
+        try:
+            groups = re.compile(one["Regex"]).groups
+        except re.error as error:
+            limit = f"it must be a regular expression ({error})"
+        else:
+            if groups >= 1:
+                continue
+            limit = "it must have one group that captures the metric's value"
+        yield AmtFieldError(
+            f"{prefix}AlgorithmSpecification.MetricDefinitions[{position}].Regex",
+            one["Regex"],
+            limit,
+            "write it as in 'accuracy: ([0-9.]+)'",
+        )
+
+
+def _time_limit_problems(prefix: str, definition: Mapping[str, Any]) -> Iterator[AmtFieldError]:
     stopping = _mapping(definition.get("StoppingCondition"))
     runtime, wait = stopping.get("MaxRuntimeInSeconds"), stopping.get("MaxWaitTimeInSeconds")
     if _is_count(runtime) and runtime > MAX_TRAINING_SECONDS:
         yield AmtFieldError(
-            f"{path}.StoppingCondition.MaxRuntimeInSeconds",
+            f"{prefix}StoppingCondition.MaxRuntimeInSeconds",
             runtime,
             f"a training job may run for {MAX_TRAINING_SECONDS} seconds (28 days) at most",
             f"set it to {MAX_TRAINING_SECONDS} or less",
         )
     if definition.get("EnableManagedSpotTraining") is True and wait is None:
         yield AmtFieldError(
-            f"{path}.StoppingCondition.MaxWaitTimeInSeconds",
+            f"{prefix}StoppingCondition.MaxWaitTimeInSeconds",
             None,
             "managed spot training needs it",
             "set it to MaxRuntimeInSeconds or more",
         )
     if _is_count(runtime) and _is_count(wait) and wait < runtime:
         yield AmtFieldError(
-            f"{path}.StoppingCondition.MaxWaitTimeInSeconds",
+            f"{prefix}StoppingCondition.MaxWaitTimeInSeconds",
             wait,
             f"it must be MaxRuntimeInSeconds ({runtime}) or more",
             "raise it",
