@@ -91,6 +91,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="12-digit AWS account id to show in ARNs (default: %(default)s)",
     )
     serve.add_argument(
+        "--faults",
+        metavar="FILE_OR_JSON",
+        help="what is to go wrong on purpose, for tests: throttling, latency, errors, dropped connections, "
+        "stale reads, failing training jobs (default: nothing)",
+    )
+    serve.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="of standard error"
     )
     serve.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
@@ -106,6 +112,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from airflow_amt.local import images
     from airflow_amt.local.clock import checked_rate
     from airflow_amt.local.engine import EngineOptions
+    from airflow_amt.local.faults import FaultInjector, Faults
     from airflow_amt.local.fork_server import check_modules
     from airflow_amt.local.server import ServerOptions, is_loopback, serve
 
@@ -137,6 +144,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             stop_grace=arguments.stop_grace,
             log_limit=arguments.log_limit * 1024 * 1024,
             fork_server=tuple(fork_server),
+            faults=FaultInjector(Faults.from_text(arguments.faults) if arguments.faults else None),
         ),
         until_stdin_closes=arguments.until_stdin_closes,
     )
