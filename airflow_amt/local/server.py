@@ -155,7 +155,7 @@ class Application:
 
     async def _drop(self, scope: Scope, receive: Receive) -> None:
         """Close the connection of a request, which then gets no answer."""
-        connection = self.connections[tuple(scope["client"])]
+        connection = self.connections.get(tuple(scope["client"]))
         if isinstance(connection, asyncio.Transport):
             connection.abort()
         while (await receive())["type"] != "http.disconnect":
