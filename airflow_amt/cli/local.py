@@ -9,8 +9,12 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_amt.exceptions import AmtFieldError
+
+if TYPE_CHECKING:
+    from airflow_amt.local.storage import Storage
 
 EXTRA_MODULES = ("sqlalchemy", "starlette", "uvicorn", "psutil")
 
@@ -60,6 +64,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=None,
         metavar="DIR",
         help="folder that stands for S3: s3://bucket/key is DIR/bucket/key (default: s3 in the state folder)",
+    )
+    serve.add_argument(
+        "--s3-endpoint",
+        default=None,
+        metavar="URL",
+        help="S3 server that s3:// addresses are read from and written to, instead of a folder (default: "
+        "AWS_ENDPOINT_URL_S3 if it is set and --s3-root is not given)",
     )
     serve.add_argument(
         "--stop-grace",
@@ -121,6 +132,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         engine=EngineOptions(
             state_dir=state_dir,
             s3_root=(arguments.s3_root or state_dir / "s3").absolute(),
+            storage=_bucket_storage(arguments),
             images={**images.bundled_commands(), **mapped},
             account=arguments.account,
             stop_grace=arguments.stop_grace,
@@ -146,6 +158,25 @@ def run_serve(arguments: argparse.Namespace) -> int:
             "state-dir", str(state_dir), f"a folder that can be written ({error.strerror})", "choose another"
         ) from None
     return 0
+
+
+def _bucket_storage(arguments: argparse.Namespace) -> Storage | None:
+    """Return the S3 server that was asked for; ``None`` if ``s3://`` is a folder."""
+    from airflow_amt.local.storage import BucketStorage
+
+    if arguments.s3_endpoint is not None:
+        if arguments.s3_root is not None:
+            raise AmtFieldError(
+                "s3-endpoint",
+                arguments.s3_endpoint,
+                "s3:// is either a folder or an S3 server",
+                "leave out --s3-root or --s3-endpoint",
+            )
+        return BucketStorage(arguments.s3_endpoint)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3")
+    if not endpoint or arguments.s3_root is not None:
+        return None
+    return BucketStorage(endpoint)
 
 
 def _check_installed() -> None:

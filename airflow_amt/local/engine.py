@@ -22,6 +22,7 @@ from airflow_amt.local import processes, trainer
 from airflow_amt.local.clock import AmtClock
 from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.search import create_search
+from airflow_amt.local.storage import FolderStorage, Storage
 from airflow_amt.local.store import Row, Store
 from airflow_amt.local.tuning_run import TuningRun, objective_of, space_of
 from airflow_amt.tuning.criteria import ObjectiveType
@@ -38,7 +39,8 @@ class EngineOptions:
     """How the engine works.
 
     :param state_dir: the folder that holds everything.
-    :param s3_root: the folder that stands for S3.
+    :param s3_root: the folder that stands for S3, unless ``storage`` says otherwise.
+    :param storage: where ``s3://`` is; ``s3_root`` if left out.
     :param images: commands that stand for training images.
     :param account: 12-digit AWS account id, for ARNs.
     :param stop_grace: most real seconds between SIGTERM and SIGKILL (AMT's 120 s where that is less).
@@ -51,6 +53,7 @@ class EngineOptions:
     account: str = "000000000000"
     stop_grace: float = 10.0
     log_limit: int = 256 * 1024 * 1024
+    storage: Storage | None = None
 
 
 class Engine:
@@ -65,6 +68,7 @@ class Engine:
         self.store = store
         self.clock = clock
         self.options = options
+        self.storage: Storage = options.storage or FolderStorage(options.s3_root)
         self.identity = store.identity
         self.closing = False
         self._runs: dict[int, TuningRun] = {}

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local import channels
 from airflow_amt.local import store as tables
 from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.engine import Engine
@@ -369,24 +370,12 @@ def _not_offered(params: Mapping[str, Any]) -> list[AmtFieldError]:
         if definition["AlgorithmSpecification"].get("AlgorithmName"):
             name = definition["AlgorithmSpecification"]["AlgorithmName"]
             refuse(f"{path}.AlgorithmSpecification.AlgorithmName", name, "give a TrainingImage")
-        if definition["AlgorithmSpecification"]["TrainingInputMode"] == "Pipe":
-            refuse(f"{path}.AlgorithmSpecification.TrainingInputMode", "Pipe", "set it to File")
         resources = definition.get("ResourceConfig") or {}
         if (resources.get("InstanceCount") or 1) > 1 or resources.get("InstanceGroups"):
             refuse(f"{path}.ResourceConfig", resources, "train on one instance: InstanceCount 1")
         if definition.get("RetryStrategy") is not None:
             refuse(f"{path}.RetryStrategy", definition["RetryStrategy"], "leave it out")
-        for position, channel in enumerate(definition.get("InputDataConfig") or ()):
-            where = f"{path}.InputDataConfig[{position}]"
-            source = channel["DataSource"].get("S3DataSource")
-            if source is None:
-                refuse(f"{where}.DataSource", channel["DataSource"], "give an S3DataSource")
-            elif source["S3DataType"] != "S3Prefix":
-                refuse(f"{where}.DataSource.S3DataSource.S3DataType", source["S3DataType"], "use S3Prefix")
-            if channel.get("InputMode") == "Pipe":
-                refuse(f"{where}.InputMode", "Pipe", "set it to File")
-            if channel.get("CompressionType") == "Gzip":
-                refuse(f"{where}.CompressionType", "Gzip", "store the channel uncompressed")
+        problems += channels.problems(definition, path)
     return problems
 
 

@@ -12,7 +12,6 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
@@ -25,6 +24,7 @@ from airflow_amt.local import protocol, s3_view
 from airflow_amt.local.clock import AmtClock
 from airflow_amt.local.engine import Engine, EngineOptions
 from airflow_amt.local.operations import Operations
+from airflow_amt.local.storage import FolderStorage, Storage
 from airflow_amt.local.store import Store
 from airflow_amt.service_model import service_model
 
@@ -53,8 +53,11 @@ class ServerOptions:
     until_stdin_closes: bool = False
 
 
-def create_app(operations: Operations, s3_root: Path) -> Starlette:
-    """Return the application: SageMaker's JSON protocol at ``/``, a read-only view of S3 below it."""
+def create_app(operations: Operations, storage: Storage) -> Starlette:
+    """Return the application: SageMaker's JSON protocol at ``/``, a read-only view of S3 below it.
+
+    :param storage: where ``s3://`` is; only a folder is shown, as an S3 server shows itself.
+    """
 
     async def endpoint(request: Request) -> Response:
         request_id = str(uuid.uuid4())
@@ -79,7 +82,8 @@ def create_app(operations: Operations, s3_root: Path) -> Starlette:
             )
             return _response(failure.body(), failure.status, request_id)
 
-    return Starlette(routes=[Route("/", endpoint, methods=["POST"]), *s3_view.routes(s3_root)])
+    view = s3_view.routes(storage.root) if isinstance(storage, FolderStorage) else []
+    return Starlette(routes=[Route("/", endpoint, methods=["POST"]), *view])
 
 
 def _answer(operations: Operations, operation: str, authorization: str | None, body: bytes) -> bytes:
@@ -181,7 +185,7 @@ async def _serve(
     host, port = listener.getsockname()[:2]
     endpoint = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     config = uvicorn.Config(
-        create_app(Operations(engine), options.engine.s3_root),
+        create_app(Operations(engine), engine.storage),
         lifespan="off",
         access_log=False,
         log_config=None,
@@ -205,6 +209,7 @@ async def _serve(
         await server.serve(sockets=[listener])
     finally:
         await engine.close()
+        engine.storage.close()
 
 
 class _EndOfInput(asyncio.Protocol):

@@ -415,7 +415,7 @@ class TuningRun:
             definition=self._definition,
             hyperparameters={**self._static, **tuned},
             folder=engine.options.state_dir / "training-jobs" / self._region / name,
-            s3_root=engine.options.s3_root,
+            storage=engine.storage,
             command=self._command,
             marker=processes.marker_value(engine.identity, f"{self._region}/{name}"),
         )

@@ -216,7 +216,6 @@ def test_each_limit(amt: RunningServer, path: str, value: Any) -> None:
             },
             "WarmStartConfig",
         ),
-        (f"{DEFINITION}.AlgorithmSpecification.TrainingInputMode", "Pipe", "TrainingInputMode"),
         (f"{DEFINITION}.ResourceConfig.InstanceCount", 2, "ResourceConfig"),
         (f"{DEFINITION}.RetryStrategy", {"MaximumRetryAttempts": 3}, "RetryStrategy"),
     ],
