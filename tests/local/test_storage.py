@@ -577,7 +577,8 @@ def test_data_of_a_server_that_are_missing_fail_with_its_words(server: SmallS3, 
     with pytest.raises(CannotStartError) as refusal:
         trainer.prepare(spec)
     assert str(refusal.value).startswith(
-        "ClientError: Data download failed for channel 'train': s3://absent/train: An error occurred (NoSuchBucket)"
+        "ClientError: Data download failed for channel 'train': s3://absent/train: An error occurred "
+        "(NoSuchBucket)"
     )
     filled.storage.close()
 
