@@ -196,7 +196,7 @@ def test_a_prefix_means_the_same_in_a_folder_and_on_a_server(
     assert files(folder) == expected
     objects = filled.storage.objects(uri)
     assert {one.name: _read(filled.storage, one.uri) for one in objects} == expected
-    assert [one.uri for one in objects] == sorted(one.uri for one in objects)
+    assert [one.name for one in objects] == sorted(one.name for one in objects)
 
 
 def _read(storage: Storage, uri: str) -> bytes:
