@@ -101,10 +101,8 @@ class FolderStorage:
         files: list[Path] = []
         for path in s3.matching(self.root, uri):
             files += [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
-        return [
-            StoredObject(uri=self._uri(path), name=path.relative_to(base).as_posix())
-            for path in sorted(files)
-        ]
+        named = sorted((path.relative_to(base).as_posix(), path) for path in files)
+        return [StoredObject(uri=self._uri(path), name=name) for name, path in named]
 
     def _uri(self, path: Path) -> str:
         if path.is_relative_to(self.root):
