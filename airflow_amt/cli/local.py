@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from airflow_amt.local.storage import Storage
 
 EXTRA_MODULES = ("sqlalchemy", "starlette", "uvicorn", "psutil")
+AWS_MODULES = ("moto", "flask", "flask_cors", "a2wsgi")
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -73,6 +75,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "AWS_ENDPOINT_URL_S3 if it is set and --s3-root is not given)",
     )
     serve.add_argument(
+        "--with-aws",
+        action="store_true",
+        help="serve S3, STS, IAM and CloudWatch Logs too, as the SageMaker SDKs need them (extra local-aws)",
+    )
+    serve.add_argument(
         "--stop-grace",
         type=float,
         default=10.0,
@@ -105,7 +112,9 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
     :raises AmtFieldError: an option cannot be used.
     """
-    _check_installed()
+    _check_installed("local serve", EXTRA_MODULES, "local")
+    if arguments.with_aws:
+        _check_installed("with-aws", AWS_MODULES, "local-aws")
     from airflow_amt.local import images
     from airflow_amt.local.clock import checked_rate
     from airflow_amt.local.engine import EngineOptions
@@ -138,6 +147,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             stop_grace=arguments.stop_grace,
             log_limit=arguments.log_limit * 1024 * 1024,
         ),
+        with_aws=arguments.with_aws,
         until_stdin_closes=arguments.until_stdin_closes,
     )
     logging.basicConfig(
@@ -165,30 +175,32 @@ def _bucket_storage(arguments: argparse.Namespace) -> Storage | None:
     from airflow_amt.local.storage import BucketStorage
 
     if arguments.s3_endpoint is not None:
-        if arguments.s3_root is not None:
-            raise AmtFieldError(
-                "s3-endpoint",
-                arguments.s3_endpoint,
-                "s3:// is either a folder or an S3 server",
-                "leave out --s3-root or --s3-endpoint",
-            )
+        for option, given in (("--s3-root", arguments.s3_root), ("--with-aws", arguments.with_aws)):
+            if given:
+                raise AmtFieldError(
+                    "s3-endpoint",
+                    arguments.s3_endpoint,
+                    f"s3:// is either an S3 server or, with {option}, a folder",
+                    f"leave out {option} or --s3-endpoint",
+                )
         return BucketStorage(arguments.s3_endpoint)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3")
-    if not endpoint or arguments.s3_root is not None:
+    # With --with-aws the variable is likely to be there for the clients of this very server.
+    if not endpoint or arguments.s3_root is not None or arguments.with_aws:
         return None
     return BucketStorage(endpoint)
 
 
-def _check_installed() -> None:
+def _check_installed(what: str, modules: Sequence[str], extra: str) -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in EXTRA_MODULES if find_spec(name) is None]
+    missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise AmtFieldError(
-            "local serve",
+            what,
             ", ".join(missing),
             "the embedded AMT needs these packages",
-            "install the extra: pip install 'airflow-provider-amt[local]'",
+            f"install the extra: pip install 'airflow-provider-amt[{extra}]'",
         )
 
 

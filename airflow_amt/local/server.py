@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import protocol, s3_view
@@ -42,6 +44,7 @@ class ServerOptions:
     :param port: port, 0 for any free one.
     :param clock_rate: AMT seconds per real second.
     :param engine: see :class:`EngineOptions`.
+    :param with_aws: serve S3, STS, IAM and CloudWatch Logs too; needs the extra ``local-aws``.
     :param until_stdin_closes: end as well when standard input closes: the sign, for a parent that holds
         the other end of a pipe, that the parent is gone.
     """
@@ -50,6 +53,7 @@ class ServerOptions:
     port: int = 0
     clock_rate: float = 1.0
     engine: EngineOptions
+    with_aws: bool = False
     until_stdin_closes: bool = False
 
 
@@ -84,6 +88,19 @@ def create_app(operations: Operations, storage: Storage) -> Starlette:
 
     view = s3_view.routes(storage.root) if isinstance(storage, FolderStorage) else []
     return Starlette(routes=[Route("/", endpoint, methods=["POST"]), *view])
+
+
+def beside(sagemaker: ASGIApp, others: ASGIApp) -> ASGIApp:
+    """Return an application that gives SageMaker's requests to one application and the rest to another."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        ours = scope["type"] != "http" or any(
+            name == b"x-amz-target" and value.startswith(protocol.TARGET_PREFIX.encode())
+            for name, value in scope["headers"]
+        )
+        await (sagemaker if ours else others)(scope, receive, send)
+
+    return application
 
 
 def _answer(operations: Operations, operation: str, authorization: str | None, body: bytes) -> bytes:
@@ -184,8 +201,22 @@ async def _serve(
     engine = Engine(store, clock, options.engine)
     host, port = listener.getsockname()[:2]
     endpoint = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    application: ASGIApp = create_app(Operations(engine), engine.storage)
+    if options.with_aws:
+        # Here, and not at the top: who does not ask for it pays nothing for it.
+        from airflow_amt.local import aws
+
+        application = beside(
+            application,
+            aws.create_asgi_app(
+                s3_root=options.engine.s3_root,
+                training_jobs=options.engine.state_dir / "training-jobs",
+                account=options.engine.account,
+            ),
+        )
+        aws.announce(os.environ, endpoint)
     config = uvicorn.Config(
-        create_app(Operations(engine), engine.storage),
+        application,
         lifespan="off",
         access_log=False,
         log_config=None,
