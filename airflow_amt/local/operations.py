@@ -20,7 +20,7 @@ from airflow_amt.local.engine import Engine
 from airflow_amt.local.protocol import AwsError
 from airflow_amt.local.search import MAX_TRAINING_JOBS
 from airflow_amt.local.store import Row
-from airflow_amt.local.trainer import model_uri
+from airflow_amt.local.trainer import model_uri, resource_config_of
 from airflow_amt.local.tuning_run import objective_of
 from airflow_amt.tuning.request import check_documented_rules, training_job_definitions
 
@@ -42,6 +42,16 @@ _OBJECTIVE_COUNTERS = {
     "Succeeded": "objective_succeeded",
     "Pending": "objective_pending",
     "Failed": "objective_failed",
+}
+
+_STATUS_MESSAGES = {
+    "Starting": "Preparing the training process",
+    "Training": "Training in progress",
+    "Stopping": "Stopping the training job",
+    "Completed": "Training job completed",
+    "Failed": "Training job failed",
+    "Stopped": "Training job stopped",
+    "MaxRuntimeExceeded": "Training job stopped: it ran longer than MaxRuntimeInSeconds",
 }
 
 
@@ -427,8 +437,16 @@ def _counters(row: Row, columns: Mapping[str, str]) -> dict[str, int]:
 
 
 def _described_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a definition as AWS describes it: with an empty ``KmsKeyId``, which the SageMaker SDK reads."""
-    return {**definition, "OutputDataConfig": {"KmsKeyId": "", **definition["OutputDataConfig"]}}
+    """Return a definition as AWS describes it.
+
+    With an empty ``KmsKeyId``, and a ``ResourceConfig`` also where ``HyperParameterTuningResourceConfig`` was
+    given: the SageMaker SDK 2 reads both, and gives the latter.
+    """
+    described = {**definition, "OutputDataConfig": {"KmsKeyId": "", **definition["OutputDataConfig"]}}
+    resources = resource_config_of(definition)
+    if resources:
+        described["ResourceConfig"] = resources
+    return described
 
 
 def _tuning_summary(row: Row) -> dict[str, Any]:
@@ -534,6 +552,12 @@ def _transitions(row: Row) -> list[dict[str, Any]]:
         steps.append((_secondary_status(row), row["ended_ms"]))
     ends = [start for _, start in steps[1:]] + [row["ended_ms"]]
     return [
-        {"Status": status, "StartTime": to_datetime(start), "EndTime": _time(end)}
+        {
+            "Status": status,
+            "StartTime": to_datetime(start),
+            "EndTime": _time(end),
+            # The SageMaker SDK 2 reads it without looking whether it is there.
+            "StatusMessage": _STATUS_MESSAGES[status],
+        }
         for (status, start), end in zip(steps, ends, strict=True)
     ]

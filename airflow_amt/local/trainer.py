@@ -118,6 +118,22 @@ def model_uri(definition: Mapping[str, Any], name: str) -> str:
     return output_uri(definition, name) + ("/model.tar.gz" if compressed else "/model/")
 
 
+def resource_config_of(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a training job is run on, as a ``ResourceConfig``; empty if the definition does not say.
+
+    Of a ``HyperParameterTuningResourceConfig`` with several instances to choose from it is the first one.
+    """
+    if definition.get("ResourceConfig"):
+        return dict(definition["ResourceConfig"])
+    tuning = definition.get("HyperParameterTuningResourceConfig") or {}
+    first = (tuning.get("InstanceConfigs") or [tuning])[0]
+    members = ("InstanceType", "InstanceCount", "VolumeSizeInGB")
+    found = {name: first[name] for name in members if first.get(name) is not None}
+    if found and tuning.get("VolumeKmsKeyId"):
+        found["VolumeKmsKeyId"] = tuning["VolumeKmsKeyId"]
+    return found
+
+
 def decoded(value: str) -> Any:
     """Return a hyperparameter as the training toolkit would: JSON where it is JSON, else the text itself.
 
@@ -317,7 +333,7 @@ def _variables(
 ) -> dict[str, str]:
     folder = spec.folder
     paths = {name: str(folder / "input" / "data" / name) for name in input_config}
-    resource_config = spec.definition.get("ResourceConfig") or {}
+    resource_config = resource_config_of(spec.definition)
     program = script_mode_program(spec.hyperparameters) if PROGRAM in spec.hyperparameters else ""
     variables = {
         "TRAINING_JOB_NAME": spec.name,
