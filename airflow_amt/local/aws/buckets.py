@@ -9,6 +9,7 @@ versions and bucket settings are moto's alone and end with the server.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import threading
 import uuid
@@ -28,6 +29,9 @@ from airflow_amt.local.storage import INCOMING
 logger = logging.getLogger(__name__)
 
 _REGION = "us-east-1"
+
+#: What the look at a path says where no file is or can be.
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 #: What tells one content of a file from another: modification time, size and inode.
 _Signature = tuple[int, int, int]
@@ -235,8 +239,10 @@ class Buckets:
 def _signature(path: Path) -> _Signature | None:
     try:
         status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise
     return (status.st_mtime_ns, status.st_size, status.st_ino) if path.is_file() else None
 
 

@@ -57,7 +57,9 @@ def a_tuner(**changes: Any) -> HyperparameterTuner:
 def inputs() -> dict[str, TrainingInput]:
     rows = Path("rows.csv")
     rows.write_text("1\n2\n3\n")
-    return {"train": TrainingInput(session.upload_data(str(rows), key_prefix="data"), content_type="text/csv")}
+    return {
+        "train": TrainingInput(session.upload_data(str(rows), key_prefix="data"), content_type="text/csv")
+    }
 
 
 def tune() -> dict[str, Any]:
@@ -98,7 +100,11 @@ def attach() -> dict[str, Any]:
     """Attach to a tuning job of an earlier process, and train on from its best."""
     attached = HyperparameterTuner.attach(sys.argv[4], sagemaker_session=session)
     attached.fit(inputs(), job_name="sdk2-again", wait=True)
-    return {"first": sys.argv[4], "second": attached.latest_tuning_job.name, "best": attached.best_training_job()}
+    return {
+        "first": sys.argv[4],
+        "second": attached.latest_tuning_job.name,
+        "best": attached.best_training_job(),
+    }
 
 
 def stop() -> dict[str, Any]:
