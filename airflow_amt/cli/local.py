@@ -8,11 +8,17 @@ import math
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_amt.exceptions import AmtFieldError
 
+if TYPE_CHECKING:
+    from airflow_amt.local.storage import Storage
+
 EXTRA_MODULES = ("sqlalchemy", "starlette", "uvicorn", "psutil")
+AWS_MODULES = ("moto", "flask", "flask_cors", "a2wsgi")
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,6 +68,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="folder that stands for S3: s3://bucket/key is DIR/bucket/key (default: s3 in the state folder)",
     )
     serve.add_argument(
+        "--s3-endpoint",
+        default=None,
+        metavar="URL",
+        help="S3 server that s3:// addresses are read from and written to, instead of a folder (default: "
+        "AWS_ENDPOINT_URL_S3 if it is set and --s3-root is not given)",
+    )
+    serve.add_argument(
+        "--with-aws",
+        action="store_true",
+        help="serve S3, STS, IAM and CloudWatch Logs too, as the SageMaker SDKs need them (extra local-aws)",
+    )
+    serve.add_argument(
         "--stop-grace",
         type=float,
         default=10.0,
@@ -108,7 +126,9 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
     :raises AmtFieldError: an option cannot be used.
     """
-    _check_installed()
+    _check_installed("local serve", EXTRA_MODULES, "local")
+    if arguments.with_aws:
+        _check_installed("with-aws", AWS_MODULES, "local-aws")
     from airflow_amt.local import images
     from airflow_amt.local.clock import checked_rate
     from airflow_amt.local.engine import EngineOptions
@@ -139,6 +159,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         engine=EngineOptions(
             state_dir=state_dir,
             s3_root=(arguments.s3_root or state_dir / "s3").absolute(),
+            storage=_bucket_storage(arguments),
             images={**images.bundled_commands(), **mapped},
             account=arguments.account,
             stop_grace=arguments.stop_grace,
@@ -146,6 +167,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             fork_server=tuple(fork_server),
             faults=FaultInjector(Faults.from_text(arguments.faults) if arguments.faults else None),
         ),
+        with_aws=arguments.with_aws,
         until_stdin_closes=arguments.until_stdin_closes,
     )
     logging.basicConfig(
@@ -168,16 +190,37 @@ def run_serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_installed() -> None:
+def _bucket_storage(arguments: argparse.Namespace) -> Storage | None:
+    """Return the S3 server that was asked for; ``None`` if ``s3://`` is a folder."""
+    from airflow_amt.local.storage import BucketStorage
+
+    if arguments.s3_endpoint is not None:
+        for option, given in (("--s3-root", arguments.s3_root), ("--with-aws", arguments.with_aws)):
+            if given:
+                raise AmtFieldError(
+                    "s3-endpoint",
+                    arguments.s3_endpoint,
+                    f"s3:// is either an S3 server or, with {option}, a folder",
+                    f"leave out {option} or --s3-endpoint",
+                )
+        return BucketStorage(arguments.s3_endpoint)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3")
+    # With --with-aws the variable is likely to be there for the clients of this very server.
+    if not endpoint or arguments.s3_root is not None or arguments.with_aws:
+        return None
+    return BucketStorage(endpoint)
+
+
+def _check_installed(what: str, modules: Sequence[str], extra: str) -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in EXTRA_MODULES if find_spec(name) is None]
+    missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise AmtFieldError(
-            "local serve",
+            what,
             ", ".join(missing),
             "the embedded AMT needs these packages",
-            "install the extra: pip install 'airflow-provider-amt[local]'",
+            f"install the extra: pip install 'airflow-provider-amt[{extra}]'",
         )
 
 

@@ -132,7 +132,9 @@ def test_a_training_process_that_an_outsider_kills_with_its_server_watching(clie
         process.send_signal(signal.SIGSTOP)
         process.kill()
         wait_until(
-            lambda number=number: describe(client, name)["TrainingJobStatusCounters"]["NonRetryableError"] == number,
+            lambda number=number: (
+                describe(client, name)["TrainingJobStatusCounters"]["NonRetryableError"] == number
+            ),
             "its end",
         )
 
