@@ -24,7 +24,9 @@ _FITTED, _CONDITIONED = 80, 160
 #: Most points of parents with other data, and the noise variance (of objectives of variance 1) of each, times
 #: the square of the number of own ones.
 _TRANSFERRED, _DISTRUST = 60, 0.05
-_AEI = True
+#: In an infinite space a proposal is this far from all that was tried, along one hyperparameter at least. The
+#: unit is the distance that so many evenly spread combinations would have.
+_APART = 0.2
 _CANDIDATES = 500
 #: Finite spaces up to this size are looked at in full.
 _LISTED = 2000
@@ -44,7 +46,14 @@ class BayesianSearch:
     process is fitted to the ranks of the objectives (turned into normal scores, so their scale and outliers
     do not matter), and the combination of highest expected improvement is proposed, among random ones and
     variations of the best. Pending training jobs count as if they had brought what the model expects, failed
-    ones as the worst so far.
+    ones as the worst so far. A small distance from all that was tried is kept, which shrinks as the history
+    grows: right next to it a combination would mostly bring the same again, but a model that takes differences
+    for noise likes to look there once more.
+
+    Warm start: what parents with identical data and algorithm tried counts as if tried here. The objectives of
+    other parents may be on another scale, so only their ranks count: every other one of the first combinations
+    is one of their best, and the model takes their ranks as objectives whose noise grows with the number of own
+    objectives, until these alone matter.
 
     The same seed, history and pending training jobs give the same proposal, also after a restart. In a finite
     space no combination is tried twice.
@@ -157,11 +166,7 @@ class BayesianSearch:
 
         def gain(candidates: Array) -> Array:
             mean, deviation = model.predict(candidates)
-            gains = _log_improvement((mean - best_mean) / deviation) + np.log(deviation)
-            # Less where another look would mostly average out noise (augmented expected improvement).
-            noise = np.exp(kernel.noise)
-            known: Array = np.log1p(-np.sqrt(noise / (noise + deviation**2)))
-            return gains + (known if _AEI else 0.0)
+            return _log_improvement((mean - best_mean) / deviation) + np.log(deviation)
 
         if self._space.size is not None and self._space.size <= _LISTED:
             left = [
@@ -180,11 +185,20 @@ class BayesianSearch:
             varied = self._vary(centres, 0.2 / 2**round_, random_numbers)
             candidates = np.concatenate([candidates, varied])
             gains = np.concatenate([gains, gain(varied)])
-        for position in np.argsort(-gains, kind="stable"):
-            combination = self._decode(candidates[position])
-            if self._space.size is None or self._space.key(combination) not in tried:
-                return combination
-        return untried(self._space, tried, generator)
+        order = np.argsort(-gains, kind="stable")
+        if self._space.size is not None:
+            for position in order:
+                combination = self._decode(candidates[position])
+                if self._space.key(combination) not in tried:
+                    return combination
+            return untried(self._space, tried, generator)
+        apart = _APART * len(conditions) ** (-1 / dimensions)
+        for position in order:
+            off = np.abs(conditions - candidates[position])
+            # Another category is far away.
+            if not (np.where(self._categorical & (off > 0), 1.0, off) < apart).all(axis=1).any():
+                return self._decode(candidates[position])
+        return self._decode(candidates[order[0]])
 
     def _observations(self, own: Sequence[Evaluation]) -> tuple[Array, Array]:
         points = np.array([self._encode(one.hyperparameters) for one in own])

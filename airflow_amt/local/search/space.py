@@ -305,7 +305,9 @@ def _around_decimal(name: str, hint: float) -> ContinuousParameter:
         # Within the normal doubles, where the hint is.
         size = abs(hint)
         near = min(size, max(size / AUTOTUNE_FACTOR, sys.float_info.min))
-        far = max(size, min(size * AUTOTUNE_FACTOR, sys.float_info.max / 4))
+        # A linear range, below 0, needs a width that is a normal double.
+        least = 0.0 if hint > 0 else near + 1e3 * sys.float_info.min
+        far = max(size, min(size * AUTOTUNE_FACTOR, sys.float_info.max / 4), least)
         low, high = (near, far) if hint > 0 else (-far, -near)
         scaling = "Logarithmic" if hint > 0 else "Linear"
     return ContinuousParameter(name=name, low=low, high=high, scaling=scaling)
