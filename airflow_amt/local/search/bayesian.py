@@ -47,13 +47,13 @@ class BayesianSearch:
     do not matter), and the combination of highest expected improvement is proposed, among random ones and
     variations of the best. Pending training jobs count as if they had brought what the model expects, failed
     ones as the worst so far. A small distance from all that was tried is kept, which shrinks as the history
-    grows: right next to it a combination would mostly bring the same again, but a model that takes differences
-    for noise likes to look there once more.
+    grows: next to it a combination would mostly bring the same again, but a model that takes differences for
+    noise likes to look there once more.
 
-    Warm start: what parents with identical data and algorithm tried counts as if tried here. The objectives of
-    other parents may be on another scale, so only their ranks count: every other one of the first combinations
-    is one of their best, and the model takes their ranks as objectives whose noise grows with the number of own
-    objectives, until these alone matter.
+    Warm start: what parents with identical data and algorithm tried counts as if tried here. The objectives
+    of other parents may be on another scale, so only their ranks count: every other one of the first
+    combinations is one of their best, and the model takes their ranks as objectives whose noise grows with
+    the number of own ones, until these alone matter.
 
     The same seed, history and pending training jobs give the same proposal, also after a restart. In a finite
     space no combination is tried twice.
