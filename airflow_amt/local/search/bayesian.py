@@ -21,9 +21,9 @@ _SPREAD = 5
 _FEWEST = 3
 #: Most points that the kernel is fitted to, and that the model is conditioned on: they bound the time.
 _FITTED, _CONDITIONED = 80, 160
-#: Most points of parents with other data, and the noise variance (of objectives of variance 1) of each, times
-#: the square of the number of own ones.
-_TRANSFERRED, _DISTRUST = 60, 0.05
+#: Most points of parents with other data, and most own ones beside which they still count; the noise variance
+#: (of objectives of variance 1) of each is so much, times the square of the number of own ones.
+_TRANSFERRED, _DISTRUST = 40, 0.05
 #: In an infinite space a proposal is this far from all that was tried, along one hyperparameter at least. The
 #: unit is the distance that so many evenly spread combinations would have.
 _APART = 0.2
@@ -140,7 +140,7 @@ class BayesianSearch:
     ) -> dict[str, str] | None:
         random_numbers = np.random.default_rng(generator.getrandbits(64))
         points, values = self._observations(own)
-        parents, ranks = self._parents()
+        parents, ranks = self._parents(len(values))
         noise = np.full(len(ranks), _DISTRUST * len(values) ** 2)
         fitted = _sample(values, _FITTED - len(ranks))
         kernel = fit(
@@ -207,8 +207,9 @@ class BayesianSearch:
         scores = np.array([worst if one.objective is None else self._sign * one.objective for one in own])
         return points, _normal_scores(scores)
 
-    def _parents(self) -> tuple[Array, Array]:
-        if not self._ranked:
+    def _parents(self, own: int) -> tuple[Array, Array]:
+        """Return the points of parents with other data, and their ranks as normal scores."""
+        if not self._ranked or own > _TRANSFERRED:
             return np.empty((0, len(self._categorical))), np.empty(0)
         points, values = self._observations(self._ranked)
         kept = _sample(values, _TRANSFERRED)
