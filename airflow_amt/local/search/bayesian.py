@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ _CANDIDATES = 500
 _LISTED = 2000
 #: How many of the best combinations new ones are varied from, how often, and in how many rounds.
 _CENTRES, _VARIATIONS, _ROUNDS = 5, 60, 3
+#: How far a number moves on its scale in the first round; half as far in each further one.
+_WIDTH = 0.2
 
 #: Made after the imports above: it knows the libraries that are loaded then.
 _BLAS = ThreadpoolController()
@@ -107,7 +109,10 @@ class BayesianSearch:
         """Return those with an objective, the best first, each combination once."""
         known = [one for one in evaluations if one.objective is not None]
         known.sort(key=lambda one: self._sign * (one.objective or 0.0), reverse=True)
-        return list({self._space.key(one.hyperparameters): one for one in reversed(known)}.values())[::-1]
+        ranked: dict[Key, Evaluation] = {}
+        for one in known:
+            ranked.setdefault(self._space.key(one.hyperparameters), one)
+        return list(ranked.values())
 
     def _first(self, number: int, tried: set[Key], generator: random.Random) -> dict[str, str] | None:
         """Return the n-th combination before there is a model."""
@@ -138,67 +143,77 @@ class BayesianSearch:
         tried: set[Key],
         generator: random.Random,
     ) -> dict[str, str] | None:
-        random_numbers = np.random.default_rng(generator.getrandbits(64))
-        points, values = self._observations(own)
-        parents, ranks = self._parents(len(values))
-        noise = np.full(len(ranks), _DISTRUST * len(values) ** 2)
-        fitted = _sample(values, _FITTED - len(ranks))
-        kernel = fit(
-            self._layout,
-            np.concatenate([points[fitted], parents]),
-            np.concatenate([values[fitted], ranks]),
-            np.concatenate([np.zeros(len(fitted)), noise]),
-        )
-        kept = _sample(values, _CONDITIONED - len(ranks))
-        points, values = points[kept], values[kept]
-        conditions = np.concatenate([points, parents])
-        results = np.concatenate([values, ranks])
-        extra = np.concatenate([np.zeros(len(kept)), noise])
-        model = GaussianProcess(self._layout, kernel, conditions, results, extra)
+        """Return the combination of the highest expected improvement."""
+        points, values, model = self._fit(own)
         if pending:
             waiting = np.array([self._encode(one) for one in pending])
-            expected, _ = model.predict(waiting)
-            conditions = np.concatenate([conditions, waiting])
-            results = np.concatenate([results, expected])
-            extra = np.concatenate([extra, np.zeros(len(waiting))])
-            model = GaussianProcess(self._layout, kernel, conditions, results, extra)
-        best_mean = float(model.predict(points)[0].max())
+            model = model.expecting(waiting)
+            occupied = np.concatenate([points, waiting])
+        else:
+            occupied = points
+        best = float(model.predict(points)[0].max())
 
         def gain(candidates: Array) -> Array:
             mean, deviation = model.predict(candidates)
-            return _log_improvement((mean - best_mean) / deviation) + np.log(deviation)
+            return _log_improvement((mean - best) / deviation) + np.log(deviation)
 
-        if self._space.size is not None and self._space.size <= _LISTED:
-            left = [
-                one
-                for one in map(self._space.at, range(self._space.size))
-                if self._space.key(one) not in tried
-            ]
+        size = self._space.size
+        if size is not None and size <= _LISTED:
+            left = [one for one in map(self._space.at, range(size)) if self._space.key(one) not in tried]
             return left[int(gain(np.array([self._encode(one) for one in left])).argmax())]
-        dimensions = len(self._categorical)
-        candidates = self._snap(random_numbers.random((_CANDIDATES, dimensions)))
+        ordered = self._search(gain, points[np.argsort(-values, kind="stable")[:_CENTRES]], generator)
+        if size is None:
+            return self._decode(self._first_apart(ordered, occupied))
+        for candidate in ordered:
+            combination = self._decode(candidate)
+            if self._space.key(combination) not in tried:
+                return combination
+        return untried(self._space, tried, generator)
+
+    def _fit(self, own: Sequence[Evaluation]) -> tuple[Array, Array, GaussianProcess]:
+        """Return the own points that the model knows, their scores, and the model."""
+        points, values = self._observations(own)
+        parents, ranks = self._parents(len(values))
+        noise = np.full(len(ranks), _DISTRUST * len(values) ** 2)
+
+        def sample(most: int) -> tuple[NDArray[np.intp], tuple[Array, Array, Array]]:
+            kept = _sample(values, most - len(ranks))
+            return kept, (
+                np.concatenate([points[kept], parents]),
+                np.concatenate([values[kept], ranks]),
+                np.concatenate([np.zeros(len(kept)), noise]),
+            )
+
+        kernel = fit(self._layout, *sample(_FITTED)[1])
+        kept, known = sample(_CONDITIONED)
+        return points[kept], values[kept], GaussianProcess(self._layout, kernel, *known)
+
+    def _search(self, gain: Callable[[Array], Array], centres: Array, generator: random.Random) -> Array:
+        """Return random candidates, and variations of the best and of centres, the highest gain first."""
+        random_numbers = np.random.default_rng(generator.getrandbits(64))
+        candidates = self._snap(random_numbers.random((_CANDIDATES, len(self._categorical))))
         gains = gain(candidates)
         for round_ in range(_ROUNDS):
-            centres = candidates[np.argsort(-gains, kind="stable")[:_CENTRES]]
+            best = candidates[np.argsort(-gains, kind="stable")[:_CENTRES]]
             if round_ == 0:
-                centres = np.concatenate([centres, points[np.argsort(-values, kind="stable")[:_CENTRES]]])
-            varied = self._vary(centres, 0.2 / 2**round_, random_numbers)
+                best = np.concatenate([best, centres])
+            varied = self._vary(best, _WIDTH / 2**round_, random_numbers)
             candidates = np.concatenate([candidates, varied])
             gains = np.concatenate([gains, gain(varied)])
-        order = np.argsort(-gains, kind="stable")
-        if self._space.size is not None:
-            for position in order:
-                combination = self._decode(candidates[position])
-                if self._space.key(combination) not in tried:
-                    return combination
-            return untried(self._space, tried, generator)
-        apart = _APART * len(conditions) ** (-1 / dimensions)
-        for position in order:
-            off = np.abs(conditions - candidates[position])
+        ordered: Array = candidates[np.argsort(-gains, kind="stable")]
+        return ordered
+
+    def _first_apart(self, candidates: Array, occupied: Array) -> Array:
+        """Return the first candidate that keeps its distance from all points, or else the first one."""
+        apart = _APART * len(occupied) ** (-1 / occupied.shape[1])
+        chosen: Array
+        for chosen in candidates:
+            off = np.abs(occupied - chosen)
             # Another category is far away.
             if not (np.where(self._categorical & (off > 0), 1.0, off) < apart).all(axis=1).any():
-                return self._decode(candidates[position])
-        return self._decode(candidates[order[0]])
+                return chosen
+        chosen = candidates[0]
+        return chosen
 
     def _observations(self, own: Sequence[Evaluation]) -> tuple[Array, Array]:
         points = np.array([self._encode(one.hyperparameters) for one in own])
