@@ -18,6 +18,7 @@ from tests.local.conformance.wire import (
     training_request,
     tuning_request,
 )
+from tests.local.support import wait_until
 
 pytestmark = pytest.mark.local
 
@@ -34,7 +35,6 @@ MEMBERS = {
     TUNED_JOBS: ("TrainingJobSummaries", "TrainingJobName", "TrainingJobStatus"),
     TRAINING_JOBS: ("TrainingJobSummaries", "TrainingJobName", "TrainingJobStatus"),
 }
-MANY = 12
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,7 @@ def lists(server: RunningServer) -> Iterator[Wire]:
             wire.send("CreateTrainingJob", training_request(f"alone-{number}"))
             wire.training_job_over(f"alone-{number}")
         wire.training_job_starts("open")
-        while len(wire.training_jobs("mixed")) < 6:
-            wire.training_job_starts("mixed")
+        wait_until(lambda: len(wire.training_jobs("mixed")) == 6, "the sixth training job of mixed")
         yield wire
         for name in ("open", "mixed"):
             wire("StopHyperParameterTuningJob", HyperParameterTuningJobName=name)
