@@ -14,15 +14,18 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import processes, trainer, training_run
 from airflow_amt.local.clock import AmtClock
+from airflow_amt.local.faults import FaultInjector
+from airflow_amt.local.fork_server import ForkServer
 from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.search import Prior
+from airflow_amt.local.storage import FolderStorage, Storage
 from airflow_amt.local.store import Row, Store
 from airflow_amt.local.training_run import TrainingPlan, TrainingRun
 from airflow_amt.local.tuning_run import DefinitionRun, TuningRun, objective_of, plan_of
@@ -41,11 +44,14 @@ class EngineOptions:
     """How the engine works.
 
     :param state_dir: the folder that holds everything.
-    :param s3_root: the folder that stands for S3.
+    :param s3_root: the folder that stands for S3, unless ``storage`` says otherwise.
+    :param storage: where ``s3://`` is; ``s3_root`` if left out.
     :param images: commands that stand for training images.
     :param account: 12-digit AWS account id, for ARNs.
     :param stop_grace: most real seconds between SIGTERM and SIGKILL (AMT's 120 s where that is less).
     :param log_limit: bytes; a training job whose log grows beyond it is failed.
+    :param fork_server: modules that a fork server imports for Python training scripts; none starts none.
+    :param faults: what is to go wrong; it says of each training job whether it fails on purpose.
     """
 
     state_dir: Path
@@ -54,6 +60,9 @@ class EngineOptions:
     account: str = "000000000000"
     stop_grace: float = 10.0
     log_limit: int = 256 * 1024 * 1024
+    fork_server: Sequence[str] = ()
+    faults: FaultInjector = field(default_factory=FaultInjector)
+    storage: Storage | None = None
 
 
 class Engine:
@@ -68,6 +77,7 @@ class Engine:
         self.store = store
         self.clock = clock
         self.options = options
+        self.storage: Storage = options.storage or FolderStorage(options.s3_root)
         self.identity = store.identity
         self.closing = False
         self._runs: dict[int, TuningRun] = {}
@@ -77,13 +87,17 @@ class Engine:
         self._orphan_check: asyncio.TimerHandle | None = None
         self._housekeeper: asyncio.TimerHandle | None = None
         self._follower: asyncio.TimerHandle | None = None
+        self._fork_server: ForkServer | None = None
         # One thread: a search is not made for being asked twice at once.
         self.search_thread = ThreadPoolExecutor(1, thread_name_prefix="search")
 
     # --- life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Clean up after an earlier server and go on with its tuning jobs; needs a running event loop."""
+        """Clean up after an earlier server and go on with its tuning jobs; needs a running event loop.
+
+        :raises AmtFieldError: the fork server that the options ask for cannot be started.
+        """
         if not processes.become_reaper():
             logger.info("Orphans of training processes cannot be adopted on this platform")
         for row in self.store.unfinished_training_jobs():
@@ -93,6 +107,10 @@ class Engine:
         while killed := processes.kill_marked(self.identity):
             logger.warning("Killed %d processes left by an earlier server", killed)
             time.sleep(0.01)
+        if self.options.fork_server:
+            log = self.options.state_dir / "fork-server.log"
+            self._fork_server = ForkServer(self.options.fork_server, identity=self.identity, log=log)
+            self._fork_server.watch(asyncio.get_running_loop())
         for row in self.store.unfinished_tuning_jobs():
             self._begin(row)
         for row in self.store.unfinished_training_jobs():
@@ -123,6 +141,8 @@ class Engine:
                 _, alive = await asyncio.wait(alive, timeout=_FOLLOW_SECONDS)
         if self._orphan_check is not None:
             self._orphan_check.cancel()
+        if self._fork_server is not None:
+            self._fork_server.close()
         # What a killed process had started is adopted when that process is gone.
         while True:
             if not processes.kill_orphans():
@@ -272,6 +292,21 @@ class Engine:
         self._commit_scheduled = False
         self.store.commit()
 
+    def start_process(
+        self, command: Sequence[str], *, environment: Mapping[str, str], folder: Path, log: Path
+    ) -> processes.TrainingProcess:
+        """Start a training process, forked from the fork server where there is one that can.
+
+        The parameters are those of :func:`airflow_amt.local.processes.start`.
+
+        :raises OSError: the command cannot be executed.
+        """
+        if self._fork_server is not None:
+            forked = self._fork_server.start(command, environment=environment, folder=folder, log=log)
+            if forked is not None:
+                return forked
+        return processes.start(command, environment=environment, folder=folder, log=log)
+
     def forget(self, job_id: int) -> None:
         """Take note that a tuning job has ended."""
         del self._runs[job_id]
@@ -293,8 +328,10 @@ class Engine:
     def _kill_orphans(self) -> int:
         running = [one for one in self.trainings.values() if one.process is not None]
         markers = {one.spec.marker for one in running}
-        known = frozenset(one.process.pid for one in running if one.process is not None)
-        return processes.kill_orphans(lambda marker: marker not in markers, known=known)
+        known = {one.process.pid for one in running if one.process is not None}
+        if self._fork_server is not None:
+            known.add(self._fork_server.pid)
+        return processes.kill_orphans(lambda marker: marker not in markers, known=frozenset(known))
 
     def spec(
         self, region: str, name: str, plan: TrainingPlan, hyperparameters: Mapping[str, str]
@@ -310,7 +347,7 @@ class Engine:
             definition=plan.definition,
             hyperparameters=hyperparameters,
             folder=self.options.state_dir / "training-jobs" / region / name,
-            s3_root=self.options.s3_root,
+            storage=self.storage,
             command=plan.command,
             marker=processes.marker_value(self.identity, f"{region}/{name}"),
         )

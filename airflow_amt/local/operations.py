@@ -15,14 +15,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local import channels
 from airflow_amt.local import store as tables
 from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.engine import Engine, training_job_arn
 from airflow_amt.local.metrics import read_final_metrics
-from airflow_amt.local.protocol import AwsError
+from airflow_amt.local.protocol import AwsError, Encoded, encode
 from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Prior
-from airflow_amt.local.store import Row
-from airflow_amt.local.trainer import model_uri
+from airflow_amt.local.store import Row, Store, derived
+from airflow_amt.local.trainer import model_uri, resource_config_of
 from airflow_amt.local.training_run import DEFAULT_MAX_TRAINING_SECONDS
 from airflow_amt.local.tuning_run import objective_of
 from airflow_amt.service_model import service_model
@@ -75,11 +76,12 @@ class Operations:
     """Answers calls.
 
     :param engine: what runs the tuning jobs.
+    :param store: the state that calls are answered from; the engine's own if left out.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, store: Store | None = None) -> None:
         self._engine = engine
-        self._store = engine.store
+        self._store = engine.store if store is None else store
         self._handlers: Mapping[str, Callable[[str, Mapping[str, Any]], Mapping[str, Any]]] = {
             "CreateHyperParameterTuningJob": self._create_tuning_job,
             "DescribeHyperParameterTuningJob": self._describe_tuning_job,
@@ -228,7 +230,15 @@ class Operations:
                 )
 
     def _describe_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._description(self._tuning_job(region, params))
+        row = self._tuning_job(region, params)
+        definitions = derived(row, "definitions", _encoded_definitions)
+        several = row["definition_as_list"]
+        return {
+            **self._description(row),
+            "HyperParameterTuningJobConfig": derived(row, "config", _encoded_config),
+            "TrainingJobDefinition": None if several else definitions[0],
+            "TrainingJobDefinitions": definitions if several else None,
+        }
 
     def _description(self, row: Row) -> dict[str, Any]:
         definitions = [_described_definition(definition) for definition in row["definitions"]]
@@ -299,7 +309,7 @@ class Operations:
         ]
         rows, token = self._page(params, region, column, table.c.id, conditions, self._store.list_tuning_jobs)
         return {
-            "HyperParameterTuningJobSummaries": [_tuning_summary(row) for row in rows],
+            "HyperParameterTuningJobSummaries": [derived(row, "summary", _encoded_summary) for row in rows],
             "NextToken": token,
         }
 
@@ -352,7 +362,7 @@ class Operations:
 
     def _create_training_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         name = params["TrainingJobName"]
-        problems = check_training_job(params) or _training_not_offered("", params)
+        problems = check_training_job(params) or channels.problems(params, "")
         if problems:
             raise AwsError("ValidationException", _listed(problems))
         try:
@@ -404,7 +414,7 @@ class Operations:
             "FailureReason": row["failure_reason"],
             "HyperParameters": hyperparameters,
             "AlgorithmSpecification": dict(definition.get("AlgorithmSpecification") or {}) or None,
-            "ResourceConfig": _resource_config(definition),
+            "ResourceConfig": resource_config_of(definition) or None,
             "StoppingCondition": definition.get("StoppingCondition")
             or {"MaxRuntimeInSeconds": DEFAULT_MAX_TRAINING_SECONDS},
             "CreationTime": to_datetime(row["created_ms"]),
@@ -577,35 +587,8 @@ def _not_offered(params: Mapping[str, Any]) -> list[AmtFieldError]:
     return [
         problem
         for path, definition in training_job_definitions(params)
-        for problem in _training_not_offered(f"{path}.", definition)
+        for problem in channels.problems(definition, f"{path}.")
     ]
-
-
-def _training_not_offered(prefix: str, definition: Mapping[str, Any]) -> list[AmtFieldError]:
-    """List what of the definition of a training job the embedded AMT does not offer.
-
-    :param prefix: what stands before its fields in the request.
-    """
-    problems = []
-
-    def refuse(field: str, value: Any, fix: str) -> None:
-        problems.append(AmtFieldError(prefix + field, value, "the embedded AMT does not offer this", fix))
-
-    specification = definition.get("AlgorithmSpecification") or {}
-    if specification.get("TrainingInputMode") == "Pipe":
-        refuse("AlgorithmSpecification.TrainingInputMode", "Pipe", "set it to File")
-    for position, channel in enumerate(definition.get("InputDataConfig") or ()):
-        where = f"InputDataConfig[{position}]"
-        source = channel["DataSource"].get("S3DataSource")
-        if source is None:
-            refuse(f"{where}.DataSource", channel["DataSource"], "give an S3DataSource")
-        elif source["S3DataType"] != "S3Prefix":
-            refuse(f"{where}.DataSource.S3DataSource.S3DataType", source["S3DataType"], "use S3Prefix")
-        if channel.get("InputMode") == "Pipe":
-            refuse(f"{where}.InputMode", "Pipe", "set it to File")
-        if channel.get("CompressionType") == "Gzip":
-            refuse(f"{where}.CompressionType", "Gzip", "store the channel uncompressed")
-    return problems
 
 
 def _listed(problems: Sequence[AmtFieldError]) -> str:
@@ -672,8 +655,31 @@ def _counters(row: Row, columns: Mapping[str, str]) -> dict[str, int]:
 
 
 def _described_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a definition as AWS describes it: with an empty ``KmsKeyId``, which the SageMaker SDK reads."""
-    return {**definition, "OutputDataConfig": {"KmsKeyId": "", **definition["OutputDataConfig"]}}
+    """Return a definition as AWS describes it.
+
+    With an empty ``KmsKeyId``, and a ``ResourceConfig`` also where ``HyperParameterTuningResourceConfig`` was
+    given: the SageMaker SDK 2 reads both, and gives the latter.
+    """
+    described = {**definition, "OutputDataConfig": {"KmsKeyId": "", **definition["OutputDataConfig"]}}
+    resources = resource_config_of(definition)
+    if resources:
+        described["ResourceConfig"] = resources
+    return described
+
+
+def _encoded_config(row: Row) -> Encoded:
+    return encode("HyperParameterTuningJobConfig", row["config"])
+
+
+def _encoded_definitions(row: Row) -> list[Encoded]:
+    return [
+        encode("HyperParameterTrainingJobDefinition", _described_definition(definition))
+        for definition in row["definitions"]
+    ]
+
+
+def _encoded_summary(row: Row) -> Encoded:
+    return encode("HyperParameterTuningJobSummary", _tuning_summary(row))
 
 
 def _tuning_summary(row: Row) -> dict[str, Any]:
@@ -724,22 +730,6 @@ def _describe_training_members() -> frozenset[str]:
     return frozenset() if shape is None else frozenset(shape.members)
 
 
-def _resource_config(definition: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the resources of a training job; of several that a tuning job may choose from, the first."""
-    resources: Mapping[str, Any] | None = definition.get("ResourceConfig")
-    tuning = definition.get("HyperParameterTuningResourceConfig")
-    if resources is not None or tuning is None:
-        return resources
-    first = (tuning.get("InstanceConfigs") or [tuning])[0]
-    volume = first.get("VolumeSizeInGB") or tuning.get("VolumeSizeInGB") or 1
-    return {
-        "InstanceType": first.get("InstanceType"),
-        "InstanceCount": first.get("InstanceCount"),
-        "VolumeSizeInGB": volume,
-        "VolumeKmsKeyId": tuning.get("VolumeKmsKeyId"),
-    }
-
-
 #: What SageMaker says of each phase.
 _PHASE_MESSAGES = {
     "Starting": "Preparing the instances for training",
@@ -764,6 +754,7 @@ def _transitions(row: Row) -> list[dict[str, Any]]:
             "Status": status,
             "StartTime": to_datetime(start),
             "EndTime": _time(end),
+            # The SageMaker SDK 2 reads it without looking whether it is there.
             "StatusMessage": _PHASE_MESSAGES[status],
         }
         for (status, start), end in zip(steps, ends, strict=True)

@@ -219,12 +219,15 @@ class TrainingRun:
         try:
             if self.plan.unusable is not None:
                 raise trainer.CannotStartError(self.plan.unusable)
+            on_purpose = engine.options.faults.training_failure(self.spec.name)
+            if on_purpose is not None:
+                raise trainer.CannotStartError(on_purpose)
             command, environment = await asyncio.to_thread(trainer.prepare, self.spec)
             if self.is_stopping:
                 return trainer.Conclusion(status="Stopped", metrics={})
             if engine.closing:
                 return _failure(INTERRUPTED_REASON)
-            process = processes.start(
+            process = engine.start_process(
                 command, environment=environment, folder=self.spec.code, log=self.spec.log
             )
         except (trainer.CannotStartError, OSError, ValueError) as error:

@@ -201,19 +201,18 @@ def test_each_limit(amt: RunningServer, path: str, value: Any) -> None:
     assert field.lower() in message.lower()
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "named"),
-    [
-        (f"{DEFINITION}.AlgorithmSpecification.TrainingInputMode", "Pipe", "TrainingInputMode"),
-    ],
-)
-def test_what_is_not_offered_is_refused_and_not_ignored(
-    amt: RunningServer, path: str, value: Any, named: str
-) -> None:
-    message = refused(amt, having(create_request(), path, value))
+def test_a_file_system_is_refused_and_not_ignored(amt: RunningServer) -> None:
+    source = {
+        "FileSystemId": "fs-12345678901",
+        "FileSystemAccessMode": "ro",
+        "FileSystemType": "EFS",
+        "DirectoryPath": "/data",
+    }
+    channel = {"ChannelName": "train", "DataSource": {"FileSystemDataSource": source}}
+    message = refused(amt, having(create_request(), f"{DEFINITION}.InputDataConfig", [channel]))
 
-    assert named in message
-    assert "does not offer" in message
+    assert f"{DEFINITION}.InputDataConfig[0].DataSource" in message
+    assert "mounts no file system" in message
 
 
 def test_an_image_without_a_command_says_how_to_map_it(amt: RunningServer) -> None:

@@ -161,7 +161,9 @@ def test_unfinished_training_jobs(tmp_path: Path) -> None:
         "transitions": [["Starting", 1]],
     }
     for name, status in (("a", "InProgress"), ("b", "Completed"), ("c", "Stopping")):
-        store.insert_training_job({**common, "name": name, "name_key": name, "arn": f"arn:{name}", "status": status})
+        store.insert_training_job(
+            {**common, "name": name, "name_key": name, "arn": f"arn:{name}", "status": status}
+        )
 
     assert [row["name"] for row in store.unfinished_training_jobs()] == ["a", "c"]
     assert [row["name"] for row in store.training_jobs_of(job_id)] == ["a", "b", "c"]
