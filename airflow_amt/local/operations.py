@@ -294,8 +294,8 @@ class Operations:
         if row["status"] in ("InProgress", "Stopping"):
             raise AwsError(
                 "ValidationException",
-                f"The request was rejected because the hyperparameter tuning job {row['name']} is in status "
-                f"{row['status']}: stop it, and delete it once it has ended",
+                f"The hyperparameter tuning job {row['name']} is not in a terminal state ({row['status']}): "
+                "stop it, and delete it once it has ended",
             )
         self._store.delete_tuning_job(row)
         self._store.commit()
@@ -477,8 +477,9 @@ class Operations:
         if row["status"] not in ("InProgress", "Stopping"):
             raise AwsError(
                 "ValidationException",
-                f"The request was rejected because the training job {row['name']} is in status "
-                f"{row['status']}: only one that is InProgress can be stopped",
+                # AWS's words, which clients look for.
+                f"The request was rejected because the training job is in status {row['status']}: "
+                f"only one that is InProgress can be stopped, which {row['name']} is not",
             )
         self._engine.stop_training_job(row)
         return {}
@@ -487,8 +488,10 @@ class Operations:
         name = params["TrainingJobName"]
         row = self._store.training_job(region, name)
         if row is None:
+            # Not the ResourceNotFound of the service model: AWS answers this, and its clients rely on it (as
+            # the Amazon provider's operators do where they look whether a training job exists).
             raise AwsError(
-                "ResourceNotFound", f"Requested resource not found: training job {name} in {region}"
+                "ValidationException", f"Requested resource not found: training job {name} in {region}"
             )
         return row
 
@@ -536,7 +539,7 @@ class Operations:
         """Return one page and the token of the next; pages stay exact while rows are added."""
         size = params.get("MaxResults") or DEFAULT_PAGE
         descending = params.get("SortOrder") == "Descending"
-        query = _fingerprint(params, region)
+        query = _fingerprint(params, region, key.table.name)
         if params.get("NextToken"):
             value, last = _read_token(params["NextToken"], query)
             if descending:
@@ -552,12 +555,12 @@ class Operations:
         return rows, _write_token(query, rows[-1][column.name], rows[-1]["id"])
 
 
-def _fingerprint(params: Mapping[str, Any], region: str) -> str:
+def _fingerprint(params: Mapping[str, Any], region: str, table: str) -> str:
     """Return what identifies a query whose pages belong together."""
     relevant = {
         key: str(value) for key, value in sorted(params.items()) if key not in ("NextToken", "MaxResults")
     }
-    return hashlib.sha256(json.dumps([region, relevant]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([region, table, relevant]).encode()).hexdigest()[:16]
 
 
 def _write_token(query: str, value: Any, key: int) -> str:

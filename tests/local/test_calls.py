@@ -573,18 +573,26 @@ def test_a_running_job(client: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "parameters"),
+    ("call", "parameters", "code"),
     [
-        ("describe_hyper_parameter_tuning_job", {"HyperParameterTuningJobName": "nobody"}),
-        ("stop_hyper_parameter_tuning_job", {"HyperParameterTuningJobName": "nobody"}),
-        ("list_training_jobs_for_hyper_parameter_tuning_job", {"HyperParameterTuningJobName": "nobody"}),
-        ("describe_training_job", {"TrainingJobName": "nobody"}),
+        (
+            "describe_hyper_parameter_tuning_job",
+            {"HyperParameterTuningJobName": "nobody"},
+            "ResourceNotFound",
+        ),
+        ("stop_hyper_parameter_tuning_job", {"HyperParameterTuningJobName": "nobody"}, "ResourceNotFound"),
+        (
+            "list_training_jobs_for_hyper_parameter_tuning_job",
+            {"HyperParameterTuningJobName": "nobody"},
+            "ResourceNotFound",
+        ),
+        ("describe_training_job", {"TrainingJobName": "nobody"}, "ValidationException"),
     ],
 )
-def test_what_does_not_exist(client: Any, call: str, parameters: dict[str, str]) -> None:
+def test_what_does_not_exist(client: Any, call: str, parameters: dict[str, str], code: str) -> None:
     with pytest.raises(ClientError) as missing:
         getattr(client, call)(**parameters)
-    assert missing.value.response["Error"]["Code"] == "ResourceNotFound"
+    assert missing.value.response["Error"]["Code"] == code
     assert "nobody" in str(missing.value)
 
 
