@@ -5,7 +5,7 @@
 A server runs several tuning jobs; clients create and stop more. Again and again it is killed: while it
 starts, right after, while it trains, while create and stop calls are under way, while it ends. After each
 restart on the same folder, and once more at the end, when all tuning jobs are over, everything that clients
-can see is compared with what they were told before, with itself, and with a replay of the completion criteria.
+can see is compared with what they were told before, with itself, and with a replay of the criteria.
 
 The choices depend on the seed, which is printed: what is created, when and how the server is killed. The
 moments themselves depend on the machine too. The exit code is 1 after a violation; the state folder is kept.
