@@ -132,7 +132,7 @@ class Drop(CallRule):
 class Stale(CallRule):
     """Describe and List answer from the state as it was, as if what was written had not arrived yet.
 
-    :param seconds: age of that state; it is never older than the rule.
+    :param seconds: age of that state: at least this and at most a tenth more, but no older than the rule.
     """
 
     seconds: float

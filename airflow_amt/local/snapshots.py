@@ -8,7 +8,7 @@ from collections import deque
 
 from airflow_amt.local.store import Snapshot, Store
 
-#: So many snapshots are taken in the time that the oldest one lasts: reads are a tenth too young at most.
+#: So many snapshots are taken in the time that the oldest one lasts: reads are a tenth too old at most.
 _SNAPSHOTS = 10
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
+from threadpoolctl import ThreadpoolController
 
-from airflow_amt.local.search.gaussian_process import Array, GaussianProcess, fit
+from airflow_amt.local.search.gaussian_process import Array, GaussianProcess, Layout, fit
 from airflow_amt.local.search.space import CategoricalParameter, Combination, Key, Space
 from airflow_amt.local.search.strategies import Evaluation, Prior, Tried, untried
 from airflow_amt.tuning.criteria import ObjectiveType
@@ -19,12 +20,19 @@ _SPREAD = 5
 #: Fewest objectives that a model is made of.
 _FEWEST = 3
 #: Most points that the kernel is fitted to, and that the model is conditioned on: they bound the time.
-_FITTED, _CONDITIONED = 100, 240
-_CANDIDATES = 1000
+_FITTED, _CONDITIONED = 80, 160
+#: Most points of parents with other data, and the noise variance (of objectives of variance 1) of each, times
+#: the square of the number of own ones.
+_TRANSFERRED, _DISTRUST = 60, 0.05
+_AEI = True
+_CANDIDATES = 500
 #: Finite spaces up to this size are looked at in full.
 _LISTED = 2000
 #: How many of the best combinations new ones are varied from, how often, and in how many rounds.
 _CENTRES, _VARIATIONS, _ROUNDS = 5, 60, 3
+
+#: Made after the imports above: it knows the libraries that are loaded then.
+_BLAS = ThreadpoolController()
 
 
 class BayesianSearch:
@@ -58,11 +66,15 @@ class BayesianSearch:
         self._sign = 1.0 if objective_type is ObjectiveType.MAXIMIZE else -1.0
         self._seed = seed
         self._tried = Tried(space, prior)
-        self._transfer = prior is not None and prior.transfer
-        self._prior = prior.within(space) if prior is not None else []
-        self._categorical = np.array(
-            [isinstance(one, CategoricalParameter) for one in space.parameters], dtype=np.bool_
+        within = prior.within(space) if prior is not None else []
+        transfer = prior is not None and prior.transfer
+        #: Counts as tried here.
+        self._before = [] if transfer else within
+        self._ranked = self._rank(within) if transfer else []
+        self._layout = Layout(
+            [one.size if isinstance(one, CategoricalParameter) else 0 for one in space.parameters]
         )
+        self._categorical = np.array(self._layout.categories) > 0
         self._encoded: dict[Key, Array] = {}
         #: The places of a discrete hyperparameter's values, and the edges between them.
         self._grids: dict[int, tuple[Array, Array]] = {}
@@ -74,26 +86,41 @@ class BayesianSearch:
         generator = random.Random(f"{self._seed}/{number}")
         if self._space.size is not None and len(tried) >= self._space.size:
             return None
-        own = [*([] if self._transfer else self._prior), *history]
+        own = [*self._before, *history]
         known = sum(one.objective is not None for one in own)
-        started = number + (0 if self._transfer else len(self._prior))
-        if started < _SPREAD or known < _FEWEST:
-            return self._spread(number, tried, generator)
-        return self._best(own, pending, tried, generator)
+        if known < _FEWEST or number + len(self._before) < _SPREAD:
+            return self._first(number, tried, generator)
+        # Matrices this small lose by threads, and on a busy machine a great deal.
+        with _BLAS.limit(limits=1, user_api="blas"):
+            return self._best(own, pending, tried, generator)
 
-    def _spread(self, number: int, tried: set[Key], generator: random.Random) -> dict[str, str] | None:
-        """Return the n-th point of a Kronecker sequence with the seed's shift, or an untried one."""
+    def _rank(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+        """Return those with an objective, the best first, each combination once."""
+        known = [one for one in evaluations if one.objective is not None]
+        known.sort(key=lambda one: self._sign * (one.objective or 0.0), reverse=True)
+        return list({self._space.key(one.hyperparameters): one for one in reversed(known)}.values())[::-1]
+
+    def _first(self, number: int, tried: set[Key], generator: random.Random) -> dict[str, str] | None:
+        """Return the n-th combination before there is a model."""
+        nth, is_spread = divmod(number, 2)
+        if nth < len(self._ranked) and not is_spread:
+            combination = dict(self._ranked[nth].hyperparameters)
+        else:
+            combination = self._decode(self._spread(number))
+        if self._space.size is not None and self._space.key(combination) in tried:
+            return untried(self._space, tried, generator)
+        return combination
+
+    def _spread(self, number: int) -> Array:
+        """Return the n-th point of a Kronecker sequence with the seed's shift."""
         dimensions = len(self._space.parameters)
         shift = np.random.default_rng(random.Random(f"{self._seed}/shift").getrandbits(64)).random(dimensions)
         # The generalised golden ratio: the root of x ** (d + 1) = x + 1, found by iterating.
         ratio = 2.0
         for _ in range(50):
             ratio = (1 + ratio) ** (1 / (dimensions + 1))
-        steps = ratio ** -np.arange(1.0, dimensions + 1)
-        combination = self._decode((shift + number * steps) % 1.0)
-        if self._space.size is not None and self._space.key(combination) in tried:
-            return untried(self._space, tried, generator)
-        return combination
+        point: Array = (shift + number * ratio ** -np.arange(1.0, dimensions + 1)) % 1.0
+        return point
 
     def _best(
         self,
@@ -104,24 +131,37 @@ class BayesianSearch:
     ) -> dict[str, str] | None:
         random_numbers = np.random.default_rng(generator.getrandbits(64))
         points, values = self._observations(own)
-        extra = np.zeros(len(values))
-        fitted = _sample(values, _FITTED)
-        kernel = fit(points[fitted], values[fitted], extra[fitted], self._categorical)
-        kept = _sample(values, _CONDITIONED)
-        points, values, extra = points[kept], values[kept], extra[kept]
-        model = GaussianProcess(kernel, points, values, extra, self._categorical)
+        parents, ranks = self._parents()
+        noise = np.full(len(ranks), _DISTRUST * len(values) ** 2)
+        fitted = _sample(values, _FITTED - len(ranks))
+        kernel = fit(
+            self._layout,
+            np.concatenate([points[fitted], parents]),
+            np.concatenate([values[fitted], ranks]),
+            np.concatenate([np.zeros(len(fitted)), noise]),
+        )
+        kept = _sample(values, _CONDITIONED - len(ranks))
+        points, values = points[kept], values[kept]
+        conditions = np.concatenate([points, parents])
+        results = np.concatenate([values, ranks])
+        extra = np.concatenate([np.zeros(len(kept)), noise])
+        model = GaussianProcess(self._layout, kernel, conditions, results, extra)
         if pending:
             waiting = np.array([self._encode(one) for one in pending])
             expected, _ = model.predict(waiting)
-            points = np.concatenate([points, waiting])
-            values = np.concatenate([values, expected])
+            conditions = np.concatenate([conditions, waiting])
+            results = np.concatenate([results, expected])
             extra = np.concatenate([extra, np.zeros(len(waiting))])
-            model = GaussianProcess(kernel, points, values, extra, self._categorical)
+            model = GaussianProcess(self._layout, kernel, conditions, results, extra)
         best_mean = float(model.predict(points)[0].max())
 
         def gain(candidates: Array) -> Array:
             mean, deviation = model.predict(candidates)
-            return _log_improvement((mean - best_mean) / deviation) + np.log(deviation)
+            gains = _log_improvement((mean - best_mean) / deviation) + np.log(deviation)
+            # Less where another look would mostly average out noise (augmented expected improvement).
+            noise = np.exp(kernel.noise)
+            known: Array = np.log1p(-np.sqrt(noise / (noise + deviation**2)))
+            return gains + (known if _AEI else 0.0)
 
         if self._space.size is not None and self._space.size <= _LISTED:
             left = [
@@ -153,8 +193,14 @@ class BayesianSearch:
         scores = np.array([worst if one.objective is None else self._sign * one.objective for one in own])
         return points, _normal_scores(scores)
 
+    def _parents(self) -> tuple[Array, Array]:
+        if not self._ranked:
+            return np.empty((0, len(self._categorical))), np.empty(0)
+        points, values = self._observations(self._ranked)
+        kept = _sample(values, _TRANSFERRED)
+        return points[kept], values[kept]
+
     # --- combinations as points -------------------------------------------------------------------
-    # A number lies at its place on its scale, a category at the middle of its share of 0 to 1.
 
     def _encode(self, combination: Combination) -> Array:
         key = self._space.key(combination)

@@ -1,12 +1,12 @@
 """A small Gaussian process over the unit cube and categories, fitted by maximum a posteriori.
 
-Matérn 5/2 with one length scale for each hyperparameter; a categorical one contributes 1 to the squared
-distance where the category differs. The priors on the length scales, the amplitude and the noise keep the fit
-sensible with a handful of points, where a maximum-likelihood one runs away.
+Matérn 5/2 with one length scale for each hyperparameter. The priors on the length scales, the amplitude and
+the noise keep the fit sensible with a handful of points, where a maximum-likelihood one runs away.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,33 @@ _SCALE_BOUNDS, _AMPLITUDE_BOUNDS, _NOISE_BOUNDS = (-4.0, 5.0), (-3.0, 3.0), (-10
 _SCALE_PRIOR, _AMPLITUDE_PRIOR, _NOISE_PRIOR = (-0.7, 1.0), (0.0, 0.7), (-4.0, 1.5)
 
 
-def squared_distances(left: Array, right: Array, categorical: NDArray[np.bool_]) -> Array:
-    """Return the squared distances along each dimension, shape (dimensions, len(left), len(right))."""
-    difference = left.T[:, :, None] - right.T[:, None, :]
-    squared: Array = np.where(categorical[:, None, None], difference != 0.0, difference * difference)
-    return squared
+class Layout:
+    """Which columns of a point are numbers and which are categories.
+
+    A number is its place on its scale, 0 to 1. A category is the middle of its share of 0 to 1.
+
+    :param categories: for each column how many categories it has, 0 if it is a number.
+    """
+
+    def __init__(self, categories: Sequence[int]) -> None:
+        self.categories = tuple(categories)
+        #: The column that each feature comes from.
+        self.owners = np.repeat(np.arange(len(self.categories)), [max(one, 1) for one in self.categories])
+
+    def features(self, points: Array) -> Array:
+        """Return points with categories one-hot, such that different ones are at distance 1."""
+        columns = []
+        for column, count in enumerate(self.categories):
+            places = points[:, column : column + 1]
+            if count:
+                places = (np.floor(places * count) == np.arange(count)) * 0.5**0.5
+            columns.append(places)
+        return np.hstack(columns)
+
+
+def _distances(left: Array, right: Array) -> Array:
+    squared: Array = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1) - 2 * left @ right.T
+    return np.maximum(squared, 0.0)
 
 
 def _matern(scaled: Array) -> tuple[Array, Array]:
@@ -47,24 +69,20 @@ class Kernel:
     amplitude: float
     noise: float
 
-    def covariance(self, squared: Array) -> Array:
-        """Return the covariances for squared distances along each dimension."""
-        weights = np.exp(-2 * self.scales)
-        correlation, _ = _matern(np.tensordot(weights, squared, axes=1))
-        covariance: Array = np.exp(self.amplitude) * correlation
-        return covariance
 
-
-def fit(points: Array, values: Array, extra_noise: Array, categorical: NDArray[np.bool_]) -> Kernel:
+def fit(layout: Layout, points: Array, values: Array, extra_noise: Array) -> Kernel:
     """Return the most probable kernel for what was observed.
 
-    :param points: shape (n, dimensions).
+    :param layout: what the columns of the points are.
+    :param points: shape (n, columns).
     :param values: shape (n,), of mean 0 and standard deviation about 1.
     :param extra_noise: shape (n,), noise variance of each value beside the fitted one.
-    :param categorical: which dimensions hold categories instead of numbers.
     """
-    squared = squared_distances(points, points, categorical)
-    dimensions, count = len(categorical), len(points)
+    dimensions, count = points.shape[1], len(points)
+    features = layout.features(points)
+    squared = np.array(
+        [_distances(part, part) for part in (features[:, layout.owners == one] for one in range(dimensions))]
+    )
     scale_mean = _SCALE_PRIOR[0] + 0.5 * np.log(max(dimensions, 1))
     means = np.array([scale_mean] * dimensions + [_AMPLITUDE_PRIOR[0], _NOISE_PRIOR[0]])
     deviations = np.array([_SCALE_PRIOR[1]] * dimensions + [_AMPLITUDE_PRIOR[1], _NOISE_PRIOR[1]])
@@ -96,29 +114,38 @@ def fit(points: Array, values: Array, extra_noise: Array, categorical: NDArray[n
 class GaussianProcess:
     """A kernel conditioned on observations.
 
+    :param layout: what the columns of the points are.
     :param kernel: what was fitted, maybe to fewer points.
-    :param points: shape (n, dimensions).
+    :param points: shape (n, columns).
     :param values: shape (n,).
     :param extra_noise: shape (n,).
-    :param categorical: which dimensions hold categories instead of numbers.
     """
 
     def __init__(
-        self, kernel: Kernel, points: Array, values: Array, extra_noise: Array, categorical: NDArray[np.bool_]
+        self, layout: Layout, kernel: Kernel, points: Array, values: Array, extra_noise: Array
     ) -> None:
-        self._kernel = kernel
-        self._points = points
-        self._categorical = categorical
-        covariance = kernel.covariance(squared_distances(points, points, categorical))
+        self._layout = layout
+        self._weights = np.exp(-kernel.scales)[layout.owners]
+        self._amplitude = np.exp(kernel.amplitude)
+        self._features = self._weighted(points)
         noise = np.exp(kernel.noise) + extra_noise + _JITTER
-        self._lower = cholesky(covariance + np.diag(noise), lower=True, check_finite=False)
+        covariance = self._covariance(self._features) + np.diag(noise)
+        self._lower = cholesky(covariance, lower=True, check_finite=False)
         self._solved = cho_solve((self._lower, True), values, check_finite=False)
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Return mean and standard deviation at points, without the noise."""
-        cross = self._kernel.covariance(squared_distances(self._points, points, self._categorical))
+        cross = self._covariance(self._weighted(points))
         mean: Array = cross.T @ self._solved
         half = solve_triangular(self._lower, cross, lower=True, check_finite=False)
-        variance = np.exp(self._kernel.amplitude) - np.einsum("ij,ij->j", half, half)
+        variance = self._amplitude - np.einsum("ij,ij->j", half, half)
         deviation: Array = np.sqrt(np.maximum(variance, 1e-12))
         return mean, deviation
+
+    def _weighted(self, points: Array) -> Array:
+        weighted: Array = self._layout.features(points) * self._weights
+        return weighted
+
+    def _covariance(self, features: Array) -> Array:
+        covariance: Array = self._amplitude * _matern(_distances(self._features, features))[0]
+        return covariance

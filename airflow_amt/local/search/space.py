@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError
@@ -22,6 +23,9 @@ AUTO_LOGARITHMIC_FACTOR = 100.0
 #: How far a range that Autotune chooses reaches from its hint, as a factor each way.
 AUTOTUNE_INTEGER_FACTOR = 4
 AUTOTUNE_FACTOR = 10.0
+
+#: Values have 256 characters at most in the API.
+_WHOLE = r"[+-]?[0-9]{1,300}"
 
 Combination = Mapping[str, str]
 Key = tuple[str, ...]
@@ -64,14 +68,15 @@ class IntegerParameter:
         """Return where a value lies on the parameter's scale, 0 to 1: the middle of its share."""
         value = int(text)
         if not self.logarithmic:
-            return (value - self.low + 0.5) / self.size
+            return (2 * (value - self.low) + 1) / (2 * self.size)
         low, high = math.log(self.low), math.log(self.high + 1)
         return (math.log(value + 0.5) - low) / (high - low)
 
     def value(self, position: float) -> str:
         """Return the value at a place on the parameter's scale, 0 to 1."""
         if not self.logarithmic:
-            value = self.low + math.floor(position * self.size)
+            # Exact: the size may be more than a double holds.
+            value = self.low + math.floor(Fraction(position) * self.size)
         else:
             low, high = math.log(self.low), math.log(self.high + 1)
             value = math.floor(math.exp(low + position * (high - low)))
@@ -259,7 +264,7 @@ def around(name: str, hint: str) -> Parameter:
     :param hint: an example of its value.
     """
     text = hint.strip().strip('"').strip()
-    if re.fullmatch(r"[+-]?[0-9]{1,300}", text):
+    if re.fullmatch(_WHOLE, text):
         return _around_integer(name, int(text))
     try:
         number = float(text)
@@ -323,11 +328,7 @@ def _scaling(one: Mapping[str, Any], low: float, high: float, path: str, allowed
 
 
 def _integer(one: Mapping[str, Any], path: str) -> IntegerParameter:
-    bounds = [_number(one, key, path) for key in ("MinValue", "MaxValue")]
-    for key, bound in zip(("MinValue", "MaxValue"), bounds, strict=True):
-        if bound != math.floor(bound):
-            raise AmtFieldError(f"{path}.{key}", one[key], "a whole number", "round it")
-    low, high = (int(bound) for bound in bounds)
+    low, high = (_whole_number(one, key, path) for key in ("MinValue", "MaxValue"))
     _check_order(low, high, one, path)
     scaling = _scaling(one, low, high, path, ("Auto", "Linear", "Logarithmic"))
     return IntegerParameter(name=one["Name"], low=low, high=high, logarithmic=scaling == "Logarithmic")
@@ -347,6 +348,16 @@ def _continuous(one: Mapping[str, Any], path: str) -> ContinuousParameter:
             "bring the bounds closer together" if high - low > 1 else "bring the bounds further apart",
         )
     return ContinuousParameter(name=one["Name"], low=low, high=high, scaling=scaling)
+
+
+def _whole_number(one: Mapping[str, Any], key: str, path: str) -> int:
+    number = _number(one, key, path)
+    if re.fullmatch(_WHOLE, one[key].strip()):
+        # Exact, also where doubles no longer tell whole numbers apart.
+        return int(one[key])
+    if number != math.floor(number):
+        raise AmtFieldError(f"{path}.{key}", one[key], "a whole number", "round it")
+    return int(number)
 
 
 def _number(one: Mapping[str, Any], key: str, path: str) -> float:
