@@ -14,9 +14,11 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvicorn
+from sqlalchemy.exc import DatabaseError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -323,6 +325,23 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def open_store(state_dir: Path) -> Store:
+    """Open a state folder.
+
+    :raises AmtFieldError: it cannot be made, written or read, or another server uses it.
+    """
+    try:
+        return Store(state_dir)
+    except (OSError, DatabaseError) as error:
+        why = error.strerror if isinstance(error, OSError) else error.orig
+        raise AmtFieldError(
+            "state-dir",
+            str(state_dir),
+            f"a folder that can be written, with room to do so ({why})",
+            "choose another --state-dir",
+        ) from None
+
+
 def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM, SIGINT or, if asked for, the end of standard input; leave no process behind.
 
@@ -331,7 +350,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
     """
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(options.host, options.port))
-        store = Store(options.engine.state_dir)
+        store = open_store(options.engine.state_dir)
         stack.callback(store.close)
         clock = AmtClock(options.clock_rate, last_seen_ms=store.last_seen_ms())
         # Loaded now, so that the first request is not the slow one.

@@ -9,6 +9,7 @@ Times are whole milliseconds of AMT time since the epoch.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -235,7 +236,11 @@ class Store:
             future=True,
             poolclass=sa.NullPool,
         )
-        self._connection = self._engine.connect()
+        try:
+            self._connection = self._engine.connect()
+        except BaseException:
+            self._lock.close()
+            raise
         self._kept = _no_rows()
         # Whatever writes, by whichever method: no row in memory is older than the database.
         sa.event.listen(self._connection, "after_execute", self._note_write)
@@ -549,19 +554,21 @@ def _locked(state_dir: Path) -> IO[str]:
     """Take the folder's lock; it is given free when the file is closed, at the latest by the kernel."""
     path = state_dir / "lock"
     handle = path.open("a+", encoding="ascii")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        owner = handle.read().strip() or "unknown"
-        handle.close()
-        raise StateFolderInUseError(
-            "state-dir",
-            str(state_dir),
-            f"a folder that no other server uses; the process with id {owner} uses this one",
-            "stop that server, or choose another --state-dir",
-        ) from None
-    handle.truncate(0)
-    handle.write(str(os.getpid()))
-    handle.flush()
+    with contextlib.ExitStack() as unless_locked:
+        unless_locked.callback(handle.close)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            raise StateFolderInUseError(
+                "state-dir",
+                str(state_dir),
+                f"a folder that no other server uses; the process with id {owner} uses this one",
+                "stop that server, or choose another --state-dir",
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        unless_locked.pop_all()
     return handle

@@ -9,7 +9,6 @@ checkpoints stay.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import shutil
@@ -336,12 +335,17 @@ class TrainingRun:
         self._signal(signal.SIGKILL)
 
     def check_log(self) -> None:
-        """Fail it if its log floods the disk."""
+        """Fail it if its log floods the disk, or could do so without being seen."""
+        if self._failing is not None or self.process is None or self.process.exit_status is not None:
+            return
         limit = self._engine.options.log_limit
-        with contextlib.suppress(FileNotFoundError):
-            if self._failing is None and self.process and self.spec.log.stat().st_size > limit:
-                self._failing = f"ClientError: its log grew beyond {limit // 1024 // 1024} MiB"
-                self._signal(signal.SIGKILL)
+        try:
+            if self.spec.log.stat().st_size <= limit:
+                return
+            self._failing = f"ClientError: its log grew beyond {limit // 1024 // 1024} MiB"
+        except FileNotFoundError:
+            self._failing = "ClientError: its log was deleted while it ran"
+        self._signal(signal.SIGKILL)
 
     # --- helpers ---------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@
 A server runs several tuning jobs; clients create and stop more. Again and again it is killed: while it
 starts, right after, while it trains, while create and stop calls are under way, while it ends. After each
 restart on the same folder, and once more at the end, when all tuning jobs are over, everything that clients
-can see is compared with what they were told before, with itself, and with a replay of the completion criteria.
+can see is compared with what they were told before, with itself, and with a replay of the criteria.
 
 The choices depend on the seed, which is printed: what is created, when and how the server is killed. The
 moments themselves depend on the machine too. The exit code is 1 after a violation; the state folder is kept.
@@ -37,7 +37,7 @@ from typing import Any
 
 import psutil
 from botocore.config import Config
-from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError
 from botocore.session import get_session
 
 from airflow_amt.local.launcher import READY
@@ -52,6 +52,8 @@ CLOCK_RATE = 20.0
 AT_A_TIME = 6
 #: Tuning jobs that are over and are looked at again after a restart; all are at the end.
 _OVER_AT_A_TIME = 8
+#: What a client gets instead of an answer from a server that is killed.
+LOST = (HTTPClientError, EndpointConnectionError)
 OVER = ("Completed", "Failed", "Stopped")
 IMAGES = {
     "survey:1": f"sh {TRAINERS / 'survey.sh'}",
@@ -100,6 +102,39 @@ def _survey(draw: random.Random, behaviour: str = "plain", **more: Any) -> dict[
     }
 
 
+def _stop_early(request: dict[str, Any], draw: random.Random, parents: Sequence[str]) -> None:
+    request["HyperParameterTuningJobConfig"]["TrainingJobEarlyStoppingType"] = "Auto"
+
+
+def _hyperband(request: dict[str, Any], draw: random.Random, parents: Sequence[str]) -> None:
+    resources = {"MinResource": 1, "MaxResource": 4}
+    request["HyperParameterTuningJobConfig"]["StrategyConfig"] = {"HyperbandStrategyConfig": resources}
+
+
+def _warm_start(request: dict[str, Any], draw: random.Random, parents: Sequence[str]) -> None:
+    """Learn from up to two tuning jobs of the same mix, once there are some."""
+    if parents:
+        chosen = draw.sample(sorted(parents), min(2, len(parents)))
+        request["WarmStartConfig"] = {
+            "ParentHyperParameterTuningJobs": [{"HyperParameterTuningJobName": name} for name in chosen],
+            "WarmStartType": draw.choice(["IdenticalDataAndAlgorithm", "TransferLearning"]),
+        }
+
+
+def _several(request: dict[str, Any], draw: random.Random, parents: Sequence[str]) -> None:
+    """Share the budget between two definitions."""
+    config, definition = request["HyperParameterTuningJobConfig"], request.pop("TrainingJobDefinition")
+    objective, ranges = config.pop("HyperParameterTuningJobObjective"), config.pop("ParameterRanges")
+    request["TrainingJobDefinitions"] = [
+        {**definition, "DefinitionName": name, "TuningObjective": objective, "HyperParameterRanges": ranges}
+        for name in ("first", "second")
+    ]
+
+
+def _retry(request: dict[str, Any], draw: random.Random, parents: Sequence[str]) -> None:
+    request["TrainingJobDefinition"]["RetryStrategy"] = {"MaximumRetryAttempts": draw.randint(1, 5)}
+
+
 MIXES: tuple[Mix, ...] = (
     Mix(name="random", options=_survey, reproducible=True),
     Mix(name="bayes", options=lambda draw: _survey(draw, strategy="Bayesian")),
@@ -127,6 +162,44 @@ MIXES: tuple[Mix, ...] = (
         ),
         exhaustible=True,
     ),
+    Mix(
+        name="grid",
+        options=lambda draw: _survey(
+            draw,
+            most=6,
+            strategy="Grid",
+            ranges={
+                "CategoricalParameterRanges": [
+                    {"Name": "x", "Values": [f"0.{digit}" for digit in range(1, 7)]}
+                ]
+            },
+        ),
+        exhaustible=True,
+    ),
+    Mix(
+        name="early",
+        options=lambda draw: _survey(draw, "epochs", strategy="Bayesian", parallel=3),
+        change=_stop_early,
+    ),
+    Mix(
+        name="hyperband",
+        options=lambda draw: _survey(draw, "epochs", strategy="Hyperband"),
+        change=_hyperband,
+    ),
+    Mix(
+        name="warm",
+        options=lambda draw: _survey(
+            draw,
+            strategy="Bayesian",
+            # Parents have to have the same of these.
+            image="survey:1",
+            static={"seconds": "0.1", "behaviour": "warm"},
+            objective_type="Maximize",
+        ),
+        change=_warm_start,
+    ),
+    Mix(name="several", options=_survey, change=_several),
+    Mix(name="retry", options=lambda draw: _survey(draw, most=8), change=_retry),
 )
 
 
@@ -160,6 +233,24 @@ class Job:
         """Most training jobs in all."""
         limits = self.request["HyperParameterTuningJobConfig"]["ResourceLimits"]
         return int(limits["MaxNumberOfTrainingJobs"])
+
+
+@dataclass(kw_only=True)
+class Alone:
+    """A training job of its own as its client knows it."""
+
+    request: dict[str, Any]
+    created: bool = False
+    missing: bool = False
+    stop_asked: bool = False
+    stopped: bool = False
+    #: What was read of it once it was over.
+    description: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return str(self.request["TrainingJobName"])
 
 
 # --- the server ------------------------------------------------------------------------------------
@@ -234,6 +325,7 @@ class Campaign:
         self.folder = folder
         self.seed = seed
         self.jobs: dict[str, Job] = {}
+        self.alone: dict[str, Alone] = {}
         self.kills: Counter[str] = Counter()
         self.survivors = 0
         self.lost_answers = 0
@@ -263,7 +355,7 @@ class Campaign:
                 stack.callback(self._bury, server)
                 try:
                     moment(server)
-                except (ViolationError, AssertionError) as problem:
+                except (ViolationError, AssertionError, ClientError) as problem:
                     raise ViolationError(f"kill {number + 1} ({moment.__name__}): {problem}") from problem
             self.kills[moment.__name__] += 1
             self._say(
@@ -308,7 +400,8 @@ class Campaign:
         """While create calls are under way, whose answers are lost."""
         client = self._ready(server)
         known = len(self.jobs)
-        with self._in_threads(lambda: self._create(client), 4):
+        calls = [partial(create, client) for create in (self._create, self._create_alone)] * 3
+        with self._in_threads(calls):
             # Some answers, or none, and then a moment in which the server works on the others.
             answers = self._draw.randint(0, 3)
             deadline = time.monotonic() + 1
@@ -328,7 +421,10 @@ class Campaign:
         time.sleep(self._draw.uniform(0, 0.4))
         going_on = sorted(job.name for job in self._going_on())
         chosen = self._draw.sample(going_on, min(2, len(going_on)))
-        with self._in_threads(lambda: self._stop(client, chosen.pop()), len(chosen)):
+        alone = [job.name for job in self._alone_going_on()][:1]
+        calls: list[Callable[[], object]] = [partial(self._stop, client, name) for name in chosen]
+        calls += [partial(self._stop_alone, client, name) for name in alone]
+        with self._in_threads(calls):
             time.sleep(self._draw.uniform(0, 0.5))
             server.end(signal.SIGKILL)
 
@@ -352,9 +448,51 @@ class Campaign:
     def _top_up(self, client: Any) -> None:
         while len(self._going_on()) < AT_A_TIME and self._create(client):
             pass
+        if len(self._alone_going_on()) < 2:
+            self._create_alone(client)
 
     def _going_on(self) -> list[Job]:
         return [job for job in self.jobs.values() if not job.over and not job.missing]
+
+    def _alone_going_on(self) -> list[Alone]:
+        return [job for job in self.alone.values() if job.description is None and not job.missing]
+
+    def _create_alone(self, client: Any) -> None:
+        with self._lock:
+            number = len(self.alone)
+            draw = random.Random(f"{self.seed}/alone/{number}")
+            job = Alone(request=self._alone_request(draw, f"{self._prefix}-alone-{number:03d}-x"))
+            self.alone[job.name] = job
+        try:
+            client.create_training_job(**job.request)
+            job.created = True
+        except LOST:
+            self.lost_answers += 1
+
+    @staticmethod
+    def _alone_request(draw: random.Random, name: str) -> dict[str, Any]:
+        definition = create_request("any", **_survey(draw))["TrainingJobDefinition"]
+        static = definition.pop("StaticHyperParameters")
+        retries = draw.choice([0, 0, 5])
+        return {
+            "TrainingJobName": name,
+            "HyperParameters": {**static, "seconds": f"{draw.uniform(0.1, 3):.2f}", "x": "0.5"},
+            "Tags": [{"Key": "number", "Value": str(draw.random())}],
+            **({"RetryStrategy": {"MaximumRetryAttempts": retries}} if retries else {}),
+            **definition,
+        }
+
+    def _stop_alone(self, client: Any, name: str) -> None:
+        job = self.alone[name]
+        job.stop_asked = True
+        try:
+            client.stop_training_job(TrainingJobName=name)
+            job.stopped = True
+        except LOST:
+            self.lost_answers += 1
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ValidationException":
+                raise
 
     def _create(self, client: Any) -> bool:
         """Create a tuning job, unless there have been enough; say whether."""
@@ -370,7 +508,7 @@ class Campaign:
         try:
             client.create_hyper_parameter_tuning_job(**job.request)
             job.created = True
-        except HTTPClientError:
+        except LOST:
             self.lost_answers += 1
         return True
 
@@ -388,7 +526,7 @@ class Campaign:
         try:
             client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
             job.stopped = True
-        except HTTPClientError:
+        except LOST:
             self.lost_answers += 1
         except ClientError as error:
             # It may have ended meanwhile.
@@ -396,16 +534,16 @@ class Campaign:
                 raise
 
     @contextlib.contextmanager
-    def _in_threads(self, call: Callable[[], object], count: int) -> Iterator[None]:
+    def _in_threads(self, calls: Sequence[Callable[[], object]]) -> Iterator[None]:
         problems: list[BaseException] = []
 
-        def run() -> None:
+        def run(call: Callable[[], object]) -> None:
             try:
                 call()
             except BaseException as problem:  # noqa: BLE001 - raised below, in the main thread
                 problems.append(problem)
 
-        threads = [threading.Thread(target=run) for _ in range(count)]
+        threads = [threading.Thread(target=run, args=[call]) for call in calls]
         for thread in threads:
             thread.start()
         try:
@@ -442,6 +580,9 @@ class Campaign:
         for job in list(self.jobs.values()):
             if not job.over:
                 self._check(client, job)
+        for alone in list(self.alone.values()):
+            if alone.description is None:
+                self._check_alone(client, alone)
         over = [job for job in self.jobs.values() if job.over]
         for job in self._draw.sample(over, min(_OVER_AT_A_TIME, len(over))):
             self._check(client, job)
@@ -468,7 +609,10 @@ class Campaign:
                     training_job = marker.rpartition("/")[2]
                     leaders.setdefault(training_job.rsplit("-", 2)[0], set()).add(training_job)
         for name, training in leaders.items():
-            job = self.jobs[name]
+            job = self.jobs.get(name)
+            if job is None:
+                # A training job of its own.
+                continue
             _must(len(training) <= job.parallel, f"{name} has {sorted(training)} at once, not {job.parallel}")
 
     def _check(self, client: Any, job: Job) -> None:
@@ -511,6 +655,45 @@ class Campaign:
                 f"{job.name} was stopped and is {description['HyperParameterTuningJobStatus']}",
             )
 
+    def _check_alone(self, client: Any, job: Alone) -> None:
+        """Compare what the server says about a training job of its own with what it said and with itself."""
+        try:
+            description = client.describe_training_job(TrainingJobName=job.name)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ResourceNotFound":
+                raise
+            _must(not job.created, f"{job.name} was created and is gone")
+            job.missing = True
+            return
+        _must(not job.missing, f"{job.name} was not there and appeared")
+        job.created = True
+        del description["ResponseMetadata"]
+        _must(
+            job.description in (None, description),
+            f"{job.name} was over and changed: {job.description}, now {description}",
+        )
+        _must(description["HyperParameters"] == job.request["HyperParameters"], f"{job.name} differs")
+        tags = client.list_tags(ResourceArn=description["TrainingJobArn"])["Tags"]
+        _must(tags == job.request["Tags"], f"{job.name}: the tags are {tags}")
+        moments = [description.get(key) for key in ("CreationTime", "TrainingStartTime", "TrainingEndTime")]
+        known = [moment for moment in moments if moment is not None]
+        _must(known == sorted(known), f"{job.name}: times are {known}")
+        phases = [phase["StartTime"] for phase in description["SecondaryStatusTransitions"]]
+        _must(phases == sorted(phases), f"{job.name}: its phases began at {phases}")
+        status, reason = description["TrainingJobStatus"], description.get("FailureReason", "")
+        if status not in OVER:
+            _must(not job.stopped or status == "Stopping", f"{job.name} was stopped and is {status}")
+            return
+        job.description = description
+        _must("TrainingEndTime" in description, f"{job.name} is over but has no end")
+        _must(status != "Stopped" or job.stop_asked, f"nobody stopped {job.name}")
+        _must(not job.stopped or status == "Stopped", f"{job.name} was stopped and is {status}")
+        # The server's own end is the only thing that can fail it.
+        _must(status != "Failed" or reason.startswith("InternalServerError"), f"{job.name} failed: {reason}")
+        if status == "Completed":
+            (metric,) = description["FinalMetricDataList"]
+            _must(metric["Value"] == 0.5, f"{job.name} has the metric {metric}")
+
     def _describe(self, client: Any, job: Job) -> dict[str, Any] | None:
         try:
             description: dict[str, Any] = client.describe_hyper_parameter_tuning_job(
@@ -534,11 +717,15 @@ class Campaign:
 
             def over() -> bool:
                 self._watch(client, server)
-                return not self._going_on()
+                for alone in self._alone_going_on():
+                    self._check_alone(client, alone)
+                return not self._going_on() and not self._alone_going_on()
 
             wait_until(over, "the end of all tuning jobs", 240)
             for job in self.jobs.values():
                 self._check(client, job)
+            for alone in self.alone.values():
+                self._check_alone(client, alone)
             names = [name for job in self.jobs.values() for name in job.ended]
             _must(len(names) == len(set(names)), "a training job belongs to two tuning jobs")
             identity = self._identity()
@@ -598,6 +785,15 @@ class Campaign:
             "training_jobs_interrupted": sum(
                 "InternalServerError" in one.get("FailureReason", "") for one in training
             ),
+            "training_jobs_of_their_own": dict(
+                sorted(
+                    Counter(
+                        str(one.description["TrainingJobStatus"])
+                        for one in self.alone.values()
+                        if one.description is not None
+                    ).items()
+                )
+            ),
             "processes_that_outlived_a_server": self.survivors,
         }
 
@@ -621,18 +817,26 @@ def _descends(process: psutil.Process, ancestor: int) -> bool:
 
 def _check_request(client: Any, job: Job, description: Mapping[str, Any]) -> None:
     """What was asked for is there wholly: configuration, definition, tags."""
-    config, definition = (
-        job.request["HyperParameterTuningJobConfig"],
-        job.request.get("TrainingJobDefinition"),
-    )
-    _must(description["HyperParameterTuningJobConfig"] == config, f"{job.name}: the configuration differs")
-    if definition is not None:
-        there = description["TrainingJobDefinition"]
-        static = {**there["StaticHyperParameters"]}
-        static.pop("_tuning_objective_metric")
-        _must(static == definition["StaticHyperParameters"], f"{job.name}: the definition differs")
+    config = description["HyperParameterTuningJobConfig"]
+    _must(config == job.request["HyperParameterTuningJobConfig"], f"{job.name}: the configuration differs")
+    for asked, there in zip(_definitions(job.request), _definitions(description), strict=True):
+        static = {**asked["StaticHyperParameters"], "_tuning_objective_metric": "objective"}
+        for key, value in {**asked, "StaticHyperParameters": static}.items():
+            said = there.get(key)
+            if key == "OutputDataConfig":
+                # SageMaker adds an empty key.
+                said = {one: there[key][one] for one in value}
+            _must(said == value, f"{job.name}: {key} is {said}, not {value}")
+    warm_start = job.request.get("WarmStartConfig")
+    _must(description.get("WarmStartConfig") == warm_start, f"{job.name}: the warm start differs")
     tags = client.list_tags(ResourceArn=description["HyperParameterTuningJobArn"])["Tags"]
     _must(tags == job.request["Tags"], f"{job.name}: the tags are {tags}")
+
+
+def _definitions(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the training job definitions of a request or a description."""
+    one = request.get("TrainingJobDefinition")
+    return list(request["TrainingJobDefinitions"]) if one is None else [one]
 
 
 def _check_training_jobs(
@@ -673,10 +877,13 @@ def _check_training_jobs(
 
 def _replay(description: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]) -> ReplayReport:
     config = description["HyperParameterTuningJobConfig"]
+    objective = (
+        config.get("HyperParameterTuningJobObjective") or _definitions(description)[0]["TuningObjective"]
+    )
     return replay(
         [TrainingJobResult.from_summary(one) for one in summaries],
         CompletionCriteria.from_request(config),
-        ObjectiveType(config["HyperParameterTuningJobObjective"]["Type"]),
+        ObjectiveType(objective["Type"]),
         started_at=description["CreationTime"],
         until=description.get("HyperParameterTuningEndTime"),
     )
@@ -773,7 +980,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     campaign = Campaign(folder, seed, most=max(12, 2 * options.kills), say=say)
     try:
         campaign.run(options.kills)
-    except (ViolationError, AssertionError) as violation:
+    except (ViolationError, AssertionError, ClientError) as violation:
         sys.stderr.write(f"seed {seed}: {violation}\nEverything is kept in {folder}\n")
         return 1
     figures = campaign.figures()

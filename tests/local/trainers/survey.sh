@@ -9,6 +9,12 @@ family)
     ;;
 esac
 sleep "$SM_HP_SECONDS"
+if [ "$SM_HP_BEHAVIOUR" = epochs ]; then
+    for epoch in 1 2 3; do
+        echo "objective=$SM_HP_X"
+        sleep "$SM_HP_SECONDS"
+    done
+fi
 case $SM_HP_BEHAVIOUR/$SM_HP_X in
 fails/*[1-3] | hopeless/*)
     echo "survey: told to fail" >&2
