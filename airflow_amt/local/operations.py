@@ -163,7 +163,7 @@ class Operations:
             "LastModifiedTime": to_datetime(row["modified_ms"]),
             "TrainingJobStatusCounters": _counters(row, _TRAINING_COUNTERS),
             "ObjectiveStatusCounters": _counters(row, _OBJECTIVE_COUNTERS),
-            "BestTrainingJob": None if best is None else _training_summary(best, row),
+            "BestTrainingJob": None if best is None else _encoded_training_summary(best, row),
             "FailureReason": row["failure_reason"] if row["status"] == "Failed" else None,
             "TuningJobCompletionDetails": {
                 "NumberOfTrainingJobsObjectiveNotImproving": row["not_improving"],
@@ -242,7 +242,7 @@ class Operations:
             params, region, column, table.c.id, conditions, self._store.list_training_jobs
         )
         return {
-            "TrainingJobSummaries": [_training_summary(row, tuning_job) for row in rows],
+            "TrainingJobSummaries": [_encoded_training_summary(row, tuning_job) for row in rows],
             "NextToken": token,
         }
 
@@ -468,6 +468,15 @@ def _tuning_summary(row: Row) -> dict[str, Any]:
         "ObjectiveStatusCounters": _counters(row, _OBJECTIVE_COUNTERS),
         "ResourceLimits": row["config"]["ResourceLimits"],
     }
+
+
+def _encoded_training_summary(row: Row, tuning_job: Row) -> Encoded:
+    # Of its tuning job, a summary holds nothing but what never changes.
+    return derived(
+        row,
+        "summary",
+        lambda one: encode("HyperParameterTrainingJobSummary", _training_summary(one, tuning_job)),
+    )
 
 
 def _training_summary(row: Row, tuning_job: Row) -> dict[str, Any]:
