@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import time
@@ -409,6 +410,22 @@ def test_a_slow_answer(amt: RunningServer) -> None:
     amt.set_faults(rules({"kind": "latency", "seconds": 30, "operations": [LIST]}))
     with client_of(amt, read_timeout=0.2) as impatient, pytest.raises(ReadTimeoutError):
         impatient.list_hyper_parameter_tuning_jobs()
+
+
+@pytest.mark.local
+def test_a_server_that_holds_calls_up_ends_all_the_same(tmp_path: Path) -> None:
+    setting = rules({"kind": "latency", "seconds": 600, "operations": [LIST]})
+    with running(tmp_path, faults=setting) as amt:
+        connection = http.client.HTTPConnection(urlsplit(amt.endpoint).netloc, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", "/", body=b"{}", headers={"X-Amz-Target": f"SageMaker.{LIST}"})
+            wait_until(lambda: amt.faults()["applied"] == [1], "the wait")
+
+            assert amt.stop() == 0
+
+            with pytest.raises(ConnectionError):
+                connection.getresponse()
+        assert "Traceback" not in amt.log
 
 
 @pytest.mark.local
