@@ -172,7 +172,7 @@ class Application:
 
     async def _put_faults(self, request: Request) -> Response:
         try:
-            new = faults.Faults.from_text((await request.body()).decode())
+            new = faults.Faults.from_json(await request.body())
         except AmtFieldError as error:
             return _json({"message": str(error)}, 400)
         return self._set_faults(new)
