@@ -257,7 +257,7 @@ class Operations:
             "LastModifiedTime": to_datetime(row["modified_ms"]),
             "TrainingJobStatusCounters": _counters(row, _TRAINING_COUNTERS),
             "ObjectiveStatusCounters": _counters(row, _OBJECTIVE_COUNTERS),
-            "BestTrainingJob": None if best is None else _training_summary(best, row),
+            "BestTrainingJob": None if best is None else _encoded_training_summary(best, row),
             "OverallBestTrainingJob": self._overall_best(row, best),
             "WarmStartConfig": row["warm_start"],
             "Autotune": row["autotune"],
@@ -271,7 +271,7 @@ class Operations:
             },
         }
 
-    def _overall_best(self, row: Row, best: Row | None) -> dict[str, Any] | None:
+    def _overall_best(self, row: Row, best: Row | None) -> Encoded | None:
         """Return the best training job of a tuning job and its parents.
 
         Only for a warm start with identical data and algorithm, as the API documents.
@@ -286,8 +286,8 @@ class Operations:
             parents_best["objective"], None if best is None else best["objective"]
         ):
             parent = self._store.tuning_job_by_id(parents_best["tuning_job_id"])
-            return _training_summary(parents_best, parent)
-        return None if best is None else _training_summary(best, row)
+            return _encoded_training_summary(parents_best, parent)
+        return None if best is None else _encoded_training_summary(best, row)
 
     def _delete_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         row = self._tuning_job(region, params)
@@ -356,7 +356,7 @@ class Operations:
             params, region, column, table.c.id, conditions, self._store.list_training_jobs
         )
         return {
-            "TrainingJobSummaries": [_training_summary(row, tuning_job) for row in rows],
+            "TrainingJobSummaries": [_encoded_training_summary(row, tuning_job) for row in rows],
             "NextToken": token,
         }
 
@@ -695,6 +695,15 @@ def _tuning_summary(row: Row) -> dict[str, Any]:
         "ObjectiveStatusCounters": _counters(row, _OBJECTIVE_COUNTERS),
         "ResourceLimits": row["config"]["ResourceLimits"],
     }
+
+
+def _encoded_training_summary(row: Row, tuning_job: Row) -> Encoded:
+    # Of its tuning job, a summary holds nothing but what never changes.
+    return derived(
+        row,
+        "summary",
+        lambda one: encode("HyperParameterTrainingJobSummary", _training_summary(one, tuning_job)),
+    )
 
 
 def _training_summary(row: Row, tuning_job: Row) -> dict[str, Any]:

@@ -147,7 +147,13 @@ class Application:
 
     async def _answer_badly(self, operation: str, region: str, body: bytes) -> bytes:
         """Answer a call while faults are asked for."""
-        await asyncio.sleep(self._injector.before(operation, region))
+        wait = self._injector.before(operation, region)
+        if wait:
+            try:
+                await asyncio.sleep(wait)
+            except asyncio.CancelledError:
+                # The server ends, and does not wait for calls that it only holds up.
+                raise faults.DropConnectionError from None
         operations = self._operations
         age = self._injector.staleness(operation)
         if age is not None:
@@ -174,7 +180,7 @@ class Application:
 
     async def _put_faults(self, request: Request) -> Response:
         try:
-            new = faults.Faults.from_text((await request.body()).decode())
+            new = faults.Faults.from_json(await request.body())
         except AmtFieldError as error:
             return _json({"message": str(error)}, 400)
         return self._set_faults(new)
