@@ -31,6 +31,7 @@ from airflow_amt.tuning.criteria import ObjectiveType
 from airflow_amt.tuning.request import (
     check_documented_rules,
     check_training_job,
+    tag_problems,
     training_job_definitions,
 )
 from airflow_amt.tuning.warm_start import check_warm_start, prior_evaluations
@@ -601,12 +602,9 @@ def _new_tags(present: Mapping[str, str], added: Sequence[Mapping[str, str]]) ->
 
     :raises AwsError: reserved keys, a key twice in one call, or too many tags.
     """
-    keys = [tag["Key"] for tag in added]
-    for key in keys:
-        if key.lower().startswith("aws:"):
-            raise AwsError("ValidationException", f"Tags: the key {key!r} is reserved: it begins with 'aws:'")
-        if keys.count(key) > 1:
-            raise AwsError("ValidationException", f"Tags: the key {key!r} is given more than once")
+    problems = list(tag_problems(added))
+    if problems:
+        raise AwsError("ValidationException", _listed(problems))
     merged = {**present, **{tag["Key"]: tag["Value"] for tag in added}}
     if len(merged) > MAX_TAGS:
         raise AwsError(
