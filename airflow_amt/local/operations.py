@@ -380,7 +380,7 @@ def _not_offered(params: Mapping[str, Any]) -> list[AmtFieldError]:
         if definition["AlgorithmSpecification"].get("AlgorithmName"):
             name = definition["AlgorithmSpecification"]["AlgorithmName"]
             refuse(f"{path}.AlgorithmSpecification.AlgorithmName", name, "give a TrainingImage")
-        resources = definition.get("ResourceConfig") or {}
+        resources = resource_config_of(definition)
         if (resources.get("InstanceCount") or 1) > 1 or resources.get("InstanceGroups"):
             refuse(f"{path}.ResourceConfig", resources, "train on one instance: InstanceCount 1")
         if definition.get("RetryStrategy") is not None:
