@@ -37,71 +37,87 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             "and a server that is started on it again goes on with them."
         ),
     )
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=0, help="port; 0 takes any free one (default)")
+    # No defaults here: what is not given may be in the configuration file.
+    serve.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file with any of these options (without the dashes) and a table [images]; the command "
+        "line comes first",
+    )
+    serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port; 0 takes any free one (default)")
     serve.add_argument(
         "--state-dir",
         type=Path,
-        default=None,
         metavar="DIR",
         help="folder that keeps everything (default: airflow-amt in $XDG_STATE_HOME or ~/.local/state)",
     )
     serve.add_argument(
         "--clock-rate",
         type=float,
-        default=1.0,
         metavar="R",
         help="AMT seconds per real second: 60 makes an hour pass in a minute (default: 1)",
     )
     serve.add_argument(
         "--image",
         action="append",
-        default=[],
         metavar="URI=COMMAND",
         help="command that stands for a training image; may be given more than once",
     )
     serve.add_argument(
         "--s3-root",
         type=Path,
-        default=None,
         metavar="DIR",
         help="folder that stands for S3: s3://bucket/key is DIR/bucket/key (default: s3 in the state folder)",
     )
     serve.add_argument(
         "--s3-endpoint",
-        default=None,
         metavar="URL",
         help="S3 server that s3:// addresses are read from and written to, instead of a folder (default: "
         "AWS_ENDPOINT_URL_S3 if it is set and --s3-root is not given)",
     )
     serve.add_argument(
         "--with-aws",
-        action="store_true",
+        action="store_const",
+        const=True,
         help="serve S3, STS, IAM and CloudWatch Logs too, as the SageMaker SDKs need them (extra local-aws)",
     )
     serve.add_argument(
         "--stop-grace",
         type=float,
-        default=10.0,
         metavar="S",
-        help="most real seconds between SIGTERM and SIGKILL of a training process (default: %(default)s; "
+        help="most real seconds between SIGTERM and SIGKILL of a training process (default: 10; "
         "never more than AMT's 120 s by its own clock)",
     )
     serve.add_argument(
         "--log-limit",
         type=int,
-        default=256,
         metavar="MIB",
-        help="a training job whose log grows beyond this is failed (default: %(default)s)",
+        help="a training job whose log grows beyond this is failed (default: 256)",
+    )
+    serve.add_argument(
+        "--fork-server",
+        action="append",
+        metavar="MODULE[,MODULE...]",
+        help="import these modules once, and fork Python training scripts from a process that has them, "
+        "instead of starting each afresh (Linux; may be given more than once)",
     )
     serve.add_argument(
         "--account",
-        default="000000000000",
         metavar="ID",
-        help="12-digit AWS account id to show in ARNs (default: %(default)s)",
+        help="12-digit AWS account id to show in ARNs (default: 000000000000)",
     )
     serve.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="of standard error"
+        "--faults",
+        metavar="FILE_OR_JSON",
+        help="what is to go wrong on purpose, for tests: throttling, latency, errors, dropped connections, "
+        "stale reads, failing training jobs (default: nothing)",
+    )
+    serve.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        help="of standard error (default: info)",
     )
     serve.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     serve.set_defaults(run=run_serve)
@@ -113,13 +129,18 @@ def run_serve(arguments: argparse.Namespace) -> int:
     :raises AmtFieldError: an option cannot be used.
     """
     _check_installed("local serve", EXTRA_MODULES, "local")
-    if arguments.with_aws:
-        _check_installed("with-aws", AWS_MODULES, "local-aws")
-    from airflow_amt.local import images
+    from airflow_amt.local import config, images
     from airflow_amt.local.clock import checked_rate
     from airflow_amt.local.engine import EngineOptions
+    from airflow_amt.local.faults import FaultInjector, Faults
+    from airflow_amt.local.fork_server import check_modules
     from airflow_amt.local.server import ServerOptions, is_loopback, serve
 
+    settings = config.settle(vars(arguments), arguments.config, Path.cwd())
+    until_stdin_closes = arguments.until_stdin_closes
+    arguments = argparse.Namespace(**settings.options)
+    if arguments.with_aws:
+        _check_installed("with-aws", AWS_MODULES, "local-aws")
     if not 0 <= arguments.port <= 65_535:
         raise AmtFieldError("port", arguments.port, "0 to 65535", "use 0 for any free port")
     if not math.isfinite(arguments.stop_grace) or arguments.stop_grace < 0:
@@ -130,10 +151,11 @@ def run_serve(arguments: argparse.Namespace) -> int:
         raise AmtFieldError("log-limit", arguments.log_limit, "1 to 1048576 MiB", "leave it out")
     if not re.fullmatch(r"\d{12}", arguments.account):
         raise AmtFieldError("account", arguments.account, "12 digits", "leave it out")
+    fork_server = [name.strip() for option in arguments.fork_server for name in option.split(",")]
+    check_modules(fork_server)
     state_dir = (arguments.state_dir or _default_state_dir()).absolute()
     if state_dir.exists() and not state_dir.is_dir():
         raise AmtFieldError("state-dir", str(state_dir), "a folder", "choose another path")
-    mapped = images.parse_mappings(arguments.image, Path.cwd())
     options = ServerOptions(
         host=arguments.host,
         port=arguments.port,
@@ -142,13 +164,15 @@ def run_serve(arguments: argparse.Namespace) -> int:
             state_dir=state_dir,
             s3_root=(arguments.s3_root or state_dir / "s3").absolute(),
             storage=_bucket_storage(arguments),
-            images={**images.bundled_commands(), **mapped},
+            images={**images.bundled_commands(), **settings.images},
             account=arguments.account,
             stop_grace=arguments.stop_grace,
             log_limit=arguments.log_limit * 1024 * 1024,
+            fork_server=tuple(fork_server),
+            faults=FaultInjector(Faults.from_text(settings.faults) if settings.faults else None),
         ),
         with_aws=arguments.with_aws,
-        until_stdin_closes=arguments.until_stdin_closes,
+        until_stdin_closes=until_stdin_closes,
     )
     logging.basicConfig(
         level=arguments.log_level.upper(),
@@ -161,12 +185,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             "signatures are not checked",
             arguments.host,
         )
-    try:
-        serve(options, lambda endpoint: print(f"embedded AMT ready: {endpoint}", flush=True))
-    except PermissionError as error:
-        raise AmtFieldError(
-            "state-dir", str(state_dir), f"a folder that can be written ({error.strerror})", "choose another"
-        ) from None
+    serve(options, lambda endpoint: print(f"embedded AMT ready: {endpoint}", flush=True))
     return 0
 
 

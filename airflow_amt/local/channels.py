@@ -72,10 +72,10 @@ def channels_of(definition: Mapping[str, Any]) -> list[Channel]:
     return [Channel.from_api(one, mode) for one in definition.get("InputDataConfig") or ()]
 
 
-def problems(definition: Mapping[str, Any], path: str) -> list[AmtFieldError]:
+def problems(definition: Mapping[str, Any], prefix: str) -> list[AmtFieldError]:
     """List the channels that cannot be provided here, or that the API documents as impossible.
 
-    :param path: where the definition is in the request.
+    :param prefix: what stands before the definition's members in the request.
     """
     found = []
 
@@ -84,7 +84,7 @@ def problems(definition: Mapping[str, Any], path: str) -> list[AmtFieldError]:
 
     default = definition["AlgorithmSpecification"]["TrainingInputMode"]
     for position, channel in enumerate(definition.get("InputDataConfig") or ()):
-        where = f"{path}.InputDataConfig[{position}]"
+        where = f"{prefix}InputDataConfig[{position}]"
         source = channel["DataSource"].get("S3DataSource")
         if source is None:
             limit = "the embedded AMT mounts no file system and reads channels from S3 only"

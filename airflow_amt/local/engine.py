@@ -8,30 +8,35 @@ tuning job (:mod:`airflow_amt.local.tuning_run`) at once; nothing polls for resu
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError
-from airflow_amt.local import processes, trainer
+from airflow_amt.local import processes, trainer, training_run
 from airflow_amt.local.clock import AmtClock
+from airflow_amt.local.faults import FaultInjector
+from airflow_amt.local.fork_server import ForkServer
 from airflow_amt.local.metrics import compile_definitions
-from airflow_amt.local.search import create_search
+from airflow_amt.local.search import Prior
 from airflow_amt.local.storage import FolderStorage, Storage
 from airflow_amt.local.store import Row, Store
-from airflow_amt.local.tuning_run import TuningRun, objective_of, space_of
-from airflow_amt.tuning.criteria import ObjectiveType
+from airflow_amt.local.training_run import TrainingPlan, TrainingRun
+from airflow_amt.local.tuning_run import DefinitionRun, TuningRun, objective_of, plan_of
 
 logger = logging.getLogger(__name__)
 
 #: Longest real time that training processes get to end by themselves when the server ends.
 _CLOSING_GRACE_SECONDS = 2.0
 _HOUSEKEEPING_SECONDS = 1.0
+#: How often logs are read for objectives by which a training job may be stopped early.
+_FOLLOW_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,8 @@ class EngineOptions:
     :param account: 12-digit AWS account id, for ARNs.
     :param stop_grace: most real seconds between SIGTERM and SIGKILL (AMT's 120 s where that is less).
     :param log_limit: bytes; a training job whose log grows beyond it is failed.
+    :param fork_server: modules that a fork server imports for Python training scripts; none starts none.
+    :param faults: what is to go wrong; it says of each training job whether it fails on purpose.
     """
 
     state_dir: Path
@@ -53,6 +60,8 @@ class EngineOptions:
     account: str = "000000000000"
     stop_grace: float = 10.0
     log_limit: int = 256 * 1024 * 1024
+    fork_server: Sequence[str] = ()
+    faults: FaultInjector = field(default_factory=FaultInjector)
     storage: Storage | None = None
 
 
@@ -72,16 +81,23 @@ class Engine:
         self.identity = store.identity
         self.closing = False
         self._runs: dict[int, TuningRun] = {}
+        #: All training jobs that have not ended, by their id in the store.
+        self.trainings: dict[int, TrainingRun] = {}
         self._commit_scheduled = False
         self._orphan_check: asyncio.TimerHandle | None = None
         self._housekeeper: asyncio.TimerHandle | None = None
+        self._follower: asyncio.TimerHandle | None = None
+        self._fork_server: ForkServer | None = None
         # One thread: a search is not made for being asked twice at once.
         self.search_thread = ThreadPoolExecutor(1, thread_name_prefix="search")
 
     # --- life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Clean up after an earlier server and go on with its tuning jobs; needs a running event loop."""
+        """Clean up after an earlier server and go on with its tuning jobs; needs a running event loop.
+
+        :raises AmtFieldError: the fork server that the options ask for cannot be started.
+        """
         if not processes.become_reaper():
             logger.info("Orphans of training processes cannot be adopted on this platform")
         for row in self.store.unfinished_training_jobs():
@@ -91,29 +107,42 @@ class Engine:
         while killed := processes.kill_marked(self.identity):
             logger.warning("Killed %d processes left by an earlier server", killed)
             time.sleep(0.01)
+        if self.options.fork_server:
+            log = self.options.state_dir / "fork-server.log"
+            self._fork_server = ForkServer(self.options.fork_server, identity=self.identity, log=log)
+            self._fork_server.watch(asyncio.get_running_loop())
         for row in self.store.unfinished_tuning_jobs():
             self._begin(row)
+        for row in self.store.unfinished_training_jobs():
+            if row["tuning_job_id"] is None:
+                self._take_up_training_job(row)
         self.store.commit()
         self._housekeeping()
 
     async def close(self) -> None:
         """End all training processes, note that they were interrupted, and leave no process behind."""
         self.closing = True
-        if self._housekeeper is not None:
-            self._housekeeper.cancel()
-        runs = list(self._runs.values())
-        for run in runs:
+        for timer in (self._housekeeper, self._follower):
+            if timer is not None:
+                timer.cancel()
+        for run in self._runs.values():
             run.interrupt()
-        gone = asyncio.gather(*(run.wait_for_processes() for run in runs))
-        grace = min(self.options.stop_grace, _CLOSING_GRACE_SECONDS)
-        try:
-            await asyncio.wait_for(asyncio.shield(gone), grace)
-        except TimeoutError:
-            for run in runs:
-                run.kill()
-            await gone
+        trainings = list(self.trainings.values())
+        for training in trainings:
+            training.interrupt()
+        tasks = [training.task for training in trainings if training.task is not None]
+        if tasks:
+            grace = min(self.options.stop_grace, _CLOSING_GRACE_SECONDS)
+            _, alive = await asyncio.wait(tasks, timeout=grace)
+            while alive:
+                # Again and again: one that was about to start is only now there to be killed.
+                for training in self.trainings.values():
+                    training.kill()
+                _, alive = await asyncio.wait(alive, timeout=_FOLLOW_SECONDS)
         if self._orphan_check is not None:
             self._orphan_check.cancel()
+        if self._fork_server is not None:
+            self._fork_server.close()
         # What a killed process had started is adopted when that process is gone.
         while True:
             if not processes.kill_orphans():
@@ -125,42 +154,21 @@ class Engine:
 
     # --- what calls do ---------------------------------------------------------------------------
 
-    def check(self, config: Mapping[str, Any], definition: Mapping[str, Any], path: str) -> None:
+    def check(
+        self,
+        config: Mapping[str, Any],
+        definitions: Sequence[tuple[str, Mapping[str, Any]]],
+        prior: Prior | None = None,
+    ) -> None:
         """Refuse a tuning job that could not run here.
 
-        :param path: where the definition is in the request.
+        :param definitions: its training job definitions, each with its path in the request.
+        :param prior: what the parents of its warm start had tried.
         :raises AmtFieldError: the first thing that stands in the way.
         """
-        create_search(
-            config["Strategy"],
-            space_of(config, definition, path),
-            ObjectiveType(objective_of(config, definition)["Type"]),
-            config.get("RandomSeed") or 0,
-        )
-        specification = definition["AlgorithmSpecification"]
-        compile_definitions(
-            specification.get("MetricDefinitions") or (), f"{path}.AlgorithmSpecification.MetricDefinitions"
-        )
-        self._command(definition, path)
-
-    def _command(self, definition: Mapping[str, Any], path: str) -> Sequence[str] | None:
-        """Return the command of a definition's image, ``None`` in script mode."""
-        static = definition.get("StaticHyperParameters") or {}
-        if trainer.is_script_mode(static):
-            return None
-        image = definition["AlgorithmSpecification"].get("TrainingImage")
-        command = self.options.images.get(image) if image else None
-        if command is None:
-            known = ", ".join(sorted(self.options.images)) or "none"
-            raise AmtFieldError(
-                f"{path}.AlgorithmSpecification.TrainingImage",
-                image,
-                "an image that a command stands for, as the embedded AMT runs no containers "
-                f"(known here: {known})",
-                f"start the server with --image '{image or 'IMAGE'}=COMMAND', or use script mode: the static "
-                f"hyperparameters {trainer.PROGRAM} and {trainer.SUBMIT_DIRECTORY}",
-            )
-        return command
+        for index, (path, definition) in enumerate(definitions):
+            plan = plan_of(config, definition, path, self.options.images)
+            DefinitionRun(index, config, plan, config.get("RandomSeed") or 0, prior)
 
     def create(
         self,
@@ -169,14 +177,13 @@ class Engine:
         name: str,
         arn: str,
         config: Mapping[str, Any],
-        definition: Mapping[str, Any],
-        definition_as_list: bool,
+        definitions: Sequence[Mapping[str, Any]],
+        values: Mapping[str, Any],
     ) -> None:
-        """Record a checked tuning job and start it."""
-        objective = objective_of(config, definition)
-        static = dict(definition.get("StaticHyperParameters") or {})
-        # AMT adds it, and the SageMaker SDK reads it back from the description.
-        static[trainer.TUNING_OBJECTIVE] = objective["MetricName"]
+        """Record a checked tuning job and start it.
+
+        :param values: columns of the store about things that the engine does not need.
+        """
         now = self.clock.now_ms()
         seed = config.get("RandomSeed")
         self.store.insert_tuning_job(
@@ -188,11 +195,11 @@ class Engine:
                 "status": "InProgress",
                 "strategy": config["Strategy"],
                 "config": dict(config),
-                "definition": {**definition, "StaticHyperParameters": static},
-                "definition_as_list": definition_as_list,
+                "definitions": [_with_objective(config, definition) for definition in definitions],
                 "seed": random.SystemRandom().randrange(2**31) if seed is None else seed,
                 "created_ms": now,
                 "modified_ms": now,
+                **values,
             }
         )
         self.store.commit()
@@ -209,6 +216,70 @@ class Engine:
         run.stop()
         self.store.commit()
 
+    def training_plan(self, request: Mapping[str, Any]) -> TrainingPlan:
+        """Return how a training job is run that is created by a call of its own.
+
+        :param request: the parameters of ``CreateTrainingJob``.
+        :raises AmtFieldError: it cannot be run here.
+        """
+        specification = request.get("AlgorithmSpecification") or {}
+        return TrainingPlan(
+            definition=request,
+            path="",
+            command=training_run.script_or_command(
+                request.get("HyperParameters") or {},
+                specification,
+                self.options.images,
+                "AlgorithmSpecification",
+            ),
+            metrics=compile_definitions(
+                specification.get("MetricDefinitions") or (), "AlgorithmSpecification.MetricDefinitions"
+            ),
+            objective_metric=None,
+        )
+
+    def create_training_job(self, region: str, plan: TrainingPlan) -> str:
+        """Record and start a training job of its own; return its ARN."""
+        request = plan.definition
+        training = self._own_training(region, request["TrainingJobName"], plan)
+        training.begin({"request": dict(request)})
+        self.store.commit()
+        return training.spec.arn
+
+    def stop_training_job(self, row: Row) -> None:
+        """Stop a training job that has not ended."""
+        training = self.trainings.get(row["id"])
+        if training is None:
+            raise RuntimeError(f"training job {row['name']!r} is {row['status']} but is not running")
+        training.stop("Stopped")
+        self.store.commit()
+
+    # --- training jobs of their own --------------------------------------------------------------
+
+    def _take_up_training_job(self, row: Row) -> None:
+        """Go on with a training job that an earlier server left unfinished, or record its end."""
+        request = row["request"]
+        plan = self._plan_again(lambda: self.training_plan(request), row["name"], request, "", None)
+        if training_run.may_resume(row, plan):
+            self._own_training(row["region"], row["name"], plan).resume(row)
+        else:
+            conclusion = training_run.interrupted(row)
+            ended = max(self.clock.now_ms(), row["modified_ms"])
+            values = training_run.end_values(row["transitions"], conclusion, ended, stopping=None)
+            self.store.update_training_job(row["id"], values)
+
+    def _own_training(self, region: str, name: str, plan: TrainingPlan) -> TrainingRun:
+        hyperparameters = dict(plan.definition.get("HyperParameters") or {})
+        spec = self.spec(region, name, plan, hyperparameters)
+        return TrainingRun(self, plan, spec, tuned={}, on_end=self._training_ended)
+
+    def _training_ended(self, training: TrainingRun, conclusion: trainer.Conclusion) -> None:
+        ended = max(self.clock.now_ms(), training.created_ms)
+        values = training_run.end_values(training.transitions, conclusion, ended, stopping=training.stopping)
+        self.store.update_training_job(training.job_id, values)
+        self.commit_soon()
+        logger.info("Training job %s is %s", training.spec.name, conclusion.status)
+
     # --- what tuning jobs need -------------------------------------------------------------------
 
     def commit_soon(self) -> None:
@@ -220,6 +291,21 @@ class Engine:
     def _commit(self) -> None:
         self._commit_scheduled = False
         self.store.commit()
+
+    def start_process(
+        self, command: Sequence[str], *, environment: Mapping[str, str], folder: Path, log: Path
+    ) -> processes.TrainingProcess:
+        """Start a training process, forked from the fork server where there is one that can.
+
+        The parameters are those of :func:`airflow_amt.local.processes.start`.
+
+        :raises OSError: the command cannot be executed.
+        """
+        if self._fork_server is not None:
+            forked = self._fork_server.start(command, environment=environment, folder=folder, log=log)
+            if forked is not None:
+                return forked
+        return processes.start(command, environment=environment, folder=folder, log=log)
 
     def forget(self, job_id: int) -> None:
         """Take note that a tuning job has ended."""
@@ -240,30 +326,109 @@ class Engine:
             self.check_orphans()
 
     def _kill_orphans(self) -> int:
-        running = [one for run in self._runs.values() for one in run.running.values()]
+        running = [one for one in self.trainings.values() if one.process is not None]
         markers = {one.spec.marker for one in running}
-        known = frozenset(one.process.pid for one in running)
-        return processes.kill_orphans(lambda marker: marker not in markers, known=known)
+        known = {one.process.pid for one in running if one.process is not None}
+        if self._fork_server is not None:
+            known.add(self._fork_server.pid)
+        return processes.kill_orphans(lambda marker: marker not in markers, known=frozenset(known))
+
+    def spec(
+        self, region: str, name: str, plan: TrainingPlan, hyperparameters: Mapping[str, str]
+    ) -> trainer.TrainingSpec:
+        """Return what one training job is to do.
+
+        :param hyperparameters: all of them.
+        """
+        return trainer.TrainingSpec(
+            name=name,
+            arn=training_job_arn(region, self.options.account, name),
+            region=region,
+            definition=plan.definition,
+            hyperparameters=hyperparameters,
+            folder=self.options.state_dir / "training-jobs" / region / name,
+            storage=self.storage,
+            command=plan.command,
+            marker=processes.marker_value(self.identity, f"{region}/{name}"),
+        )
 
     def _begin(self, row: Row) -> None:
-        definition = row["definition"]
-        command = None
-        try:
-            command = self._command(definition, "TrainingJobDefinition")
-        except AmtFieldError as error:
-            # The server was restarted without the mapping that the job was created with: its training
-            # jobs fail with this reason, and after five of them the tuning job does.
-            logger.error("Tuning job %s cannot train: %s", row["name"], error)
-        run = TuningRun(self, row, command)
+        config = row["config"]
+        several = row["definition_as_list"]
+        plans = []
+        for index, definition in enumerate(row["definitions"]):
+            path = f"TrainingJobDefinitions[{index}]" if several else "TrainingJobDefinition"
+            plans.append(
+                self._plan_again(
+                    functools.partial(plan_of, config, definition, path, self.options.images),
+                    row["name"],
+                    definition,
+                    path,
+                    objective_of(config, definition)["MetricName"],
+                )
+            )
+        run = TuningRun(self, row, plans)
         self._runs[row["id"]] = run
         run.begin()
+        if run.stops_early and self._follower is None:
+            self._follow()
+
+    def _plan_again(
+        self,
+        make: Callable[[], TrainingPlan],
+        name: str,
+        definition: Mapping[str, Any],
+        path: str,
+        objective_metric: str | None,
+    ) -> TrainingPlan:
+        """Return a plan that was checked when its job was created, perhaps by an earlier server.
+
+        A server that was restarted without the mapping that the job was created with fails its training
+        jobs with this reason, and after five of them the tuning job.
+        """
+        try:
+            return make()
+        except AmtFieldError as error:
+            logger.error("%s cannot train: %s", name, error)
+            return TrainingPlan(
+                definition=definition,
+                path=path,
+                command=None,
+                unusable="ClientError: no command stands for the training image since the server was "
+                "restarted; start it with the same --image options",
+                metrics={},
+                objective_metric=objective_metric,
+            )
+
+    def _follow(self) -> None:
+        """Look for new objectives of the training jobs that may be stopped early, again and again."""
+        self._follower = None
+        if any(run.stops_early for run in self._runs.values()):
+            self._follower = asyncio.get_running_loop().call_later(_FOLLOW_SECONDS, self._follow)
+        for training in list(self.trainings.values()):
+            training.follow()
 
     def _housekeeping(self) -> None:
         # Scheduled first: an error in it, which the event loop logs, must not be its last run.
         self._housekeeper = asyncio.get_running_loop().call_later(_HOUSEKEEPING_SECONDS, self._housekeeping)
-        for run in self._runs.values():
-            run.check_logs()
-        if self._runs:
+        for training in self.trainings.values():
+            training.check_log()
+        if self._runs or self.trainings:
             self.store.set_meta("last_seen_ms", str(self.clock.now_ms()))
             self.store.commit()
             self._kill_orphans()
+
+
+def training_job_arn(region: str, account: str, name: str) -> str:
+    """Return the ARN of a training job."""
+    return f"arn:aws:sagemaker:{region}:{account}:training-job/{name.lower()}"
+
+
+def _with_objective(config: Mapping[str, Any], definition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a definition with the static hyperparameter that AMT adds to it.
+
+    The SageMaker SDK reads it back from the description.
+    """
+    static = dict(definition.get("StaticHyperParameters") or {})
+    static[trainer.TUNING_OBJECTIVE] = objective_of(config, definition)["MetricName"]
+    return {**definition, "StaticHyperParameters": static}

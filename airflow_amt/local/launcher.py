@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import select
 import signal
@@ -12,9 +14,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from airflow_amt.exceptions import AmtError
+
+if TYPE_CHECKING:
+    from airflow_amt.local.faults import Faults
 
 READY = "embedded AMT ready: "
 _START_SECONDS = 60.0
@@ -75,6 +81,32 @@ class RunningServer:
             config=Config(**config),
         )
 
+    def set_faults(self, faults: Mapping[str, Any] | None) -> None:
+        """Replace what goes wrong on purpose, from the next call on; counts and chances begin anew.
+
+        :param faults: as the ``--faults`` option takes it; ``None`` ends all faults.
+        :raises AmtFieldError: something in it cannot be used.
+        """
+        if faults is None:
+            self._faults("DELETE", None)
+        else:
+            self._faults("PUT", json.dumps(_checked(faults).as_dict()))
+
+    def faults(self) -> dict[str, Any]:
+        """Return what goes wrong on purpose, and under ``applied`` how often each rule has been applied."""
+        return self._faults("GET", None)
+
+    def _faults(self, method: str, body: str | None) -> dict[str, Any]:
+        connection = http.client.HTTPConnection(urlsplit(self.endpoint).netloc, timeout=_STOP_SECONDS)
+        with contextlib.closing(connection):
+            connection.request(method, "/_amt/faults", body=body)
+            response = connection.getresponse()
+            text = response.read().decode()
+        if response.status != 200:
+            raise AmtError(f"{method} /_amt/faults was answered with {response.status}: {text}")
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
     @property
     def log(self) -> str:
         """What the server wrote to standard error so far."""
@@ -117,6 +149,7 @@ def start(
     *,
     clock_rate: float = 1.0,
     images: Mapping[str, str] | None = None,
+    faults: Mapping[str, Any] | None = None,
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> RunningServer:
@@ -127,16 +160,20 @@ def start(
     :param state_dir: its state folder.
     :param clock_rate: AMT seconds per real second.
     :param images: commands that stand for training images, as the ``--image`` option takes them.
+    :param faults: what is to go wrong on purpose, as the ``--faults`` option takes it.
     :param options: more command line options of ``airflow-amt local serve``.
     :param environment: environment of the server, and so of the training processes; this process's own if
         left out.
     :raises ServerDidNotStartError: it ended or did not get ready.
+    :raises AmtFieldError: something in the faults cannot be used.
     """
     state_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", _MAIN, "local", "serve", "--until-stdin-closes"]
     command += ["--state-dir", str(state_dir), "--clock-rate", repr(clock_rate)]
     for image, trainer in (images or {}).items():
         command += ["--image", f"{image}={trainer}"]
+    if faults is not None:
+        command += ["--faults", json.dumps(_checked(faults).as_dict())]
     with (state_dir / "server.log").open("ab") as log:
         process = subprocess.Popen(
             [*command, *options],
@@ -158,6 +195,13 @@ def start(
         raise
     server.endpoint = line.removeprefix(READY)
     return server
+
+
+def _checked(faults: Mapping[str, Any]) -> Faults:
+    # Imported when needed: it loads the service model, and only tests of failures need it.
+    from airflow_amt.local.faults import Faults
+
+    return Faults.parse(faults)
 
 
 def _first_line(process: subprocess.Popen[bytes]) -> str:
@@ -182,6 +226,7 @@ def running(
     *,
     clock_rate: float = 1.0,
     images: Mapping[str, str] | None = None,
+    faults: Mapping[str, Any] | None = None,
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningServer]:
@@ -197,7 +242,12 @@ def running(
         if state_dir is None:
             state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="airflow-amt-")))
         server = start(
-            state_dir, clock_rate=clock_rate, images=images, options=options, environment=environment
+            state_dir,
+            clock_rate=clock_rate,
+            images=images,
+            faults=faults,
+            options=options,
+            environment=environment,
         )
         try:
             yield server

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ def compile_definitions(definitions: Sequence[Mapping[str, Any]], path: str) -> 
     return compiled
 
 
-def read_final_metrics(log: Path, definitions: Mapping[str, re.Pattern[str]]) -> dict[str, float]:
+def read_final_metrics(
+    log: Path, definitions: Mapping[str, re.Pattern[str]], *, most: int | None = None
+) -> dict[str, float]:
     """Return the latest value of each metric that the log holds.
 
     The log is read from its end, block by block, until every metric is found.
@@ -53,6 +55,7 @@ def read_final_metrics(log: Path, definitions: Mapping[str, re.Pattern[str]]) ->
     :param log: the training job's log, in any encoding that is a superset of ASCII; may be missing.
     :param definitions: metric names and their regular expressions; the first group is the value (the
         whole match if there is no group).
+    :param most: bytes at the end of the log that are searched; :data:`SEARCHED_BYTES` if left out.
     """
     found: dict[str, float] = {}
     if not definitions:
@@ -63,7 +66,7 @@ def read_final_metrics(log: Path, definitions: Mapping[str, re.Pattern[str]]) ->
         return {}
     with handle:
         end = handle.seek(0, os.SEEK_END)
-        stop = max(0, end - SEARCHED_BYTES)
+        stop = max(0, end - (SEARCHED_BYTES if most is None else most))
         missing = dict(definitions)
         rest = b""
         while end > stop and missing:
@@ -95,10 +98,75 @@ def _search(lines: Sequence[bytes], missing: dict[str, re.Pattern[str]], found: 
 
 def _latest_in(pattern: re.Pattern[str], text: str) -> float | None:
     latest = None
+    for value in _values_in(pattern, text):
+        latest = value
+    return latest
+
+
+def _values_in(pattern: re.Pattern[str], text: str) -> Iterator[float]:
     for match in pattern.finditer(text):
         captured = match.group(1) if pattern.groups else match.group(0)
         try:
-            latest = float(captured)
+            yield float(captured)
         except (TypeError, ValueError):
             continue
-    return latest
+
+
+class LogFollower:
+    """Reads the values of one metric from a log that grows, each once and in order.
+
+    A value counts once its line is complete. NaN and infinities are values here.
+
+    :param log: the log; need not exist yet.
+    :param pattern: the metric's regular expression; ``None`` for a metric that has none, which never has a
+        value.
+    :param start_at_end: leave out what the log holds by now.
+    """
+
+    def __init__(self, log: Path, pattern: re.Pattern[str] | None, *, start_at_end: bool = False) -> None:
+        self._log = log
+        self._pattern = pattern
+        self._position = 0
+        self._rest = b""
+        if start_at_end and log.exists():
+            self._position = log.stat().st_size
+
+    def read(self, most: int = _BLOCK) -> list[float]:
+        """Return the values of the lines that were completed since the last call.
+
+        :param most: bytes to read at the most; the rest is left for the next call.
+        """
+        if self._pattern is None:
+            return []
+        try:
+            with self._log.open("rb") as handle:
+                handle.seek(self._position)
+                block = handle.read(most)
+        except FileNotFoundError:
+            return []
+        self._position += len(block)
+        lines = (self._rest + block).replace(b"\r", b"\n").split(b"\n")
+        self._rest = lines.pop()[-LONGEST_LINE:]
+        return self._values(lines)
+
+    def read_all(self, most: int = SEARCHED_BYTES) -> list[float]:
+        """Return all values that are left, of a last line without an end too: the log grows no more."""
+        values: list[float] = []
+        while most > 0:
+            before = self._position
+            values += self.read()
+            if self._position == before:
+                break
+            most -= self._position - before
+        values += self._values([self._rest])
+        self._rest = b""
+        return values
+
+    def _values(self, lines: Sequence[bytes]) -> list[float]:
+        if self._pattern is None:
+            return []
+        return [
+            value
+            for line in lines
+            for value in _values_in(self._pattern, line[-LONGEST_LINE:].decode("utf-8", errors="replace"))
+        ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -16,13 +18,22 @@ from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import channels
 from airflow_amt.local import store as tables
 from airflow_amt.local.clock import to_datetime, to_milliseconds
-from airflow_amt.local.engine import Engine
-from airflow_amt.local.protocol import AwsError
-from airflow_amt.local.search import MAX_TRAINING_JOBS
-from airflow_amt.local.store import Row
+from airflow_amt.local.engine import Engine, training_job_arn
+from airflow_amt.local.metrics import read_final_metrics
+from airflow_amt.local.protocol import AwsError, Encoded, encode
+from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Prior
+from airflow_amt.local.store import Row, Store, derived
 from airflow_amt.local.trainer import model_uri, resource_config_of
+from airflow_amt.local.training_run import DEFAULT_MAX_TRAINING_SECONDS
 from airflow_amt.local.tuning_run import objective_of
-from airflow_amt.tuning.request import check_documented_rules, training_job_definitions
+from airflow_amt.service_model import service_model
+from airflow_amt.tuning.criteria import ObjectiveType
+from airflow_amt.tuning.request import (
+    check_documented_rules,
+    check_training_job,
+    training_job_definitions,
+)
+from airflow_amt.tuning.warm_start import check_warm_start, prior_evaluations
 
 #: Quotas of an AWS account (developer guide, "Resource limits for automatic model tuning"), at what they
 #: can be raised to.
@@ -30,6 +41,8 @@ MAX_CONCURRENT_TUNING_JOBS = 100
 MAX_PARALLEL_TRAINING_JOBS = 100
 MAX_TAGS = 50
 DEFAULT_PAGE = 10
+#: Of the log of a running training job so much is searched for its latest metrics.
+LIVE_BYTES = 256 * 1024
 
 _TRAINING_COUNTERS = {
     "Completed": "training_completed",
@@ -44,33 +57,42 @@ _OBJECTIVE_COUNTERS = {
     "Failed": "objective_failed",
 }
 
-_STATUS_MESSAGES = {
-    "Starting": "Preparing the training process",
-    "Training": "Training in progress",
-    "Stopping": "Stopping the training job",
-    "Completed": "Training job completed",
-    "Failed": "Training job failed",
-    "Stopped": "Training job stopped",
-    "MaxRuntimeExceeded": "Training job stopped: it ran longer than MaxRuntimeInSeconds",
-}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WarmStart:
+    """What a tuning job learns from its parents, and the name of their best training job."""
+
+    prior: Prior | None = None
+    best: str | None = None
+
+    def stored(self) -> list[list[Any]] | None:
+        """Return the evaluations as the store keeps them."""
+        if self.prior is None:
+            return None
+        return [[dict(one.hyperparameters), one.objective] for one in self.prior.evaluations]
 
 
 class Operations:
     """Answers calls.
 
     :param engine: what runs the tuning jobs.
+    :param store: the state that calls are answered from; the engine's own if left out.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, store: Store | None = None) -> None:
         self._engine = engine
-        self._store = engine.store
+        self._store = engine.store if store is None else store
         self._handlers: Mapping[str, Callable[[str, Mapping[str, Any]], Mapping[str, Any]]] = {
             "CreateHyperParameterTuningJob": self._create_tuning_job,
             "DescribeHyperParameterTuningJob": self._describe_tuning_job,
             "ListHyperParameterTuningJobs": self._list_tuning_jobs,
             "StopHyperParameterTuningJob": self._stop_tuning_job,
-            "ListTrainingJobsForHyperParameterTuningJob": self._list_training_jobs,
+            "DeleteHyperParameterTuningJob": self._delete_tuning_job,
+            "ListTrainingJobsForHyperParameterTuningJob": self._list_tuned_training_jobs,
+            "CreateTrainingJob": self._create_training_job,
             "DescribeTrainingJob": self._describe_training_job,
+            "ListTrainingJobs": self._list_training_jobs,
+            "StopTrainingJob": self._stop_training_job,
             "AddTags": self._add_tags,
             "ListTags": self._list_tags,
             "DeleteTags": self._delete_tags,
@@ -98,9 +120,10 @@ class Operations:
         if problems:
             raise AwsError("ValidationException", _listed(problems))
         name, config = params["HyperParameterTuningJobName"], params["HyperParameterTuningJobConfig"]
-        path, definition = training_job_definitions(params)[0]
+        definitions = training_job_definitions(params)
+        warm_start = self._warm_start(region, params)
         try:
-            self._engine.check(config, definition, path)
+            self._engine.check(config, definitions, warm_start.prior)
         except AmtFieldError as error:
             raise AwsError("ValidationException", _listed([error])) from None
         tags = _new_tags({}, params.get("Tags") or [])
@@ -120,10 +143,61 @@ class Operations:
             name=name,
             arn=arn,
             config=config,
-            definition=definition,
-            definition_as_list=params.get("TrainingJobDefinitions") is not None,
+            definitions=[definition for _, definition in definitions],
+            values={
+                "definition_as_list": params.get("TrainingJobDefinitions") is not None,
+                "autotune": params.get("Autotune"),
+                "warm_start": params.get("WarmStartConfig"),
+                "prior": warm_start.stored(),
+                "parents_best": warm_start.best,
+            },
         )
         return {"HyperParameterTuningJobArn": arn}
+
+    def _warm_start(self, region: str, params: Mapping[str, Any]) -> _WarmStart:
+        """Return what a tuning job can learn from the parents of its warm start.
+
+        :raises AwsError: a parent does not exist, has not ended or does not fit.
+        """
+        warm_start = params.get("WarmStartConfig")
+        if warm_start is None:
+            return _WarmStart()
+        rows = {
+            parent["HyperParameterTuningJobName"]: self._store.tuning_job(
+                region, parent["HyperParameterTuningJobName"]
+            )
+            for parent in warm_start["ParentHyperParameterTuningJobs"]
+        }
+        parents = {name: None if row is None else self._description(row) for name, row in rows.items()}
+        problems = check_warm_start(params, parents)
+        if problems:
+            raise AwsError("ValidationException", _listed(problems))
+        known = []
+        best: Row | None = None
+        objective = objective_of(
+            params["HyperParameterTuningJobConfig"], training_job_definitions(params)[0][1]
+        )
+        objective_type = ObjectiveType(objective["Type"])
+        for name, row in rows.items():
+            description = parents[name]
+            if row is None or description is None:
+                raise RuntimeError(f"the parent {name!r} was accepted but does not exist")
+            jobs = self._store.training_jobs_of(row["id"])
+            known.append((description, [_training_summary(job, row) for job in jobs]))
+            for job in jobs:
+                if job["name"] == row["best"] and objective_type.better(
+                    job["objective"], None if best is None else best["objective"]
+                ):
+                    best = job
+        evaluations = [
+            Evaluation(hyperparameters=combination, objective=value)
+            for combination, value in prior_evaluations(params, known)
+        ]
+        transfer = warm_start["WarmStartType"] == "TransferLearning"
+        return _WarmStart(
+            prior=Prior(evaluations=evaluations, transfer=transfer),
+            best=best["name"] if best is not None and not transfer else None,
+        )
 
     def _check_quotas(self, region: str, config: Mapping[str, Any]) -> None:
         limits = config["ResourceLimits"]
@@ -157,16 +231,26 @@ class Operations:
 
     def _describe_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         row = self._tuning_job(region, params)
-        definition = _described_definition(row["definition"])
+        definitions = derived(row, "definitions", _encoded_definitions)
+        several = row["definition_as_list"]
+        return {
+            **self._description(row),
+            "HyperParameterTuningJobConfig": derived(row, "config", _encoded_config),
+            "TrainingJobDefinition": None if several else definitions[0],
+            "TrainingJobDefinitions": definitions if several else None,
+        }
+
+    def _description(self, row: Row) -> dict[str, Any]:
+        definitions = [_described_definition(definition) for definition in row["definitions"]]
         ended = row["ended_ms"]
         now = self._engine.clock.now_ms()
-        best = self._store.training_job(region, row["best"]) if row["best"] else None
+        best = self._store.training_job(row["region"], row["best"]) if row["best"] else None
         return {
             "HyperParameterTuningJobName": row["name"],
             "HyperParameterTuningJobArn": row["arn"],
             "HyperParameterTuningJobConfig": row["config"],
-            "TrainingJobDefinition": None if row["definition_as_list"] else definition,
-            "TrainingJobDefinitions": [definition] if row["definition_as_list"] else None,
+            "TrainingJobDefinition": None if row["definition_as_list"] else definitions[0],
+            "TrainingJobDefinitions": definitions if row["definition_as_list"] else None,
             "HyperParameterTuningJobStatus": row["status"],
             "CreationTime": to_datetime(row["created_ms"]),
             "HyperParameterTuningEndTime": _time(ended),
@@ -174,6 +258,9 @@ class Operations:
             "TrainingJobStatusCounters": _counters(row, _TRAINING_COUNTERS),
             "ObjectiveStatusCounters": _counters(row, _OBJECTIVE_COUNTERS),
             "BestTrainingJob": None if best is None else _training_summary(best, row),
+            "OverallBestTrainingJob": self._overall_best(row, best),
+            "WarmStartConfig": row["warm_start"],
+            "Autotune": row["autotune"],
             "FailureReason": row["failure_reason"] if row["status"] == "Failed" else None,
             "TuningJobCompletionDetails": {
                 "NumberOfTrainingJobsObjectiveNotImproving": row["not_improving"],
@@ -184,28 +271,45 @@ class Operations:
             },
         }
 
+    def _overall_best(self, row: Row, best: Row | None) -> dict[str, Any] | None:
+        """Return the best training job of a tuning job and its parents.
+
+        Only for a warm start with identical data and algorithm, as the API documents.
+        """
+        if row["warm_start"] is None or row["warm_start"]["WarmStartType"] != "IdenticalDataAndAlgorithm":
+            return None
+        parents_best = (
+            self._store.training_job(row["region"], row["parents_best"]) if row["parents_best"] else None
+        )
+        objective_type = ObjectiveType(objective_of(row["config"], row["definitions"][0])["Type"])
+        if parents_best is not None and objective_type.better(
+            parents_best["objective"], None if best is None else best["objective"]
+        ):
+            parent = self._store.tuning_job_by_id(parents_best["tuning_job_id"])
+            return _training_summary(parents_best, parent)
+        return None if best is None else _training_summary(best, row)
+
+    def _delete_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        row = self._tuning_job(region, params)
+        if row["status"] in ("InProgress", "Stopping"):
+            raise AwsError(
+                "ValidationException",
+                f"The hyperparameter tuning job {row['name']} is not in a terminal state ({row['status']}): "
+                "stop it, and delete it once it has ended",
+            )
+        self._store.delete_tuning_job(row)
+        self._store.commit()
+        return {}
+
     def _list_tuning_jobs(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         table = tables.tuning_jobs
-        conditions: list[sa.ColumnElement[bool]] = [table.c.region == region]
-        if params.get("NameContains"):
-            conditions.append(sa.func.instr(table.c.name_key, params["NameContains"].lower()) > 0)
-        if params.get("StatusEquals"):
-            conditions.append(table.c.status == params["StatusEquals"])
-        for prefix, column in (
-            ("CreationTime", table.c.created_ms),
-            ("LastModifiedTime", table.c.modified_ms),
-        ):
-            after, before = params.get(f"{prefix}After"), params.get(f"{prefix}Before")
-            if after is not None:
-                conditions.append(column > _wire_ms(after))
-            if before is not None:
-                conditions.append(column < _wire_ms(before))
+        conditions = [table.c.region == region, ~table.c.deleted, *_filters(params, table)]
         column = {"Name": table.c.name, "Status": table.c.status, "CreationTime": table.c.created_ms}[
             params.get("SortBy") or "Name"
         ]
         rows, token = self._page(params, region, column, table.c.id, conditions, self._store.list_tuning_jobs)
         return {
-            "HyperParameterTuningJobSummaries": [_tuning_summary(row) for row in rows],
+            "HyperParameterTuningJobSummaries": [derived(row, "summary", _encoded_summary) for row in rows],
             "NextToken": token,
         }
 
@@ -232,7 +336,7 @@ class Operations:
 
     # --- training jobs ---------------------------------------------------------------------------
 
-    def _list_training_jobs(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _list_tuned_training_jobs(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         tuning_job = self._tuning_job(region, params)
         table = tables.training_jobs
         conditions: list[sa.ColumnElement[bool]] = [table.c.tuning_job_id == tuning_job["id"]]
@@ -256,15 +360,140 @@ class Operations:
             "NextToken": token,
         }
 
+    def _create_training_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        name = params["TrainingJobName"]
+        problems = check_training_job(params) or channels.problems(params, "")
+        if problems:
+            raise AwsError("ValidationException", _listed(problems))
+        try:
+            plan = self._engine.training_plan({key: params[key] for key in params if key != "Tags"})
+        except AmtFieldError as error:
+            raise AwsError("ValidationException", _listed([error])) from None
+        tags = _new_tags({}, params.get("Tags") or [])
+        existing = self._store.training_job(region, name)
+        if existing is not None:
+            raise AwsError(
+                "ResourceInUse",
+                "Training job names must be unique within an AWS account and region, but "
+                f"{existing['arn']} exists already ({existing['status']})",
+            )
+        self._store.set_tags(training_job_arn(region, self._engine.options.account, name), tags)
+        return {"TrainingJobArn": self._engine.create_training_job(region, plan)}
+
     def _describe_training_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        row = self._training_job(region, params)
+        if row["tuning_job_id"] is None:
+            return self._training_description(row, None)
+        return self._training_description(row, self._store.tuning_job_by_id(row["tuning_job_id"]))
+
+    def _training_description(self, row: Row, tuning_job: Row | None) -> dict[str, Any]:
+        if tuning_job is None:
+            definition = row["request"]
+            hyperparameters = definition.get("HyperParameters")
+        else:
+            definition = tuning_job["definitions"][row["definition_index"]]
+            hyperparameters = {**definition["StaticHyperParameters"], **row["hyperparameters"]}
+        echoed = _described_definition(definition)
+        members = _describe_training_members()
+        started, ended = row["started_ms"], row["ended_ms"]
+        seconds = None
+        if ended is not None and started is not None:
+            # The API has whole seconds, at least one.
+            seconds = max(1, round((ended - started) / 1000))
+        metrics, read_ms = row["metrics"], ended
+        if ended is None:
+            metrics, read_ms = self._live_metrics(row), self._engine.clock.now_ms()
+        return {
+            **{key: value for key, value in echoed.items() if key in members},
+            "TrainingJobName": row["name"],
+            "TrainingJobArn": row["arn"],
+            "TuningJobArn": None if tuning_job is None else tuning_job["arn"],
+            "ModelArtifacts": {"S3ModelArtifacts": model_uri(definition, row["name"])},
+            "TrainingJobStatus": row["status"],
+            "SecondaryStatus": row["transitions"][-1][0],
+            "FailureReason": row["failure_reason"],
+            "HyperParameters": hyperparameters,
+            "AlgorithmSpecification": dict(definition.get("AlgorithmSpecification") or {}) or None,
+            "ResourceConfig": resource_config_of(definition) or None,
+            "StoppingCondition": definition.get("StoppingCondition")
+            or {"MaxRuntimeInSeconds": DEFAULT_MAX_TRAINING_SECONDS},
+            "CreationTime": to_datetime(row["created_ms"]),
+            "TrainingStartTime": _time(started),
+            "TrainingEndTime": _time(ended),
+            "LastModifiedTime": to_datetime(row["modified_ms"]),
+            "SecondaryStatusTransitions": _transitions(row),
+            "FinalMetricDataList": [
+                {"MetricName": name, "Value": value, "Timestamp": _time(read_ms)}
+                for name, value in (metrics or {}).items()
+            ]
+            or None,
+            "EnableNetworkIsolation": definition.get("EnableNetworkIsolation", False),
+            "EnableInterContainerTrafficEncryption": definition.get(
+                "EnableInterContainerTrafficEncryption", False
+            ),
+            "EnableManagedSpotTraining": definition.get("EnableManagedSpotTraining", False),
+            "TrainingTimeInSeconds": seconds,
+            "BillableTimeInSeconds": seconds,
+        }
+
+    def _live_metrics(self, row: Row) -> Mapping[str, float]:
+        """Return the latest metrics of a training job that runs, from the end of its log."""
+        training = self._engine.trainings.get(row["id"])
+        if training is None:
+            return {}
+        return read_final_metrics(training.spec.log, training.plan.metrics, most=LIVE_BYTES)
+
+    def _list_training_jobs(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        table = tables.training_jobs
+        conditions = [table.c.region == region, *_filters(params, table)]
+        for field in ("WarmPoolStatusEquals", "TrainingPlanArnEquals"):
+            if params.get(field):
+                # There are neither warm pools nor training plans here.
+                conditions.append(sa.false())
+        column = {"Name": table.c.name, "Status": table.c.status, "CreationTime": table.c.created_ms}[
+            params.get("SortBy") or "CreationTime"
+        ]
+        rows, token = self._page(
+            params, region, column, table.c.id, conditions, self._store.list_training_jobs
+        )
+        return {
+            "TrainingJobSummaries": [
+                {
+                    "TrainingJobName": row["name"],
+                    "TrainingJobArn": row["arn"],
+                    "CreationTime": to_datetime(row["created_ms"]),
+                    "TrainingEndTime": _time(row["ended_ms"]),
+                    "LastModifiedTime": to_datetime(row["modified_ms"]),
+                    "TrainingJobStatus": row["status"],
+                    "SecondaryStatus": row["transitions"][-1][0],
+                }
+                for row in rows
+            ],
+            "NextToken": token,
+        }
+
+    def _stop_training_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        row = self._training_job(region, params)
+        if row["status"] not in ("InProgress", "Stopping"):
+            raise AwsError(
+                "ValidationException",
+                # AWS's words, which clients look for.
+                f"The request was rejected because the training job is in status {row['status']}: "
+                f"only one that is InProgress can be stopped, which {row['name']} is not",
+            )
+        self._engine.stop_training_job(row)
+        return {}
+
+    def _training_job(self, region: str, params: Mapping[str, Any]) -> Row:
         name = params["TrainingJobName"]
         row = self._store.training_job(region, name)
         if row is None:
+            # Not the ResourceNotFound of the service model: AWS answers this, and its clients rely on it (as
+            # the Amazon provider's operators do where they look whether a training job exists).
             raise AwsError(
-                "ResourceNotFound", f"Requested resource not found: training job {name} in {region}"
+                "ValidationException", f"Requested resource not found: training job {name} in {region}"
             )
-        tuning_job = self._store.tuning_job_by_id(row["tuning_job_id"])
-        return _training_description(row, tuning_job)
+        return row
 
     # --- tags ------------------------------------------------------------------------------------
 
@@ -310,7 +539,7 @@ class Operations:
         """Return one page and the token of the next; pages stay exact while rows are added."""
         size = params.get("MaxResults") or DEFAULT_PAGE
         descending = params.get("SortOrder") == "Descending"
-        query = _fingerprint(params, region)
+        query = _fingerprint(params, region, key.table.name)
         if params.get("NextToken"):
             value, last = _read_token(params["NextToken"], query)
             if descending:
@@ -326,12 +555,12 @@ class Operations:
         return rows, _write_token(query, rows[-1][column.name], rows[-1]["id"])
 
 
-def _fingerprint(params: Mapping[str, Any], region: str) -> str:
+def _fingerprint(params: Mapping[str, Any], region: str, table: str) -> str:
     """Return what identifies a query whose pages belong together."""
     relevant = {
         key: str(value) for key, value in sorted(params.items()) if key not in ("NextToken", "MaxResults")
     }
-    return hashlib.sha256(json.dumps([region, relevant]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([region, table, relevant]).encode()).hexdigest()[:16]
 
 
 def _write_token(query: str, value: Any, key: int) -> str:
@@ -355,38 +584,11 @@ def _read_token(token: str, query: str) -> tuple[Any, int]:
 
 def _not_offered(params: Mapping[str, Any]) -> list[AmtFieldError]:
     """List what AMT offers and the embedded AMT does not: refused, because ignoring it would mislead."""
-    problems = []
-
-    def refuse(field: str, value: Any, fix: str) -> None:
-        problems.append(AmtFieldError(field, value, "the embedded AMT does not offer this yet", fix))
-
-    config = params["HyperParameterTuningJobConfig"]
-    for field in ("WarmStartConfig", "Autotune"):
-        if params.get(field) is not None:
-            refuse(field, params[field], "leave it out")
-    if config.get("TrainingJobEarlyStoppingType") == "Auto":
-        refuse(
-            "HyperParameterTuningJobConfig.TrainingJobEarlyStoppingType",
-            "Auto",
-            "set it to Off or leave it out",
-        )
-    if config["Strategy"] not in MAX_TRAINING_JOBS:
-        offered = " or ".join(MAX_TRAINING_JOBS)
-        refuse("HyperParameterTuningJobConfig.Strategy", config["Strategy"], f"set it to {offered}")
-    definitions = training_job_definitions(params)
-    if len(definitions) > 1:
-        refuse("TrainingJobDefinitions", f"{len(definitions)} definitions", "give one")
-    for path, definition in definitions:
-        if definition["AlgorithmSpecification"].get("AlgorithmName"):
-            name = definition["AlgorithmSpecification"]["AlgorithmName"]
-            refuse(f"{path}.AlgorithmSpecification.AlgorithmName", name, "give a TrainingImage")
-        resources = resource_config_of(definition)
-        if (resources.get("InstanceCount") or 1) > 1 or resources.get("InstanceGroups"):
-            refuse(f"{path}.ResourceConfig", resources, "train on one instance: InstanceCount 1")
-        if definition.get("RetryStrategy") is not None:
-            refuse(f"{path}.RetryStrategy", definition["RetryStrategy"], "leave it out")
-        problems += channels.problems(definition, path)
-    return problems
+    return [
+        problem
+        for path, definition in training_job_definitions(params)
+        for problem in channels.problems(definition, f"{path}.")
+    ]
 
 
 def _listed(problems: Sequence[AmtFieldError]) -> str:
@@ -416,6 +618,22 @@ def _new_tags(present: Mapping[str, str], added: Sequence[Mapping[str, str]]) ->
 
 def _tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
+
+
+def _filters(params: Mapping[str, Any], table: sa.Table) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions that the filters of a list operation stand for."""
+    conditions: list[sa.ColumnElement[bool]] = []
+    if params.get("NameContains"):
+        conditions.append(sa.func.instr(table.c.name_key, params["NameContains"].lower()) > 0)
+    if params.get("StatusEquals"):
+        conditions.append(table.c.status == params["StatusEquals"])
+    for prefix, column in (("CreationTime", table.c.created_ms), ("LastModifiedTime", table.c.modified_ms)):
+        after, before = params.get(f"{prefix}After"), params.get(f"{prefix}Before")
+        if after is not None:
+            conditions.append(column > _wire_ms(after))
+        if before is not None:
+            conditions.append(column < _wire_ms(before))
+    return conditions
 
 
 def _time(milliseconds: int | None) -> datetime | None:
@@ -449,6 +667,21 @@ def _described_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
     return described
 
 
+def _encoded_config(row: Row) -> Encoded:
+    return encode("HyperParameterTuningJobConfig", row["config"])
+
+
+def _encoded_definitions(row: Row) -> list[Encoded]:
+    return [
+        encode("HyperParameterTrainingJobDefinition", _described_definition(definition))
+        for definition in row["definitions"]
+    ]
+
+
+def _encoded_summary(row: Row) -> Encoded:
+    return encode("HyperParameterTuningJobSummary", _tuning_summary(row))
+
+
 def _tuning_summary(row: Row) -> dict[str, Any]:
     return {
         "HyperParameterTuningJobName": row["name"],
@@ -465,7 +698,8 @@ def _tuning_summary(row: Row) -> dict[str, Any]:
 
 
 def _training_summary(row: Row, tuning_job: Row) -> dict[str, Any]:
-    objective = objective_of(tuning_job["config"], tuning_job["definition"])
+    definition = tuning_job["definitions"][row["definition_index"]]
+    objective = objective_of(tuning_job["config"], definition)
     final = None
     if row["objective"] is not None:
         final = {
@@ -474,7 +708,7 @@ def _training_summary(row: Row, tuning_job: Row) -> dict[str, Any]:
             "Value": row["objective"],
         }
     return {
-        "TrainingJobDefinitionName": tuning_job["definition"].get("DefinitionName"),
+        "TrainingJobDefinitionName": definition.get("DefinitionName"),
         "TrainingJobName": row["name"],
         "TrainingJobArn": row["arn"],
         "TuningJobName": tuning_job["name"],
@@ -489,67 +723,31 @@ def _training_summary(row: Row, tuning_job: Row) -> dict[str, Any]:
     }
 
 
-def _training_description(row: Row, tuning_job: Row) -> dict[str, Any]:
-    definition = _described_definition(tuning_job["definition"])
-    specification = definition["AlgorithmSpecification"]
-    ended = row["ended_ms"]
-    seconds = None
-    if ended is not None and row["started_ms"] is not None:
-        # The API has whole seconds, at least one.
-        seconds = max(1, round((ended - row["started_ms"]) / 1000))
-    metrics = [
-        {"MetricName": name, "Value": value, "Timestamp": to_datetime(ended)}
-        for name, value in (row["metrics"] or {}).items()
-    ]
-    return {
-        "TrainingJobName": row["name"],
-        "TrainingJobArn": row["arn"],
-        "TuningJobArn": tuning_job["arn"],
-        "ModelArtifacts": {"S3ModelArtifacts": model_uri(definition, row["name"])},
-        "TrainingJobStatus": row["status"],
-        "SecondaryStatus": _secondary_status(row),
-        "FailureReason": row["failure_reason"],
-        "HyperParameters": {**definition["StaticHyperParameters"], **row["hyperparameters"]},
-        "AlgorithmSpecification": dict(specification),
-        "RoleArn": definition["RoleArn"],
-        "InputDataConfig": definition.get("InputDataConfig"),
-        "OutputDataConfig": definition["OutputDataConfig"],
-        "ResourceConfig": definition.get("ResourceConfig"),
-        "VpcConfig": definition.get("VpcConfig"),
-        "StoppingCondition": definition["StoppingCondition"],
-        "CreationTime": to_datetime(row["created_ms"]),
-        "TrainingStartTime": _time(row["started_ms"]),
-        "TrainingEndTime": _time(ended),
-        "LastModifiedTime": to_datetime(row["modified_ms"]),
-        "SecondaryStatusTransitions": _transitions(row),
-        "FinalMetricDataList": metrics or None,
-        "EnableNetworkIsolation": definition.get("EnableNetworkIsolation", False),
-        "EnableInterContainerTrafficEncryption": definition.get(
-            "EnableInterContainerTrafficEncryption", False
-        ),
-        "EnableManagedSpotTraining": definition.get("EnableManagedSpotTraining", False),
-        "CheckpointConfig": definition.get("CheckpointConfig"),
-        "TrainingTimeInSeconds": seconds,
-        "BillableTimeInSeconds": seconds,
-        "Environment": definition.get("Environment"),
-    }
+@functools.cache
+def _describe_training_members() -> frozenset[str]:
+    """Return the members of a description that repeat the request as it is."""
+    shape = service_model().operation_model("DescribeTrainingJob").output_shape
+    return frozenset() if shape is None else frozenset(shape.members)
 
 
-def _secondary_status(row: Row) -> str:
-    if row["ended_ms"] is not None:
-        return str(row["secondary_status"])
-    return "Stopping" if row["status"] == "Stopping" else "Training"
+#: What SageMaker says of each phase.
+_PHASE_MESSAGES = {
+    "Starting": "Preparing the instances for training",
+    "Downloading": "Downloading input data",
+    "Training": "Training in progress",
+    "Restarting": "Restarting after an internal error",
+    "Stopping": "Stopping the training job",
+    "Uploading": "Uploading generated training model",
+    "Completed": "Training job completed",
+    "Failed": "Training job failed",
+    "Stopped": "Training job stopped",
+    "MaxRuntimeExceeded": "Training job runtime exceeded MaxRuntimeInSeconds provided",
+}
 
 
 def _transitions(row: Row) -> list[dict[str, Any]]:
-    """Return the phases of a training job; here it goes from starting to training at once."""
-    steps = [("Starting", row["created_ms"])]
-    if row["started_ms"] is not None:
-        steps.append(("Training", row["started_ms"]))
-    if row["stopping_ms"] is not None:
-        steps.append(("Stopping", row["stopping_ms"]))
-    if row["ended_ms"] is not None:
-        steps.append((_secondary_status(row), row["ended_ms"]))
+    """Return the phases of a training job, each with its time and what it means."""
+    steps = row["transitions"]
     ends = [start for _, start in steps[1:]] + [row["ended_ms"]]
     return [
         {
@@ -557,7 +755,7 @@ def _transitions(row: Row) -> list[dict[str, Any]]:
             "StartTime": to_datetime(start),
             "EndTime": _time(end),
             # The SageMaker SDK 2 reads it without looking whether it is there.
-            "StatusMessage": _STATUS_MESSAGES[status],
+            "StatusMessage": _PHASE_MESSAGES[status],
         }
         for (status, start), end in zip(steps, ends, strict=True)
     ]

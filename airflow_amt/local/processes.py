@@ -43,12 +43,13 @@ def become_reaper() -> bool:
 class TrainingProcess:
     """A started training process.
 
-    :param process: what :class:`subprocess.Popen` returned for it.
+    :param pid: its id, which is also its process group's; it is a child of this process.
+    :param wait: waits for its exit, reaps it and returns its exit status.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.pid = process.pid
+    def __init__(self, pid: int, wait: Callable[[], int]) -> None:
+        self.pid = pid
+        self._wait = wait
         #: Exit status once it is over: 0 to 255, or minus the number of the signal that ended it.
         self.exit_status: int | None = None
 
@@ -61,7 +62,7 @@ class TrainingProcess:
         """Kill what is left of the group and collect the exit status of the leader, which has exited."""
         # The leader is a zombie: its id, and so the group's, still belongs to it.
         signal_group(self.pid, signal.SIGKILL)
-        self.exit_status = self._process.wait()
+        self.exit_status = self._wait()
         return self.exit_status
 
 
@@ -82,7 +83,7 @@ def start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return TrainingProcess(process)
+    return TrainingProcess(process.pid, process.wait)
 
 
 def when_exited(pid: int, callback: Callable[[], None], *, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,32 +1,38 @@
-"""The HTTP server of the embedded AMT: a Starlette application on uvicorn."""
+"""The HTTP server of the embedded AMT: an ASGI application on uvicorn."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import ipaddress
+import json
 import logging
 import os
 import signal
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import uvicorn
+from sqlalchemy.exc import DatabaseError
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from airflow_amt.exceptions import AmtFieldError
-from airflow_amt.local import protocol, s3_view
+from airflow_amt.local import faults, protocol, s3_view
 from airflow_amt.local.clock import AmtClock
 from airflow_amt.local.engine import Engine, EngineOptions
 from airflow_amt.local.operations import Operations
-from airflow_amt.local.storage import FolderStorage, Storage
+from airflow_amt.local.snapshots import Snapshots
+from airflow_amt.local.storage import FolderStorage
 from airflow_amt.local.store import Store
 from airflow_amt.service_model import service_model
 
@@ -34,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 #: Larger requests are refused; the largest legal create request is far below.
 LARGEST_REQUEST = 4 * 1024 * 1024
+#: Where the faults setting is read (GET), replaced (PUT) and emptied (DELETE) while the server runs.
+FAULTS_PATH = "/_amt/faults"
+_READ_HEADERS = frozenset({b"x-amz-target", b"authorization"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,76 +66,215 @@ class ServerOptions:
     until_stdin_closes: bool = False
 
 
-def create_app(operations: Operations, storage: Storage) -> Starlette:
-    """Return the application: SageMaker's JSON protocol at ``/``, a read-only view of S3 below it.
+class Application:
+    """SageMaker's JSON protocol at ``/``, the faults setting, and a read-only view of S3 below it.
 
-    :param storage: where ``s3://`` is; only a folder is shown, as an S3 server shows itself.
+    Calls are answered here in plain ASGI, as most of what the server does is to answer small ones; the rest
+    is a Starlette application.
+
+    :param engine: what runs the tuning jobs.
     """
 
-    async def endpoint(request: Request) -> Response:
+    def __init__(self, engine: Engine) -> None:
+        self.connections = Connections()
+        self._engine = engine
+        self._operations = Operations(engine)
+        self._injector = engine.options.faults
+        self._snapshots = Snapshots(engine.store)
+        # Only a folder is shown, as an S3 server shows itself.
+        view = s3_view.routes(engine.storage.root) if isinstance(engine.storage, FolderStorage) else []
+        self._rest = Starlette(
+            routes=[
+                Route(FAULTS_PATH, self._get_faults, methods=["GET"]),
+                Route(FAULTS_PATH, self._put_faults, methods=["PUT"]),
+                Route(FAULTS_PATH, self._delete_faults, methods=["DELETE"]),
+                *view,
+            ]
+        )
+
+    def start(self) -> None:
+        """Begin to misbehave, if asked to; needs a running event loop."""
+        self._snapshots.keep(self._injector.longest_staleness)
+
+    def close(self) -> None:
+        """End what :meth:`start` began."""
+        self._snapshots.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request: the interface of ASGI."""
+        if scope["type"] != "http" or scope["path"] != "/":
+            await self._rest(scope, receive, send)
+            return
+        if scope["method"] != "POST":
+            await Response(status_code=405, headers={"Allow": "POST"})(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _READ_HEADERS}
         request_id = str(uuid.uuid4())
+        status, kind = 200, None
+        try:
+            answer = await self._answer(headers, receive, request_id)
+        except protocol.AwsError as error:
+            status, kind, answer = error.status, error.code, error.body()
+        except _ClientGoneError:
+            # Nobody is left to read an answer.
+            return
+        except faults.DropConnectionError:
+            await self._drop(scope, receive)
+            return
+        await _send(send, status, answer, request_id, kind)
+
+    async def _answer(self, headers: Mapping[bytes, str], receive: Receive, request_id: str) -> bytes:
         operation = "unknown"
         try:
-            operation = protocol.operation_of(request.headers.get("x-amz-target"))
-            body = await _read_body(request)
-            answer = _answer(operations, operation, request.headers.get("authorization"), body)
-            return _response(answer, 200, request_id)
+            operation = protocol.operation_of(headers.get(b"x-amz-target"))
+            body = await _read_body(receive)
+            region = protocol.region_of(headers.get(b"authorization"))
+            if self._injector.faults.rules:
+                return await self._answer_badly(operation, region, body)
+            return _carry_out(self._operations, operation, region, body)
         except protocol.AwsError as error:
             logger.info("%s refused: %s: %s", operation, error.code, error.message)
-            return _response(error.body(), error.status, request_id)
-        except ClientDisconnect:
-            # Nobody is left to read an answer.
-            return Response(status_code=400)
+            raise
+        except (_ClientGoneError, faults.DropConnectionError):
+            raise
         except Exception:
             logger.exception("%s failed, request %s", operation, request_id)
-            failure = protocol.AwsError(
+            raise protocol.AwsError(
                 "InternalFailure",
                 f"The embedded AMT failed; its log says why (request {request_id}). This is a bug.",
                 500,
-            )
-            return _response(failure.body(), failure.status, request_id)
+            ) from None
 
-    view = s3_view.routes(storage.root) if isinstance(storage, FolderStorage) else []
-    return Starlette(routes=[Route("/", endpoint, methods=["POST"]), *view])
+    async def _answer_badly(self, operation: str, region: str, body: bytes) -> bytes:
+        """Answer a call while faults are asked for."""
+        await asyncio.sleep(self._injector.before(operation, region))
+        operations = self._operations
+        age = self._injector.staleness(operation)
+        if age is not None:
+            operations = Operations(self._engine, self._snapshots.aged(age))
+        try:
+            answer = _carry_out(operations, operation, region, body)
+        except protocol.AwsError:
+            # That the call was refused is nothing that the client gets to know then.
+            self._injector.after(operation)
+            raise
+        self._injector.after(operation)
+        return answer
+
+    async def _drop(self, scope: Scope, receive: Receive) -> None:
+        """Close the connection of a request, which then gets no answer."""
+        connection = self.connections.get(tuple(scope["client"]))
+        if isinstance(connection, asyncio.Transport):
+            connection.abort()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def _get_faults(self, _: Request) -> Response:
+        return _json({**self._injector.faults.as_dict(), "applied": self._injector.applied}, 200)
+
+    async def _put_faults(self, request: Request) -> Response:
+        try:
+            new = faults.Faults.from_text((await request.body()).decode())
+        except AmtFieldError as error:
+            return _json({"message": str(error)}, 400)
+        return self._set_faults(new)
+
+    async def _delete_faults(self, _: Request) -> Response:
+        return self._set_faults(faults.Faults())
+
+    def _set_faults(self, new: faults.Faults) -> Response:
+        logger.info("Faults: %s", new.as_dict())
+        self._injector.set(new)
+        self._snapshots.keep(self._injector.longest_staleness)
+        return _json(new.as_dict(), 200)
 
 
 def beside(sagemaker: ASGIApp, others: ASGIApp) -> ASGIApp:
     """Return an application that gives SageMaker's requests to one application and the rest to another."""
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        ours = scope["type"] != "http" or any(
-            name == b"x-amz-target" and value.startswith(protocol.TARGET_PREFIX.encode())
-            for name, value in scope["headers"]
+        ours = (
+            scope["type"] != "http"
+            or scope["path"] == FAULTS_PATH
+            or any(
+                name == b"x-amz-target" and value.startswith(protocol.TARGET_PREFIX.encode())
+                for name, value in scope["headers"]
+            )
         )
         await (sagemaker if ours else others)(scope, receive, send)
 
     return application
 
 
-def _answer(operations: Operations, operation: str, authorization: str | None, body: bytes) -> bytes:
+class _ClientGoneError(Exception):
+    """The client closed its connection before its request was complete."""
+
+
+def _carry_out(operations: Operations, operation: str, region: str, body: bytes) -> bytes:
     if operation not in operations.names:
         raise protocol.AwsError(
             "UnknownOperationException",
             f"The embedded AMT does not offer {operation}. It offers {', '.join(sorted(operations.names))}.",
         )
     params = protocol.read_request(operation, body)
-    result = operations.call(operation, protocol.region_of(authorization), params)
-    return protocol.write_answer(operation, result)
+    return protocol.write_answer(operation, operations.call(operation, region, params))
 
 
-async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST_REQUEST:
+async def _read_body(receive: Receive) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGoneError
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > LARGEST_REQUEST:
             raise protocol.AwsError(
                 "SerializationException", f"The request is larger than {LARGEST_REQUEST} bytes"
             )
-    return bytes(body)
+        more = message.get("more_body", False)
+    return b"".join(chunks)
 
 
-def _response(body: bytes, status: int, request_id: str) -> Response:
-    return Response(body, status, headers={"x-amzn-RequestId": request_id}, media_type=protocol.CONTENT_TYPE)
+async def _send(send: Send, status: int, body: bytes, request_id: str, error: str | None) -> None:
+    headers = [
+        (b"content-type", protocol.CONTENT_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-amzn-requestid", request_id.encode()),
+    ]
+    if error is not None:
+        headers.append((b"x-amzn-errortype", error.encode("ascii", "replace")))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _json(content: Mapping[str, Any], status: int) -> Response:
+    return Response(json.dumps(content), status, media_type="application/json")
+
+
+class Connections(dict[tuple[str, int], asyncio.BaseTransport]):
+    """The open connections of a server by the address of the client.
+
+    uvicorn tells an application who a request is from, but gives it no way to close the connection.
+    """
+
+    def protocol(self) -> type[asyncio.Protocol]:
+        """Return uvicorn's protocol, made to note its connections here."""
+        connections = self
+
+        class Noted(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                self._address = tuple(transport.get_extra_info("peername")[:2])
+                connections[self._address] = transport
+                super().connection_made(transport)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                del connections[self._address]
+                super().connection_lost(exc)
+
+        return Noted
 
 
 class _Server(uvicorn.Server):
@@ -151,7 +299,9 @@ def listen(host: str, port: int) -> socket.socket:
     :raises AmtFieldError: the address cannot be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio switches Nagle's algorithm off only where the protocol is stated: without it, each answer on a
+    # connection that is kept alive waits 40 ms for the client's delayed acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -175,6 +325,23 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def open_store(state_dir: Path) -> Store:
+    """Open a state folder.
+
+    :raises AmtFieldError: it cannot be made, written or read, or another server uses it.
+    """
+    try:
+        return Store(state_dir)
+    except (OSError, DatabaseError) as error:
+        why = error.strerror if isinstance(error, OSError) else error.orig
+        raise AmtFieldError(
+            "state-dir",
+            str(state_dir),
+            f"a folder that can be written, with room to do so ({why})",
+            "choose another --state-dir",
+        ) from None
+
+
 def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM, SIGINT or, if asked for, the end of standard input; leave no process behind.
 
@@ -183,7 +350,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
     """
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(options.host, options.port))
-        store = Store(options.engine.state_dir)
+        store = open_store(options.engine.state_dir)
         stack.callback(store.close)
         clock = AmtClock(options.clock_rate, last_seen_ms=store.last_seen_ms())
         # Loaded now, so that the first request is not the slow one.
@@ -199,14 +366,15 @@ async def _serve(
     announce: Callable[[str], None],
 ) -> None:
     engine = Engine(store, clock, options.engine)
+    application = Application(engine)
     host, port = listener.getsockname()[:2]
     endpoint = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    application: ASGIApp = create_app(Operations(engine), engine.storage)
+    served: ASGIApp = application
     if options.with_aws:
         # Here, and not at the top: who does not ask for it pays nothing for it.
         from airflow_amt.local import aws
 
-        application = beside(
+        served = beside(
             application,
             aws.create_asgi_app(
                 s3_root=options.engine.s3_root,
@@ -216,7 +384,11 @@ async def _serve(
         )
         aws.announce(os.environ, endpoint)
     config = uvicorn.Config(
-        application,
+        served,
+        http=application.connections.protocol(),
+        ws="none",
+        # Nobody else's word about who the client is: connections are found by it.
+        proxy_headers=False,
         lifespan="off",
         access_log=False,
         log_config=None,
@@ -237,8 +409,10 @@ async def _serve(
         await loop.connect_read_pipe(lambda: _EndOfInput(end), sys.stdin)
     try:
         engine.start()
+        application.start()
         await server.serve(sockets=[listener])
     finally:
+        application.close()
         await engine.close()
         engine.storage.close()
 

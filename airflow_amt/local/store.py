@@ -3,24 +3,27 @@
 One server owns a state folder (a lock file says so) and one connection does all the work, on the event
 loop: statements here take tenths of a millisecond. The database is in WAL mode with ``synchronous=NORMAL``:
 what is committed survives the server's death at any moment, and a commit costs no ``fsync``.
+As nobody else writes, rows that were read are kept in memory until a statement changes them.
 Times are whole milliseconds of AMT time since the epoch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import sqlalchemy as sa
 
 from airflow_amt.exceptions import AmtFieldError
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 _metadata = sa.MetaData()
 
@@ -36,16 +39,24 @@ tuning_jobs = sa.Table(
     _metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("region", sa.String, nullable=False),
-    # Names are unique without regard to case; the spelling of the request is kept in `name`.
+    # Names are unique without regard to case; the spelling of the request is kept in `name`. A deleted
+    # tuning job keeps its row, as its training jobs stay and are described by it, under a key that is no
+    # name, so that the name is free again.
     sa.Column("name_key", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
     sa.Column("arn", sa.String, nullable=False),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("strategy", sa.String, nullable=False),
     sa.Column("config", sa.JSON, nullable=False),
-    sa.Column("definition", sa.JSON, nullable=False),
+    sa.Column("definitions", sa.JSON, nullable=False),
     # Whether the request had TrainingJobDefinitions (a list), as Describe has to answer in kind.
     sa.Column("definition_as_list", sa.Boolean, nullable=False),
+    sa.Column("warm_start", sa.JSON(none_as_null=True)),
+    sa.Column("autotune", sa.JSON(none_as_null=True)),
+    # What the parents of a warm start had tried ([[hyperparameters, objective], ...]) and their best
+    # training job, kept here because parents may be deleted.
+    sa.Column("prior", sa.JSON(none_as_null=True)),
+    sa.Column("parents_best", sa.String),
     sa.Column("seed", sa.Integer, nullable=False),
     sa.Column("created_ms", sa.Integer, nullable=False),
     sa.Column("modified_ms", sa.Integer, nullable=False),
@@ -64,34 +75,47 @@ tuning_jobs = sa.Table(
     sa.Column("objective_succeeded", sa.Integer, nullable=False, default=0),
     sa.Column("objective_pending", sa.Integer, nullable=False, default=0),
     sa.Column("objective_failed", sa.Integer, nullable=False, default=0),
+    sa.Column("deleted", sa.Boolean, nullable=False, default=False),
     sa.UniqueConstraint("region", "name_key"),
+    # The orders of ListHyperParameterTuningJobs: a page costs as much as its rows, not as all rows.
+    sa.Index("tuning_jobs_by_name", "region", "name"),
+    sa.Index("tuning_jobs_by_creation", "region", "created_ms"),
 )
 
 training_jobs = sa.Table(
     "training_jobs",
     _metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("tuning_job_id", sa.ForeignKey("tuning_jobs.id"), nullable=False),
+    # Absent: it was created by a call of its own, and `request` has that call's parameters.
+    sa.Column("tuning_job_id", sa.ForeignKey("tuning_jobs.id")),
+    sa.Column("definition_index", sa.Integer, nullable=False, default=0),
+    sa.Column("request", sa.JSON(none_as_null=True)),
     sa.Column("region", sa.String, nullable=False),
+    sa.Column("name_key", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
     sa.Column("arn", sa.String, nullable=False),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("hyperparameters", sa.JSON, nullable=False),
     sa.Column("created_ms", sa.Integer, nullable=False),
     sa.Column("started_ms", sa.Integer),
-    sa.Column("stopping_ms", sa.Integer),
     sa.Column("ended_ms", sa.Integer),
     sa.Column("modified_ms", sa.Integer, nullable=False),
+    # Secondary statuses in order, each with its start: [["Starting", ms], ["Training", ms], ...].
+    sa.Column("transitions", sa.JSON, nullable=False),
     # How a stopped one ended, in terms of SecondaryStatus: Stopped or MaxRuntimeExceeded.
     sa.Column("secondary_status", sa.String),
+    # How often it was started again after a failure of the server itself.
+    sa.Column("retries", sa.Integer, nullable=False, default=0),
     sa.Column("objective", sa.Float),
-    sa.Column("objective_status", sa.String, nullable=False),
-    sa.Column("metrics", sa.JSON),
+    sa.Column("objective_status", sa.String),
+    sa.Column("metrics", sa.JSON(none_as_null=True)),
+    # The objective after each epoch, where early stopping needs it.
+    sa.Column("curve", sa.JSON(none_as_null=True)),
     sa.Column("failure_reason", sa.String),
     # The process is identified by its id and its start time (seconds since the epoch): ids are reused.
     sa.Column("pid", sa.Integer),
     sa.Column("pid_started", sa.Float),
-    sa.UniqueConstraint("region", "name"),
+    sa.UniqueConstraint("region", "name_key"),
     sa.Index("training_jobs_of", "tuning_job_id"),
 )
 
@@ -105,12 +129,89 @@ tags = sa.Table(
 )
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
+
+#: Rows of a table that are kept in memory at most; some kilobytes each.
+_KEPT_ROWS = 4096
 
 # Statements of the hot path are built once; SQLAlchemy then reuses their compiled form.
 _insert_training = sa.insert(training_jobs)
 _insert_tuning = sa.insert(tuning_jobs)
 _update_training = sa.update(training_jobs).where(training_jobs.c.id == sa.bindparam("_id"))
 _update_tuning = sa.update(tuning_jobs).where(tuning_jobs.c.id == sa.bindparam("_id"))
+
+
+def derived(row: Row, what: str, make: Callable[[Row], T]) -> T:
+    """Return what is made of a row and nothing else, made once for each state of the row.
+
+    :param row: a row as the store returned it.
+    :param what: a name for it.
+    :param make: makes it.
+    """
+    if not isinstance(row, _KeptRow):
+        return make(row)
+    if what not in row.derived:
+        row.derived[what] = make(row)
+    made: T = row.derived[what]
+    return made
+
+
+class _KeptRow(dict[str, Any]):
+    """A row in memory, shared by whoever reads it: it is dropped when the row changes, never changed."""
+
+    __slots__ = ("derived",)
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.derived: dict[str, Any] = {}
+
+
+class _KeptRows:
+    """The rows of one table that are in memory: the latest used ones, by id and by region and name.
+
+    :param unique: the column that is unique in a region.
+    """
+
+    def __init__(self, unique: str) -> None:
+        self._unique = unique
+        self._rows: OrderedDict[int, _KeptRow] = OrderedDict()
+        self._ids: dict[tuple[str, str], int] = {}
+
+    def by_id(self, key: int) -> Row | None:
+        row = self._rows.get(key)
+        if row is not None:
+            self._rows.move_to_end(key)
+        return row
+
+    def by_name(self, region: str, name: str) -> Row | None:
+        key = self._ids.get((region, name))
+        return None if key is None else self.by_id(key)
+
+    def keep(self, values: Mapping[str, Any]) -> Row:
+        row = _KeptRow(values)
+        self.drop(row["id"])
+        self._rows[row["id"]] = row
+        self._ids[(row["region"], row[self._unique])] = row["id"]
+        if len(self._rows) > _KEPT_ROWS:
+            self.drop(next(iter(self._rows)))
+        return row
+
+    def drop(self, key: int) -> None:
+        row = self._rows.pop(key, None)
+        if row is not None:
+            self._ids.pop((row["region"], row[self._unique]), None)
+
+    def clear(self) -> None:
+        self._rows.clear()
+        self._ids.clear()
+
+    def note_write(self, parameters: Sequence[Mapping[str, Any]]) -> None:
+        """Drop what a statement with these parameters has changed: all, if they do not say which row."""
+        for values in parameters:
+            if "_id" not in values:
+                self.clear()
+                return
+            self.drop(values["_id"])
 
 
 class StateFolderInUseError(AmtFieldError):
@@ -130,9 +231,20 @@ class Store:
         state_dir.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(state_dir)
         self._engine = sa.create_engine(
-            f"sqlite:///{state_dir / 'amt.sqlite3'}", json_serializer=_compact_json, future=True
+            f"sqlite:///{state_dir / 'amt.sqlite3'}",
+            json_serializer=_compact_json,
+            future=True,
+            poolclass=sa.NullPool,
         )
-        self._connection = self._engine.connect()
+        try:
+            self._connection = self._engine.connect()
+        except BaseException:
+            self._lock.close()
+            raise
+        self._kept = _no_rows()
+        # Whatever writes, by whichever method: no row in memory is older than the database.
+        sa.event.listen(self._connection, "after_execute", self._note_write)
+        sa.event.listen(self._connection, "rollback", self._note_rollback)
         try:
             self._connection.execute(sa.text("PRAGMA journal_mode=WAL"))
             self._connection.execute(sa.text("PRAGMA synchronous=NORMAL"))
@@ -214,22 +326,32 @@ class Store:
 
     def tuning_job(self, region: str, name: str) -> Row | None:
         """Return a tuning job by its name, in whatever case, or ``None``."""
-        return self._one(
+        kept = self._kept[tuning_jobs.name]
+        return kept.by_name(region, name.lower()) or self._keep_one(
+            kept,
             sa.select(tuning_jobs).where(
                 tuning_jobs.c.region == region, tuning_jobs.c.name_key == name.lower()
-            )
+            ),
         )
 
     def tuning_job_by_id(self, job_id: int) -> Row:
         """Return a tuning job by its id."""
-        row = self._one(sa.select(tuning_jobs).where(tuning_jobs.c.id == job_id))
+        kept = self._kept[tuning_jobs.name]
+        row = kept.by_id(job_id) or self._keep_one(
+            kept, sa.select(tuning_jobs).where(tuning_jobs.c.id == job_id)
+        )
         if row is None:
             raise LookupError(f"there is no tuning job with id {job_id}")
         return row
 
     def tuning_job_by_arn(self, arn: str) -> Row | None:
         """Return a tuning job by its ARN, or ``None``."""
-        return self._one(sa.select(tuning_jobs).where(tuning_jobs.c.arn == arn))
+        return self._one(sa.select(tuning_jobs).where(tuning_jobs.c.arn == arn, ~tuning_jobs.c.deleted))
+
+    def delete_tuning_job(self, row: Row) -> None:
+        """Take a tuning job out of sight; its training jobs stay, as in SageMaker."""
+        self.update_tuning_job(row["id"], {"deleted": True, "name_key": f"{row['id']}/{row['name_key']}"})
+        self.set_tags(row["arn"], {})
 
     def unfinished_tuning_jobs(self) -> list[Row]:
         """Return the tuning jobs that still go on or are being stopped, oldest first."""
@@ -256,8 +378,7 @@ class Store:
         limit: int,
     ) -> list[Row]:
         """Return one page of tuning jobs."""
-        query = sa.select(tuning_jobs).where(*conditions).order_by(*order_by).limit(limit)
-        return self._all(query)
+        return self._page(tuning_jobs, conditions, order_by, limit)
 
     # --- training jobs ---------------------------------------------------------------------------
 
@@ -271,9 +392,23 @@ class Store:
 
     def training_job(self, region: str, name: str) -> Row | None:
         """Return a training job by its name, or ``None``."""
-        return self._one(
-            sa.select(training_jobs).where(training_jobs.c.region == region, training_jobs.c.name == name)
+        kept = self._kept[training_jobs.name]
+        return kept.by_name(region, name.lower()) or self._keep_one(
+            kept,
+            sa.select(training_jobs).where(
+                training_jobs.c.region == region, training_jobs.c.name_key == name.lower()
+            ),
         )
+
+    def training_job_by_id(self, job_id: int) -> Row:
+        """Return a training job by its id."""
+        kept = self._kept[training_jobs.name]
+        row = kept.by_id(job_id) or self._keep_one(
+            kept, sa.select(training_jobs).where(training_jobs.c.id == job_id)
+        )
+        if row is None:
+            raise LookupError(f"there is no training job with id {job_id}")
+        return row
 
     def training_job_by_arn(self, arn: str) -> Row | None:
         """Return a training job by its ARN, or ``None``."""
@@ -294,13 +429,14 @@ class Store:
         limit: int,
     ) -> list[Row]:
         """Return one page of training jobs."""
-        query = sa.select(training_jobs).where(*conditions).order_by(*order_by).limit(limit)
-        return self._all(query)
+        return self._page(training_jobs, conditions, order_by, limit)
 
     def unfinished_training_jobs(self) -> list[Row]:
-        """Return the training jobs that have not ended."""
+        """Return the training jobs that have not ended, oldest first."""
         return self._all(
-            sa.select(training_jobs).where(training_jobs.c.status.in_(("InProgress", "Stopping")))
+            sa.select(training_jobs)
+            .where(training_jobs.c.status.in_(("InProgress", "Stopping")))
+            .order_by(training_jobs.c.id)
         )
 
     # --- tags ------------------------------------------------------------------------------------
@@ -330,8 +466,73 @@ class Store:
         row = self._connection.execute(query).mappings().one_or_none()
         return None if row is None else _plain(row)
 
+    def _keep_one(self, kept: _KeptRows, query: sa.Select[Any]) -> Row | None:
+        row = self._one(query)
+        return None if row is None else kept.keep(row)
+
+    def _page(
+        self,
+        table: sa.Table,
+        conditions: Sequence[sa.ColumnElement[bool]],
+        order_by: Sequence[sa.ColumnElement[Any]],
+        limit: int,
+    ) -> list[Row]:
+        """Return one page of a table's rows; those that are not in memory are read."""
+        kept = self._kept[table.name]
+        ids = self._connection.execute(
+            sa.select(table.c.id).where(*conditions).order_by(*order_by).limit(limit)
+        ).scalars()
+        rows = {key: kept.by_id(key) for key in ids}
+        missing = [key for key, row in rows.items() if row is None]
+        if missing:
+            for row in self._all(sa.select(table).where(table.c.id.in_(missing))):
+                rows[row["id"]] = kept.keep(row)
+        return [row for row in rows.values() if row is not None]
+
+    def _note_write(
+        self,
+        _connection: sa.Connection,
+        statement: Any,
+        many: Sequence[Mapping[str, Any]],
+        one: Mapping[str, Any],
+        *_: Any,
+    ) -> None:
+        """Called by SQLAlchemy after each statement."""
+        kept = self._kept.get(str(statement.table)) if isinstance(statement, (sa.Update, sa.Delete)) else None
+        if kept is not None:
+            kept.note_write(many or [one])
+
+    def _note_rollback(self, _connection: sa.Connection) -> None:
+        for kept in self._kept.values():
+            kept.clear()
+
     def _all(self, query: sa.Select[Any]) -> list[Row]:
         return [_plain(row) for row in self._connection.execute(query).mappings()]
+
+
+class Snapshot(Store):
+    """The state of a store as it is when this is made, for reading only; what is written later is not in it.
+
+    :param store: the store; it must live longer.
+    """
+
+    def __init__(self, store: Store) -> None:
+        store.commit()
+        self.state_dir = store.state_dir
+        self._connection = store._engine.connect()
+        self._kept = _no_rows()
+        self._connection.exec_driver_sql("PRAGMA query_only=ON")
+        # In WAL mode, a transaction goes on seeing the state that its first read saw.
+        self._connection.exec_driver_sql("BEGIN")
+        self._connection.exec_driver_sql("SELECT 1 FROM meta").close()
+
+    def close(self) -> None:
+        """Close the connection; the folder stays the store's."""
+        self._connection.close()
+
+
+def _no_rows() -> dict[str, _KeptRows]:
+    return {tuning_jobs.name: _KeptRows("name_key"), training_jobs.name: _KeptRows("name_key")}
 
 
 def _plain(row: sa.RowMapping) -> Row:
@@ -353,19 +554,21 @@ def _locked(state_dir: Path) -> IO[str]:
     """Take the folder's lock; it is given free when the file is closed, at the latest by the kernel."""
     path = state_dir / "lock"
     handle = path.open("a+", encoding="ascii")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        owner = handle.read().strip() or "unknown"
-        handle.close()
-        raise StateFolderInUseError(
-            "state-dir",
-            str(state_dir),
-            f"a folder that no other server uses; the process with id {owner} uses this one",
-            "stop that server, or choose another --state-dir",
-        ) from None
-    handle.truncate(0)
-    handle.write(str(os.getpid()))
-    handle.flush()
+    with contextlib.ExitStack() as unless_locked:
+        unless_locked.callback(handle.close)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            raise StateFolderInUseError(
+                "state-dir",
+                str(state_dir),
+                f"a folder that no other server uses; the process with id {owner} uses this one",
+                "stop that server, or choose another --state-dir",
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        unless_locked.pop_all()
     return handle

@@ -169,6 +169,7 @@ def prepare(spec: TrainingSpec) -> tuple[list[str], dict[str, str]]:
     _provide_checkpoints(spec)
     program = _provide_script(spec) if spec.command is None else list(spec.command)
     _note_entry_point(spec)
+    _note_instances(spec)
     user = _user_hyperparameters(spec.hyperparameters)
     arguments = _arguments(user)
     input_config = _input_config(spec.definition)
@@ -282,6 +283,15 @@ def _note_entry_point(spec: TrainingSpec) -> None:
             f"{' and '.join(given)} not used: there is no container; what runs is the command that "
             "stands for the image, or the script in script mode",
         )
+
+
+def _note_instances(spec: TrainingSpec) -> None:
+    """Say that several instances are one process here: a script sees a cluster of one host."""
+    resources = resource_config_of(spec.definition)
+    groups = resources.get("InstanceGroups") or [resources]
+    count = sum(group.get("InstanceCount") or 1 for group in groups)
+    if count > 1:
+        _note(spec, f"InstanceCount is {count}; one process on this machine trains, as host {_HOST}")
 
 
 def _note(spec: TrainingSpec, text: str) -> None:

@@ -13,25 +13,27 @@ How a tuning job ends:
 
 The five completion criteria are not decided here but in
 :class:`airflow_amt.tuning.history.CriteriaTracker`, the same code that replays finished tuning jobs.
+
+Several training job definitions share one budget: each has a search of its own, and the next training job
+is of the definition that has launched fewest.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import re
+import math
 import secrets
-import shutil
-import signal
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_amt.local import processes, trainer
+from airflow_amt.local import trainer, training_run
 from airflow_amt.local.clock import to_datetime, to_milliseconds
+from airflow_amt.local.early_stopping import StoppingRule, create_stopping_rule
 from airflow_amt.local.metrics import compile_definitions
-from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Search, Space, create_search
+from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Prior, Search, Space, create_search
 from airflow_amt.local.store import Row
+from airflow_amt.local.training_run import BROKEN_REASON, TrainingPlan, TrainingRun
 from airflow_amt.tuning.criteria import CompletionCriteria, ObjectiveType
 from airflow_amt.tuning.history import CriteriaTracker, TrainingJobResult
 from airflow_amt.tuning.request import parameter_ranges
@@ -41,10 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between SIGTERM and SIGKILL in SageMaker ("Stop" of the developer guide's training contract).
-AMT_STOP_GRACE_SECONDS = 120
-#: Time limit of a training job whose StoppingCondition sets none (API: StoppingCondition).
-DEFAULT_MAX_TRAINING_SECONDS = 86_400
 #: So many ended training jobs without one objective fail the tuning job.
 ATTEMPTS_WITHOUT_SUCCESS = 5
 NO_SUCCESS_REASON = (
@@ -54,12 +52,6 @@ NO_SUCCESS_REASON = (
 ALL_FAILED_REASON = (
     "All training jobs failed. Please take a look at the training job failures to get more details."
 )
-INTERRUPTED_REASON = "InternalServerError: the embedded AMT was stopped while this training job was running."
-BROKEN_REASON = (
-    "InternalServerError: the embedded AMT failed; its log says why. This is a bug of the embedded AMT."
-)
-
-_PAUSE_AFTER_FAILED_START = 0.05
 
 #: Columns of a tuning job that count its training jobs.
 COUNTERS = (
@@ -101,61 +93,94 @@ def space_of(config: Mapping[str, Any], definition: Mapping[str, Any], path: str
     return Space.from_ranges(ranges, where)
 
 
-class TrainingRun:
-    """One training job whose process runs.
+def prior_of(row: Row) -> Prior | None:
+    """Return what the parents of a tuning job's warm start had tried, ``None`` without a warm start."""
+    if row["warm_start"] is None:
+        return None
+    return Prior(
+        evaluations=[
+            Evaluation(hyperparameters=combination, objective=objective)
+            for combination, objective in row["prior"] or ()
+        ],
+        transfer=row["warm_start"]["WarmStartType"] == "TransferLearning",
+    )
 
-    :param job_id: its id in the store.
-    :param spec: what it does.
-    :param tuned: the combination it tries.
-    :param process: its process.
+
+def plan_of(
+    config: Mapping[str, Any],
+    definition: Mapping[str, Any],
+    path: str,
+    images: Mapping[str, Sequence[str]],
+) -> TrainingPlan:
+    """Return how the training jobs of a definition are run.
+
+    :param config: the API's ``HyperParameterTuningJobConfig``.
+    :param path: where the definition is in the request, for errors.
+    :param images: commands by training image.
+    :raises AmtFieldError: it cannot be run here.
+    """
+    where = f"{path}.AlgorithmSpecification"
+    specification = definition["AlgorithmSpecification"]
+    return TrainingPlan(
+        definition=definition,
+        path=path,
+        command=training_run.script_or_command(
+            definition.get("StaticHyperParameters") or {}, specification, images, where
+        ),
+        metrics=compile_definitions(
+            specification.get("MetricDefinitions") or (), f"{where}.MetricDefinitions"
+        ),
+        objective_metric=objective_of(config, definition)["MetricName"],
+    )
+
+
+class DefinitionRun:
+    """One training job definition of a tuning job: how it trains, what it searches, and what it has tried.
+
+    :param index: its position among the definitions.
+    :param config: the API's ``HyperParameterTuningJobConfig``.
+    :param plan: how its training jobs are run.
+    :param seed: seed of the tuning job.
+    :param prior: what the parents of a warm start had tried.
     """
 
     def __init__(
         self,
-        *,
-        job_id: int,
-        spec: trainer.TrainingSpec,
-        tuned: Mapping[str, str],
-        created_ms: int,
-        started_ms: int,
-        process: processes.TrainingProcess,
+        index: int,
+        config: Mapping[str, Any],
+        plan: TrainingPlan,
+        seed: int,
+        prior: Prior | None = None,
     ) -> None:
-        self.job_id = job_id
-        self.spec = spec
-        self.tuned = tuned
-        self.created_ms = created_ms
-        self.started_ms = started_ms
-        self.process = process
-        #: Secondary status that it is stopped with, once it is being stopped.
-        self.stopping: str | None = None
-        #: Why it is being failed from outside, if it is.
-        self.failing: str | None = None
-        self.timers: list[asyncio.TimerHandle] = []
-
-    def terminate(self, grace: float) -> None:
-        """Ask the process group to end; kill it after a grace time of real seconds."""
-        self.process.signal(signal.SIGTERM)
-        self.timers.append(asyncio.get_running_loop().call_later(grace, self.process.signal, signal.SIGKILL))
-
-    def cancel_timers(self) -> None:
-        """Forget the time limits: the process is over."""
-        for timer in self.timers:
-            timer.cancel()
-        self.timers.clear()
+        self.index = index
+        self.plan = plan
+        # Definitions with the same ranges shall not try the same combinations.
+        seed += 1_000_003 * index
+        objective_type = ObjectiveType(objective_of(config, plan.definition)["Type"])
+        self.static: Mapping[str, str] = plan.definition.get("StaticHyperParameters") or {}
+        self.search: Search = create_search(
+            config["Strategy"],
+            space_of(config, plan.definition, plan.path),
+            objective_type,
+            seed,
+            prior=prior,
+        )
+        self.rule: StoppingRule | None = create_stopping_rule(config, self.static, objective_type, seed)
+        self.history: list[Evaluation] = []
+        self.launched = 0
+        self.exhausted = False
 
 
 class TuningRun:
-    """One tuning job that goes on: its statistics, its search, and its running training jobs.
+    """One tuning job that goes on: its statistics, its searches, and its running training jobs.
 
     :param engine: the engine it belongs to.
     :param row: the tuning job as the store has it.
-    :param command: the command that stands for its image; ``None`` in script mode.
+    :param plans: how the training jobs of each definition are run.
     """
 
-    def __init__(self, engine: Engine, row: Row, command: Sequence[str] | None) -> None:
-        config, definition = row["config"], row["definition"]
-        objective = objective_of(config, definition)
-        specification = definition["AlgorithmSpecification"]
+    def __init__(self, engine: Engine, row: Row, plans: Sequence[TrainingPlan]) -> None:
+        config = row["config"]
         self._engine = engine
         self._id: int = row["id"]
         self._region: str = row["region"]
@@ -164,40 +189,29 @@ class TuningRun:
         self._status: str = row["status"]
         self._ending: str | None = row["ending"]
         self._failure_reason: str | None = row["failure_reason"]
-        self._definition: Mapping[str, Any] = definition
-        self._static: Mapping[str, str] = definition["StaticHyperParameters"]
-        self._command = command
-        self._metric: str = objective["MetricName"]
-        self._metric_definitions: Mapping[str, re.Pattern[str]] = compile_definitions(
-            specification.get("MetricDefinitions") or (), "MetricDefinitions"
-        )
-        self._max_training_seconds: int = (
-            definition["StoppingCondition"].get("MaxRuntimeInSeconds") or DEFAULT_MAX_TRAINING_SECONDS
-        )
+        self._definitions = [
+            DefinitionRun(index, config, plan, row["seed"], prior_of(row)) for index, plan in enumerate(plans)
+        ]
         self._criteria = CompletionCriteria.from_request(config)
         #: Most training jobs to launch. The quota is no criterion: nothing fires when it is reached.
         self._most: int = self._criteria.max_training_jobs or MAX_TRAINING_JOBS[row["strategy"]]
         self._parallel: int = config["ResourceLimits"]["MaxParallelTrainingJobs"]
-        objective_type = ObjectiveType(objective["Type"])
-        self._search: Search = create_search(
-            row["strategy"],
-            space_of(config, definition, "TrainingJobDefinition"),
-            objective_type,
-            row["seed"],
-        )
+        objective = objective_of(config, row["definitions"][0])
         self._tracker = CriteriaTracker(
-            self._criteria, objective_type, started_at=to_datetime(row["created_ms"])
+            self._criteria, ObjectiveType(objective["Type"]), started_at=to_datetime(row["created_ms"])
         )
         self._counters = dict.fromkeys(COUNTERS, 0)
         self.running: dict[str, TrainingRun] = {}
-        self._history: list[Evaluation] = []
         self._launched = 0
         self._last_ended_ms: int = row["created_ms"]
-        self._exhausted = False
         self._changed = asyncio.Event()
-        self._finishing: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether its training jobs have to be followed epoch by epoch."""
+        return any(definition.rule is not None for definition in self._definitions)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -205,13 +219,22 @@ class TuningRun:
         """Take up what the store has of this tuning job, and go on from there."""
         rows = self._engine.store.training_jobs_of(self._id)
         self._launched = len(rows)
+        for row in rows:
+            self._definitions[row["definition_index"]].launched += 1
         ended = [row for row in rows if row["ended_ms"] is not None]
         for row in sorted(ended, key=lambda one: (one["ended_ms"], one["id"])):
             self._count_ended(row)
             self._tracker.observe(_result(row))
-        for row in rows:
-            if row["ended_ms"] is None:
-                self._record_interrupted(row)
+        unfinished = [row for row in rows if row["ended_ms"] is None]
+        resumed = []
+        for row in unfinished:
+            plan = self._definitions[row["definition_index"]].plan
+            if self._ending is None and training_run.may_resume(row, plan):
+                resumed.append(row)
+            else:
+                self._record_end(row, training_run.interrupted(row), curve=None)
+        for row in resumed:
+            self._resume(row)
         if rows:
             self._save()
         if self._tracker.fired and self._ending is None:
@@ -227,39 +250,19 @@ class TuningRun:
         self._end("Stopped")
 
     def interrupt(self) -> None:
-        """End its processes because the server ends; the tuning job itself goes on with the next server."""
+        """Launch nothing more because the server ends; the tuning job itself goes on with the next server."""
         if self._task is not None:
             self._task.cancel()
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
-        for training in self.running.values():
-            training.process.signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill its processes."""
-        for training in self.running.values():
-            training.process.signal(signal.SIGKILL)
-
-    async def wait_for_processes(self) -> None:
-        """Return when none of its training processes runs and the end of each is recorded."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
-        # A training process may have been started by the very last step of the task.
-        for training in self.running.values():
-            training.process.signal(signal.SIGTERM)
-        await self._drain()
-
-    async def _drain(self) -> None:
-        while self.running or self._finishing:
-            self._changed.clear()
-            await self._changed.wait()
 
     async def _go_on(self) -> None:
         """Launch, wait, and end: the whole life of the tuning job."""
         try:
             while not self._is_over():
-                if self._may_launch():
-                    await self._launch_next()
+                definition = self._next_definition()
+                if definition is not None:
+                    await self._launch_next(definition)
                 else:
                     self._changed.clear()
                     await self._changed.wait()
@@ -268,21 +271,29 @@ class TuningRun:
         except Exception:
             logger.exception("Tuning job %s broke", self._name)
             self._break()
-            await self._drain()
+            while self.running:
+                self._changed.clear()
+                await self._changed.wait()
             self._finalise()
 
     def _is_over(self) -> bool:
-        if self.running or self._finishing:
+        if self.running:
             return False
         return self._ending is not None or self._exhausted or self._launched >= self._most
 
+    @property
+    def _exhausted(self) -> bool:
+        return all(definition.exhausted for definition in self._definitions)
+
     def _may_launch(self) -> bool:
-        return (
-            self._ending is None
-            and not self._exhausted
-            and len(self.running) < self._parallel
-            and self._launched < self._most
-        )
+        return self._ending is None and len(self.running) < self._parallel and self._launched < self._most
+
+    def _next_definition(self) -> DefinitionRun | None:
+        """Return the definition whose turn it is, ``None`` if nothing is to be launched now."""
+        if not self._may_launch():
+            return None
+        open_ones = [definition for definition in self._definitions if not definition.exhausted]
+        return min(open_ones, key=lambda one: (one.launched, one.index), default=None)
 
     def _watch_time(self) -> None:
         """Wake up at the time limit; a timer that fires early only sets the next one."""
@@ -304,7 +315,7 @@ class TuningRun:
         self._ending = status
         self._failure_reason = failure_reason
         for training in list(self.running.values()):
-            self._stop_training(training, "Stopped")
+            training.stop("Stopped")
         self._save()
         self._changed.set()
 
@@ -325,244 +336,107 @@ class TuningRun:
 
     def _break(self) -> None:
         """Fail the tuning job after an error of the engine itself, which is in the server's log."""
-        self.kill()
+        for training in self.running.values():
+            training.kill()
         self._ending = "Failed"
         self._failure_reason = BROKEN_REASON
         self._changed.set()
 
     # --- training jobs ---------------------------------------------------------------------------
 
-    async def _launch_next(self) -> None:
-        pending = [training.tuned for training in self.running.values()]
-        if self._search.slow:
+    async def _launch_next(self, definition: DefinitionRun) -> None:
+        search = definition.search
+        pending = [one.tuned for one in self.running.values() if one.plan is definition.plan]
+        if search.slow:
             tuned = await asyncio.get_running_loop().run_in_executor(
-                self._engine.search_thread, self._search.propose, list(self._history), pending
+                self._engine.search_thread, search.propose, list(definition.history), pending
             )
         else:
-            tuned = self._search.propose(self._history, pending)
+            tuned = search.propose(definition.history, pending)
         if tuned is None:
-            self._exhausted = True
-            return
+            definition.exhausted = True
         # The tuning job may have ended while the search was thinking.
-        if self._may_launch():
-            await self._launch(tuned)
+        elif self._may_launch():
+            self._launch(definition, tuned)
 
-    async def _launch(self, tuned: Mapping[str, str]) -> None:
-        engine = self._engine
-        created = engine.clock.now_ms()
-        spec = self._spec(tuned)
-        try:
-            if self._command is None and not trainer.is_script_mode(self._static):
-                raise trainer.CannotStartError(
-                    "ClientError: no command stands for the training image since the server was restarted; "
-                    "start it with the same --image options"
-                )
-            command, environment = await asyncio.to_thread(trainer.prepare, spec)
-            if self._ending is not None:
-                shutil.rmtree(spec.folder)
-                return
-            process = processes.start(command, environment=environment, folder=spec.code, log=spec.log)
-        except (trainer.CannotStartError, OSError, ValueError) as error:
-            # ValueError: a NUL character in an argument.
-            reason = str(error)
-            if not isinstance(error, trainer.CannotStartError):
-                reason = f"ClientError: the training process cannot be started: {error}"
-            self._record_not_started(spec, tuned, created, reason)
-            # Without a pause a cause that stays (a full disk) would fill the state folder with failures.
-            await asyncio.sleep(_PAUSE_AFTER_FAILED_START)
-            return
+    def _launch(self, definition: DefinitionRun, tuned: Mapping[str, str]) -> None:
+        name = f"{self._name}-{self._launched + 1:03d}-{secrets.token_hex(4)}"
+        training = self._training(definition, name, tuned)
         self._launched += 1
+        definition.launched += 1
+        self._count_running(training)
+        # As AMT documents: training jobs get the tags that the tuning job has when they are launched.
+        tags = self._engine.store.tags_of(self._arn)
+        if tags:
+            self._engine.store.set_tags(training.spec.arn, tags)
+        training.begin(
+            {
+                "tuning_job_id": self._id,
+                "definition_index": definition.index,
+                "objective_status": "Pending",
+            }
+        )
+        self._save(modified_ms=training.created_ms)
+
+    def _resume(self, row: Row) -> None:
+        definition = self._definitions[row["definition_index"]]
+        training = self._training(definition, row["name"], row["hyperparameters"])
+        self._count_running(training)
+        training.resume(row)
+
+    def _count_running(self, training: TrainingRun) -> None:
+        self.running[training.spec.name] = training
         self._counters["training_in_progress"] += 1
         self._counters["objective_pending"] += 1
-        started = max(engine.clock.now_ms(), created)
-        training = TrainingRun(
-            job_id=engine.store.insert_training_job(
-                {
-                    **self._identity_of(spec, tuned),
-                    "status": "InProgress",
-                    "created_ms": created,
-                    "started_ms": started,
-                    "modified_ms": started,
-                    "objective_status": "Pending",
-                    "pid": process.pid,
-                    "pid_started": processes.start_time(process.pid),
-                }
-            ),
-            spec=spec,
-            tuned=tuned,
-            created_ms=created,
-            started_ms=started,
-            process=process,
-        )
-        # As AMT documents: training jobs get the tags that the tuning job has when they are launched.
-        tags = engine.store.tags_of(self._arn)
-        if tags:
-            engine.store.set_tags(spec.arn, tags)
-        self.running[spec.name] = training
-        loop = asyncio.get_running_loop()
-        processes.when_exited(process.pid, lambda: self._exited(training), loop=loop)
-        limit = engine.clock.real_seconds(self._max_training_seconds)
-        training.timers.append(loop.call_later(limit, self._stop_training, training, "MaxRuntimeExceeded"))
-        self._save(modified_ms=started)
 
-    def _spec(self, tuned: Mapping[str, str]) -> trainer.TrainingSpec:
-        engine = self._engine
-        name = f"{self._name}-{self._launched + 1:03d}-{secrets.token_hex(4)}"
-        return trainer.TrainingSpec(
-            name=name,
-            arn=f"arn:aws:sagemaker:{self._region}:{engine.options.account}:training-job/{name.lower()}",
-            region=self._region,
-            definition=self._definition,
-            hyperparameters={**self._static, **tuned},
-            folder=engine.options.state_dir / "training-jobs" / self._region / name,
-            storage=engine.storage,
-            command=self._command,
-            marker=processes.marker_value(engine.identity, f"{self._region}/{name}"),
+    def _training(self, definition: DefinitionRun, name: str, tuned: Mapping[str, str]) -> TrainingRun:
+        spec = self._engine.spec(self._region, name, definition.plan, {**definition.static, **tuned})
+        return TrainingRun(
+            self._engine, definition.plan, spec, tuned=tuned, on_end=self._ended, rule=definition.rule
         )
 
-    def _identity_of(self, spec: trainer.TrainingSpec, tuned: Mapping[str, str]) -> dict[str, Any]:
-        return {
-            "tuning_job_id": self._id,
-            "region": self._region,
-            "name": spec.name,
-            "arn": spec.arn,
-            "hyperparameters": dict(tuned),
-        }
-
-    def _stop_training(self, training: TrainingRun, secondary_status: str) -> None:
-        """Ask a training job to end; ``secondary_status`` says why, in the API's words."""
-        if training.stopping is not None or training.process.exit_status is not None:
-            return
-        engine = self._engine
-        training.stopping = secondary_status
-        now = engine.clock.now_ms()
-        engine.store.update_training_job(
-            training.job_id, {"status": "Stopping", "stopping_ms": now, "modified_ms": now}
-        )
-        engine.commit_soon()
-        training.terminate(min(engine.options.stop_grace, engine.clock.real_seconds(AMT_STOP_GRACE_SECONDS)))
-
-    def check_logs(self) -> None:
-        """Fail training jobs whose log floods the disk."""
-        limit = self._engine.options.log_limit
-        for training in self.running.values():
-            with contextlib.suppress(FileNotFoundError):
-                if training.failing is None and training.spec.log.stat().st_size > limit:
-                    training.failing = f"ClientError: its log grew beyond {limit // 1024 // 1024} MiB"
-                    training.process.signal(signal.SIGKILL)
-
-    def _exited(self, training: TrainingRun) -> None:
-        """Take up the exit of a training process; called by the event loop, once."""
-        training.cancel_timers()
-        status = training.process.reap()
-        task = asyncio.get_running_loop().create_task(self._finish(training, status))
-        self._finishing.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._finishing.discard(task)
-        self._changed.set()
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("The end of a training job of %s broke", self._name, exc_info=task.exception())
-            self._break()
-
-    async def _finish(self, training: TrainingRun, exit_status: int) -> None:
-        try:
-            await self._record_end(training, exit_status)
-        finally:
-            self.running.pop(training.spec.name, None)
-
-    async def _record_end(self, training: TrainingRun, exit_status: int) -> None:
-        if self._engine.closing and training.stopping is None:
-            conclusion = trainer.Conclusion(status="Failed", metrics={}, failure_reason=INTERRUPTED_REASON)
-        else:
-            conclusion = await asyncio.to_thread(self._conclude, training, exit_status)
+    def _ended(self, training: TrainingRun, conclusion: trainer.Conclusion) -> None:
+        """Take up the end of a training job."""
         del self.running[training.spec.name]
         self._counters["training_in_progress"] -= 1
         self._counters["objective_pending"] -= 1
-        objective = conclusion.metrics.get(self._metric) if conclusion.status != "Failed" else None
-        ended = self._next_end()
+        self._changed.set()
+        try:
+            row = self._engine.store.training_job_by_id(training.job_id)
+            row = {**row, "transitions": training.transitions}
+            self._record_end(
+                row,
+                conclusion,
+                stopping=training.stopping,
+                curve=training.curve if self.stops_early else None,
+            )
+        except Exception:
+            logger.exception("The end of training job %s broke its tuning job", training.spec.name)
+            self._break()
+
+    def _record_end(
+        self,
+        row: Row,
+        conclusion: trainer.Conclusion,
+        *,
+        stopping: str | None = None,
+        curve: Sequence[float] | None,
+    ) -> None:
+        definition = self._definitions[row["definition_index"]]
+        objective = None
+        if conclusion.status != "Failed":
+            objective = conclusion.metrics.get(definition.plan.objective_metric or "")
+        # Later than the end of any other.
+        ended = max(self._engine.clock.now_ms(), self._last_ended_ms + 1)
         values = {
-            "status": conclusion.status,
-            "ended_ms": ended,
-            "modified_ms": ended,
-            "secondary_status": training.stopping if conclusion.status == "Stopped" else conclusion.status,
+            **training_run.end_values(row["transitions"], conclusion, ended, stopping=stopping),
             "objective": objective,
             "objective_status": "Failed" if objective is None else "Succeeded",
-            "metrics": dict(conclusion.metrics),
-            "failure_reason": conclusion.failure_reason,
-        }
-        self._engine.store.update_training_job(training.job_id, values)
-        self._take_in(
-            {
-                **values,
-                "name": training.spec.name,
-                "hyperparameters": training.tuned,
-                "created_ms": training.created_ms,
-                "started_ms": training.started_ms,
-            }
-        )
-        if not self._engine.closing:
-            self._engine.check_orphans()
-
-    def _conclude(self, training: TrainingRun, exit_status: int) -> trainer.Conclusion:
-        """Decide how a training job ended; runs in a thread, as it may read and pack a lot."""
-        try:
-            conclusion = trainer.conclude(
-                training.spec, self._metric_definitions, exit_status, stopped=training.stopping is not None
-            )
-        except Exception as error:
-            logger.exception("The end of training job %s cannot be evaluated", training.spec.name)
-            reason = f"InternalServerError: its result cannot be evaluated: {error!r}"
-            return trainer.Conclusion(
-                status="Failed", metrics={}, failure_reason=reason[: trainer.LONGEST_REASON]
-            )
-        if training.failing is not None:
-            return trainer.Conclusion(
-                status="Failed", metrics=conclusion.metrics, failure_reason=training.failing
-            )
-        return conclusion
-
-    def _record_not_started(
-        self, spec: trainer.TrainingSpec, tuned: Mapping[str, str], created: int, reason: str
-    ) -> None:
-        self._launched += 1
-        ended = self._next_end()
-        values = {
-            **self._identity_of(spec, tuned),
-            "status": "Failed",
-            "secondary_status": "Failed",
-            "created_ms": created,
-            "started_ms": None,
-            "ended_ms": ended,
-            "modified_ms": ended,
-            "objective": None,
-            "objective_status": "Failed",
-            "failure_reason": reason[: trainer.LONGEST_REASON],
-        }
-        self._engine.store.insert_training_job(values)
-        self._take_in(values)
-
-    def _record_interrupted(self, row: Row) -> None:
-        """Record the end of a training job whose process an earlier server left: it failed, or it stopped."""
-        ended = self._next_end()
-        status = "Stopped" if row["status"] == "Stopping" else "Failed"
-        values = {
-            "status": status,
-            "secondary_status": status,
-            "ended_ms": ended,
-            "modified_ms": ended,
-            "objective": None,
-            "objective_status": "Failed",
-            "failure_reason": INTERRUPTED_REASON if status == "Failed" else None,
+            # JSON has no NaN.
+            "curve": None if curve is None else [one if math.isfinite(one) else None for one in curve],
         }
         self._engine.store.update_training_job(row["id"], values)
         self._take_in({**row, **values})
-
-    def _next_end(self) -> int:
-        """Return the end time of a training job that has just ended: later than that of any other."""
-        self._last_ended_ms = max(self._engine.clock.now_ms(), self._last_ended_ms + 1)
-        return self._last_ended_ms
 
     def _take_in(self, row: Row) -> None:
         """Update the statistics with a training job that has just ended; end the tuning job if it is time."""
@@ -594,12 +468,18 @@ class TuningRun:
     def _count_ended(self, row: Row) -> None:
         self._last_ended_ms = max(self._last_ended_ms, row["ended_ms"])
         if row["status"] == "Failed":
-            retryable = (row["failure_reason"] or "").startswith("InternalServerError")
+            retryable = training_run.is_internal_error(row["failure_reason"])
             self._counters["training_retryable" if retryable else "training_non_retryable"] += 1
         else:
             self._counters[_COUNTER_OF_STATUS[row["status"]]] += 1
         self._counters["objective_failed" if row["objective"] is None else "objective_succeeded"] += 1
-        self._history.append(Evaluation(hyperparameters=row["hyperparameters"], objective=row["objective"]))
+        definition = self._definitions[row["definition_index"]]
+        definition.history.append(
+            Evaluation(hyperparameters=row["hyperparameters"], objective=row["objective"])
+        )
+        if definition.rule is not None:
+            curve = [math.nan if one is None else one for one in row["curve"] or ()]
+            definition.rule.ended(training_run.rule_key(row["name"]), curve)
 
     def _save(self, **values: Any) -> None:
         """Write the tuning job's state; committed at the end of this turn of the event loop."""

@@ -25,6 +25,7 @@ from airflow_amt.tuning.request import (
     estimated_max_compute,
     search_space_size,
 )
+from airflow_amt.tuning.warm_start import check_warm_start, prior_evaluations
 
 __all__ = [
     "CompletionCriteria",
@@ -44,9 +45,11 @@ __all__ = [
     "TuningOutcome",
     "TuningProgress",
     "check_documented_rules",
+    "check_warm_start",
     "derive_job_name",
     "estimated_max_compute",
     "infer_outcome",
+    "prior_evaluations",
     "replay",
     "search_space_size",
 ]

