@@ -144,10 +144,13 @@ class FolderStorage:
         incoming.mkdir(exist_ok=True)
         part = incoming / uuid.uuid4().hex
         try:
-            os.link(source, part)
-        except OSError:  # another file system
-            shutil.copyfile(source, part)
-        part.replace(target)
+            try:
+                os.link(source, part)
+            except OSError:  # another file system
+                shutil.copyfile(source, part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
 
     def where(self, uri: str) -> str:
         """See :meth:`Storage.where`."""

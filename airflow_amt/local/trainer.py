@@ -349,6 +349,7 @@ def _variables(
         "TRAINING_JOB_NAME": spec.name,
         "TRAINING_JOB_ARN": spec.arn,
         "AWS_REGION": spec.region,
+        "AWS_DEFAULT_REGION": spec.region,  # what boto3 reads
         "PYTHONUNBUFFERED": "1",
         "SM_HPS": json.dumps(user),
         "SM_USER_ARGS": json.dumps(list(arguments)),

@@ -20,11 +20,13 @@ from xml.sax.saxutils import escape
 import pytest
 
 from airflow_amt.exceptions import AmtFieldError
-from airflow_amt.local import channels, pipes, trainer
+from airflow_amt.local import RunningServer, channels, pipes, trainer
 from airflow_amt.local.channels import Channel
+from airflow_amt.local.processes import MARKER
 from airflow_amt.local.s3 import StorageError
 from airflow_amt.local.storage import BucketStorage, FolderStorage, Storage, storage_of
 from airflow_amt.local.trainer import CannotStartError, TrainingSpec
+from tests.local.support import create_request, training_processes, unique, wait_for_end, wait_until
 
 OBJECTS = {
     "train/a.csv": b"1\n",
@@ -598,6 +600,50 @@ def test_downloads_are_removed_when_the_training_job_is_over(server: SmallS3, tm
     assert run(spec).status == "Completed"
     assert not (spec.folder / "input" / "data" / "train").exists()
     filled.storage.close()
+
+
+@pytest.mark.local
+@pytest.mark.parametrize("sequence", ["0.5", "hang"])
+def test_a_trainer_that_never_reads_its_pipe_leaves_nothing_behind(
+    amt: RunningServer, client: Any, sequence: str
+) -> None:
+    data = amt.state_dir / "s3" / "piped"
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "rows").write_bytes(b"x" * 1_000_000)
+    source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://piped"}}
+    name = unique("piped")
+    request = create_request(
+        name,
+        sequence=sequence,
+        most=1,
+        InputDataConfig=[{"ChannelName": "train", "InputMode": "Pipe", "DataSource": source}],
+    )
+    client.create_hyper_parameter_tuning_job(**request)
+    if sequence == "hang":
+        # The trainer, and the process that fills its pipe.
+        wait_until(lambda: len(training_processes(name)) == 2, "both processes")
+        client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+    ended = wait_for_end(client, name)
+    assert ended["HyperParameterTuningJobStatus"] == ("Stopped" if sequence == "hang" else "Completed")
+    wait_until(lambda: not training_processes(name), "the end of all processes")
+
+
+@pytest.mark.local
+def test_the_process_that_fills_pipes_ends_with_the_trainer_also_without_a_server(tmp_path: Path) -> None:
+    root = tmp_path / "s3"
+    (root / "data").mkdir(parents=True)
+    (root / "data" / "x").write_bytes(b"x")
+    filled = Filled(FolderStorage(root), root, None)
+    channel = a_channel("s3://data", mode="Pipe")
+    data = provide(filled, channel, tmp_path)
+    (tmp_path / "input" / "config").mkdir()
+    marked = {**os.environ, MARKER: f"alone/{tmp_path.name}"}
+    command = pipes.wrapped(["sleep", "600"], [channel], filled.storage, tmp_path)
+    with subprocess.Popen(command, env=marked, start_new_session=True) as process:
+        wait_until(lambda: len(training_processes(marked[MARKER])) == 2, "both processes")
+        wait_until((data / "train_1").is_fifo, "the second pipe")
+        process.kill()
+    wait_until(lambda: not training_processes(marked[MARKER]), "the end of the other process")
 
 
 # --- requests that are refused ---------------------------------------------------------------------

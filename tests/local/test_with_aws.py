@@ -558,7 +558,7 @@ def test_filtering_over_streams(tmp_path: Path) -> None:
     def found(**params: Any) -> list[tuple[str, str]]:
         events, token = [], None
         while True:
-            more = {"nextToken": token} if token else {}
+            more: dict[str, Any] = {"nextToken": token} if token else {}
             page = jobs[0].call("FilterLogEvents", **params, **more)
             events += [(one["logStreamName"], one["message"]) for one in page["events"]]
             token = page.get("nextToken")

@@ -52,33 +52,37 @@ def error_document(error: BucketsError) -> bytes:
 class _FileContent:
     """The content of an object, read from its file; takes the place of moto's buffer in memory.
 
+    Each thread reads for itself: moto does not lock an object while it computes its ETag.
+
     :param path: the file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[bytes] | None = None
+        self._opened = threading.local()
 
     def seek(self, position: int) -> None:
         """Go to a position; the file is opened anew, as it may have been replaced."""
         self.close()
-        self._file = self.path.open("rb")
-        self._file.seek(position)
+        self._opened.file = self.path.open("rb")
+        self._opened.file.seek(position)
 
     def read(self, size: int = -1) -> bytes:
         """Read on; the file is closed at its end."""
-        if self._file is None:
+        file: IO[bytes] | None = getattr(self._opened, "file", None)
+        if file is None:
             return b""
-        content = self._file.read(size)
+        content = file.read(size)
         if size < 0 or not content:
             self.close()
         return content
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file: IO[bytes] | None = getattr(self._opened, "file", None)
+        if file is not None:
+            file.close()
+            self._opened.file = None
 
 
 class Buckets:

@@ -71,6 +71,8 @@ def tune() -> dict[str, Any]:
     attached = HyperparameterTuner.attach(name, sagemaker_session=session)
     attached_frame = attached.analytics().dataframe()
     estimator = tuner.best_estimator()
+    # Written to standard output; from CloudWatch Logs.
+    session.logs_for_job(best, wait=True, poll=1)
     return {
         "name": name,
         "best": best,
@@ -86,14 +88,6 @@ def tune() -> dict[str, Any]:
         "model": estimator.model_data,
         "hyperparameters": estimator.hyperparameters(),
     }
-
-
-def fit_and_stream_logs() -> dict[str, Any]:
-    """A tuning job's best training job again, its log streamed from CloudWatch Logs."""
-    tuner = a_tuner(max_jobs=1, max_parallel_jobs=1)
-    tuner.fit(inputs(), wait=True)
-    session.logs_for_job(tuner.best_training_job(), wait=True, poll=1)
-    return {"best": tuner.best_training_job()}
 
 
 def attach() -> dict[str, Any]:
@@ -136,7 +130,6 @@ def warm_start() -> dict[str, Any]:
 
 actions = {
     "tune": tune,
-    "logs": fit_and_stream_logs,
     "attach": attach,
     "stop": stop,
     "warm_start": warm_start,

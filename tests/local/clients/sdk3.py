@@ -13,7 +13,6 @@ from sagemaker.core.training.configs import Compute, InputData, SourceCode
 from sagemaker.train.model_trainer import ModelTrainer
 from sagemaker.train.tuner import HyperparameterTuner
 
-ROLE = "training"
 IMAGE = "000000000000.dkr.ecr.eu-west-1.amazonaws.com/any:1"
 
 # With a default bucket the SDK has no need to ask STS, which it does at a fixed address.
@@ -24,7 +23,7 @@ def a_tuner(**changes: Any) -> HyperparameterTuner:
     trainer = ModelTrainer(
         sagemaker_session=session,
         training_image=IMAGE,
-        role=changes.pop("role", ROLE),
+        role=sys.argv[3],
         base_job_name="sdk3",
         source_code=SourceCode(source_dir=sys.argv[2], entry_script="train.py"),
         compute=Compute(instance_type="ml.m5.large", instance_count=1),
@@ -40,6 +39,7 @@ def a_tuner(**changes: Any) -> HyperparameterTuner:
         "strategy": "Random",
         "max_jobs": 4,
         "max_parallel_jobs": 2,
+        # The SDK adds the minute to it: two jobs of one base name in a minute collide, also in AWS.
         "base_tuning_job_name": f"sdk3-{sys.argv[1][:4]}",
         **changes,
     }
@@ -66,6 +66,7 @@ def tune() -> dict[str, Any]:
         "value": described.best_training_job.final_hyper_parameter_tuning_job_objective_metric.value,
         "completed": described.training_job_status_counters.completed,
         "rows": len(frame),
+        "hyperparameters": described.training_job_definition.static_hyper_parameters,
     }
 
 
@@ -78,4 +79,4 @@ def stop() -> dict[str, Any]:
 
 
 answer = {"tune": tune, "stop": stop}[sys.argv[1]]()
-Path(sys.argv[3]).write_text(json.dumps(answer, default=str))
+Path(sys.argv[4]).write_text(json.dumps(answer, default=str))

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from helper import score
+from helper import score  # type: ignore[import-not-found]
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rate", type=float)
