@@ -34,7 +34,7 @@ from airflow_amt.tuning.request import (
     tag_problems,
     training_job_definitions,
 )
-from airflow_amt.tuning.warm_start import check_warm_start, prior_evaluations
+from airflow_amt.tuning.warm_start import check_warm_start, launched_training_jobs, prior_evaluations
 
 #: Quotas of an AWS account (developer guide, "Resource limits for automatic model tuning"), at what they
 #: can be raised to.
@@ -65,6 +65,8 @@ class _WarmStart:
 
     prior: Prior | None = None
     best: str | None = None
+    #: Training jobs of the parents, which count against the quota.
+    launched: int = 0
 
     def stored(self) -> list[list[Any]] | None:
         """Return the evaluations as the store keeps them."""
@@ -135,7 +137,7 @@ class Operations:
                 "Hyperparameter tuning job names must be unique within an AWS account and region, but "
                 f"{existing['arn']} exists already ({existing['status']})",
             )
-        self._check_quotas(region, config)
+        self._check_quotas(region, config, warm_start.launched)
         account = self._engine.options.account
         arn = f"arn:aws:sagemaker:{region}:{account}:hyper-parameter-tuning-job/{name.lower()}"
         self._store.set_tags(arn, tags)
@@ -198,9 +200,10 @@ class Operations:
         return _WarmStart(
             prior=Prior(evaluations=evaluations, transfer=transfer),
             best=best["name"] if best is not None and not transfer else None,
+            launched=sum(launched_training_jobs(description) for description, _ in known),
         )
 
-    def _check_quotas(self, region: str, config: Mapping[str, Any]) -> None:
+    def _check_quotas(self, region: str, config: Mapping[str, Any], launched_by_parents: int) -> None:
         limits = config["ResourceLimits"]
         strategy = config["Strategy"]
         for what, limit, used, requested in (
@@ -213,7 +216,7 @@ class Operations:
             (
                 f"training jobs per hyperparameter tuning job with the {strategy} strategy",
                 MAX_TRAINING_JOBS[strategy],
-                0,
+                launched_by_parents,
                 limits.get("MaxNumberOfTrainingJobs") or 0,
             ),
             (
@@ -319,8 +322,8 @@ class Operations:
         if row["status"] not in ("InProgress", "Stopping"):
             raise AwsError(
                 "ValidationException",
-                f"The request was rejected because the hyperparameter tuning job {row['name']} is in status "
-                f"{row['status']}: only one that is InProgress can be stopped",
+                f"The request was rejected because the hyperparameter tuning job {row['name']} is already in "
+                f"status {row['status']}: only one that is InProgress can be stopped",
             )
         self._engine.stop(row)
         return {}
