@@ -31,6 +31,7 @@ from airflow_amt.tuning.criteria import ObjectiveType
 from airflow_amt.tuning.request import (
     check_documented_rules,
     check_training_job,
+    search_space_size,
     tag_problems,
     training_job_definitions,
 )
@@ -137,7 +138,10 @@ class Operations:
                 "Hyperparameter tuning job names must be unique within an AWS account and region, but "
                 f"{existing['arn']} exists already ({existing['status']})",
             )
-        self._check_quotas(region, config, warm_start.launched)
+        wanted = config["ResourceLimits"].get("MaxNumberOfTrainingJobs")
+        if config["Strategy"] == "Grid":
+            wanted = search_space_size(params)
+        self._check_quotas(region, config, wanted or 0, warm_start.launched)
         account = self._engine.options.account
         arn = f"arn:aws:sagemaker:{region}:{account}:hyper-parameter-tuning-job/{name.lower()}"
         self._store.set_tags(arn, tags)
@@ -203,7 +207,9 @@ class Operations:
             launched=sum(launched_training_jobs(description) for description, _ in known),
         )
 
-    def _check_quotas(self, region: str, config: Mapping[str, Any], launched_by_parents: int) -> None:
+    def _check_quotas(
+        self, region: str, config: Mapping[str, Any], training_jobs: int, launched_by_parents: int
+    ) -> None:
         limits = config["ResourceLimits"]
         strategy = config["Strategy"]
         for what, limit, used, requested in (
@@ -217,7 +223,7 @@ class Operations:
                 f"training jobs per hyperparameter tuning job with the {strategy} strategy",
                 MAX_TRAINING_JOBS[strategy],
                 launched_by_parents,
-                limits.get("MaxNumberOfTrainingJobs") or 0,
+                training_jobs,
             ),
             (
                 "concurrent hyperparameter tuning jobs",
