@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import socket
 import statistics
@@ -224,12 +225,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--json", action="store_true", help="print the figures as the last line")
     options = parser.parse_args(arguments)
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="airflow-amt-benchmark-") as folder:
         measured, moto_version = run_all(options, Path(folder))
     figures = {
         "tuning_jobs": options.jobs,
         "connections": options.connections,
         "rounds": options.rounds,
+        "load_average_before": round(load_before, 1),
         "peer": {"name": "moto_server", "version": moto_version},
         **measured,
     }
