@@ -249,8 +249,10 @@ def _is_of_type(kind: str, value: Any) -> bool:
     raise ValueError(f"the service model has a type that is not handled: {kind!r}")
 
 
+#: Unicode's separators; unlike ``\\s``, no tabs and line ends, which are control characters.
+_SEPARATORS = r" \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 #: Java's Unicode classes in the patterns of the model, in the nearest terms of Python's ``re``.
-_JAVA_CLASSES = {r"\p{L}": r"\w", r"\p{N}": r"\d", r"\p{Z}": r"\s", r"\p{Alnum}": "a-zA-Z0-9"}
+_JAVA_CLASSES = {r"\p{L}": r"\w", r"\p{N}": r"\d", r"\p{Z}": _SEPARATORS, r"\p{Alnum}": "a-zA-Z0-9"}
 
 
 @cache

@@ -214,11 +214,12 @@ def think(engine: str, family: str, name: str, proposals: int = 20) -> dict[str,
     history = [table.evaluate(space.draw(generator)) for _ in range(FINISHED)]
     pending = [space.draw(generator) for _ in range(PENDING - 1)]
     search = ENGINES[engine](space, table.objective_type, 1, None)
-    seconds = []
+    seconds, busy = [], []
     for _ in range(proposals + 1):
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         combination = search.propose(tuple(history), tuple(pending))
         seconds.append(time.perf_counter() - begin)
+        busy.append(time.process_time() - used)
         if combination is None:
             raise RuntimeError("the space is exhausted")
         history.append(table.evaluate(pending.pop(0)))
@@ -228,6 +229,7 @@ def think(engine: str, family: str, name: str, proposals: int = 20) -> dict[str,
         "first_ms": round(first, 1),
         "p50_ms": round(statistics.median(later), 1),
         "p95_ms": round(statistics.quantiles(later, n=20)[18], 1),
+        "cpu_p50_ms": round(1000 * statistics.median(busy[1:]), 1),
     }
 
 

@@ -120,7 +120,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Run the demo; return the exit code: 0 as asked, 1 otherwise, 130 if interrupted."""
     console = Console(stderr=options.json, highlight=False)
-    missing = [name for name in ("sklearn", "optuna") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("sklearn", "scipy") if importlib.util.find_spec(name) is None]
     if missing:
         console.print(
             f"The demo needs {' and '.join(missing)}. Fix: pip install 'airflow-provider-amt[local]'."

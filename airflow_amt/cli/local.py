@@ -8,11 +8,17 @@ import math
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_amt.exceptions import AmtFieldError
 
+if TYPE_CHECKING:
+    from airflow_amt.local.storage import Storage
+
 EXTRA_MODULES = ("sqlalchemy", "starlette", "uvicorn", "psutil")
+AWS_MODULES = ("moto", "flask", "flask_cors", "a2wsgi")
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,64 +37,76 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             "and a server that is started on it again goes on with them."
         ),
     )
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=0, help="port; 0 takes any free one (default)")
+    # No defaults here: what is not given may be in the configuration file.
+    serve.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file with any of these options (without the dashes) and a table [images]; the command "
+        "line comes first",
+    )
+    serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port; 0 takes any free one (default)")
     serve.add_argument(
         "--state-dir",
         type=Path,
-        default=None,
         metavar="DIR",
         help="folder that keeps everything (default: airflow-amt in $XDG_STATE_HOME or ~/.local/state)",
     )
     serve.add_argument(
         "--clock-rate",
         type=float,
-        default=1.0,
         metavar="R",
         help="AMT seconds per real second: 60 makes an hour pass in a minute (default: 1)",
     )
     serve.add_argument(
         "--image",
         action="append",
-        default=[],
         metavar="URI=COMMAND",
         help="command that stands for a training image; may be given more than once",
     )
     serve.add_argument(
         "--s3-root",
         type=Path,
-        default=None,
         metavar="DIR",
         help="folder that stands for S3: s3://bucket/key is DIR/bucket/key (default: s3 in the state folder)",
     )
     serve.add_argument(
+        "--s3-endpoint",
+        metavar="URL",
+        help="S3 server that s3:// addresses are read from and written to, instead of a folder (default: "
+        "AWS_ENDPOINT_URL_S3 if it is set and --s3-root is not given)",
+    )
+    serve.add_argument(
+        "--with-aws",
+        action="store_const",
+        const=True,
+        help="serve S3, STS, IAM and CloudWatch Logs too, as the SageMaker SDKs need them (extra local-aws)",
+    )
+    serve.add_argument(
         "--stop-grace",
         type=float,
-        default=10.0,
         metavar="S",
-        help="most real seconds between SIGTERM and SIGKILL of a training process (default: %(default)s; "
+        help="most real seconds between SIGTERM and SIGKILL of a training process (default: 10; "
         "never more than AMT's 120 s by its own clock)",
     )
     serve.add_argument(
         "--log-limit",
         type=int,
-        default=256,
         metavar="MIB",
-        help="a training job whose log grows beyond this is failed (default: %(default)s)",
+        help="a training job whose log grows beyond this is failed (default: 256)",
     )
     serve.add_argument(
         "--fork-server",
         action="append",
-        default=[],
         metavar="MODULE[,MODULE...]",
         help="import these modules once, and fork Python training scripts from a process that has them, "
         "instead of starting each afresh (Linux; may be given more than once)",
     )
     serve.add_argument(
         "--account",
-        default="000000000000",
         metavar="ID",
-        help="12-digit AWS account id to show in ARNs (default: %(default)s)",
+        help="12-digit AWS account id to show in ARNs (default: 000000000000)",
     )
     serve.add_argument(
         "--faults",
@@ -97,7 +115,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "stale reads, failing training jobs (default: nothing)",
     )
     serve.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="of standard error"
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        help="of standard error (default: info)",
     )
     serve.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     serve.set_defaults(run=run_serve)
@@ -108,14 +128,19 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
     :raises AmtFieldError: an option cannot be used.
     """
-    _check_installed()
-    from airflow_amt.local import images
+    _check_installed("local serve", EXTRA_MODULES, "local")
+    from airflow_amt.local import config, images
     from airflow_amt.local.clock import checked_rate
     from airflow_amt.local.engine import EngineOptions
     from airflow_amt.local.faults import FaultInjector, Faults
     from airflow_amt.local.fork_server import check_modules
     from airflow_amt.local.server import ServerOptions, is_loopback, serve
 
+    settings = config.settle(vars(arguments), arguments.config, Path.cwd())
+    until_stdin_closes = arguments.until_stdin_closes
+    arguments = argparse.Namespace(**settings.options)
+    if arguments.with_aws:
+        _check_installed("with-aws", AWS_MODULES, "local-aws")
     if not 0 <= arguments.port <= 65_535:
         raise AmtFieldError("port", arguments.port, "0 to 65535", "use 0 for any free port")
     if not math.isfinite(arguments.stop_grace) or arguments.stop_grace < 0:
@@ -131,7 +156,6 @@ def run_serve(arguments: argparse.Namespace) -> int:
     state_dir = (arguments.state_dir or _default_state_dir()).absolute()
     if state_dir.exists() and not state_dir.is_dir():
         raise AmtFieldError("state-dir", str(state_dir), "a folder", "choose another path")
-    mapped = images.parse_mappings(arguments.image, Path.cwd())
     options = ServerOptions(
         host=arguments.host,
         port=arguments.port,
@@ -139,14 +163,16 @@ def run_serve(arguments: argparse.Namespace) -> int:
         engine=EngineOptions(
             state_dir=state_dir,
             s3_root=(arguments.s3_root or state_dir / "s3").absolute(),
-            images={**images.bundled_commands(), **mapped},
+            storage=_bucket_storage(arguments),
+            images={**images.bundled_commands(), **settings.images},
             account=arguments.account,
             stop_grace=arguments.stop_grace,
             log_limit=arguments.log_limit * 1024 * 1024,
             fork_server=tuple(fork_server),
-            faults=FaultInjector(Faults.from_text(arguments.faults) if arguments.faults else None),
+            faults=FaultInjector(Faults.from_text(settings.faults) if settings.faults else None),
         ),
-        until_stdin_closes=arguments.until_stdin_closes,
+        with_aws=arguments.with_aws,
+        until_stdin_closes=until_stdin_closes,
     )
     logging.basicConfig(
         level=arguments.log_level.upper(),
@@ -163,16 +189,37 @@ def run_serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_installed() -> None:
+def _bucket_storage(arguments: argparse.Namespace) -> Storage | None:
+    """Return the S3 server that was asked for; ``None`` if ``s3://`` is a folder."""
+    from airflow_amt.local.storage import BucketStorage
+
+    if arguments.s3_endpoint is not None:
+        for option, given in (("--s3-root", arguments.s3_root), ("--with-aws", arguments.with_aws)):
+            if given:
+                raise AmtFieldError(
+                    "s3-endpoint",
+                    arguments.s3_endpoint,
+                    f"s3:// is either an S3 server or, with {option}, a folder",
+                    f"leave out {option} or --s3-endpoint",
+                )
+        return BucketStorage(arguments.s3_endpoint)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3")
+    # With --with-aws the variable is likely to be there for the clients of this very server.
+    if not endpoint or arguments.s3_root is not None or arguments.with_aws:
+        return None
+    return BucketStorage(endpoint)
+
+
+def _check_installed(what: str, modules: Sequence[str], extra: str) -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in EXTRA_MODULES if find_spec(name) is None]
+    missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise AmtFieldError(
-            "local serve",
+            what,
             ", ".join(missing),
             "the embedded AMT needs these packages",
-            "install the extra: pip install 'airflow-provider-amt[local]'",
+            f"install the extra: pip install 'airflow-provider-amt[{extra}]'",
         )
 
 

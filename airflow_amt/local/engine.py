@@ -25,6 +25,7 @@ from airflow_amt.local.faults import FaultInjector
 from airflow_amt.local.fork_server import ForkServer
 from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.search import Prior
+from airflow_amt.local.storage import FolderStorage, Storage
 from airflow_amt.local.store import Row, Store
 from airflow_amt.local.training_run import TrainingPlan, TrainingRun
 from airflow_amt.local.tuning_run import DefinitionRun, TuningRun, objective_of, plan_of
@@ -43,7 +44,8 @@ class EngineOptions:
     """How the engine works.
 
     :param state_dir: the folder that holds everything.
-    :param s3_root: the folder that stands for S3.
+    :param s3_root: the folder that stands for S3, unless ``storage`` says otherwise.
+    :param storage: where ``s3://`` is; ``s3_root`` if left out.
     :param images: commands that stand for training images.
     :param account: 12-digit AWS account id, for ARNs.
     :param stop_grace: most real seconds between SIGTERM and SIGKILL (AMT's 120 s where that is less).
@@ -60,6 +62,7 @@ class EngineOptions:
     log_limit: int = 256 * 1024 * 1024
     fork_server: Sequence[str] = ()
     faults: FaultInjector = field(default_factory=FaultInjector)
+    storage: Storage | None = None
 
 
 class Engine:
@@ -74,6 +77,7 @@ class Engine:
         self.store = store
         self.clock = clock
         self.options = options
+        self.storage: Storage = options.storage or FolderStorage(options.s3_root)
         self.identity = store.identity
         self.closing = False
         self._runs: dict[int, TuningRun] = {}
@@ -343,7 +347,7 @@ class Engine:
             definition=plan.definition,
             hyperparameters=hyperparameters,
             folder=self.options.state_dir / "training-jobs" / region / name,
-            s3_root=self.options.s3_root,
+            storage=self.storage,
             command=plan.command,
             marker=processes.marker_value(self.identity, f"{region}/{name}"),
         )

@@ -12,6 +12,7 @@ import fnmatch
 import json
 import math
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -192,22 +193,32 @@ class Faults:
         return cls(seed=seed, rules=parsed)
 
     @classmethod
+    def from_json(cls, text: str | bytes) -> Faults:
+        """Check a setting given as JSON.
+
+        :raises AmtFieldError: it is no JSON, or cannot be used.
+        """
+        try:
+            setting = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise AmtFieldError("faults", text, f"valid JSON ({error})", "correct it") from None
+        return cls.parse(setting)
+
+    @classmethod
     def from_text(cls, text: str) -> Faults:
         """Check a setting given as JSON, or as the path of a file with it.
 
         :raises AmtFieldError: it cannot be read or used.
         """
-        if not text.lstrip().startswith("{"):
-            try:
-                text = Path(text).read_text(encoding="utf-8")
-            except (OSError, ValueError) as error:
-                raise AmtFieldError(
-                    "faults", text, f"JSON, or a file that can be read ({error})", "check the path"
-                ) from None
+        if text.lstrip().startswith("{"):
+            return cls.from_json(text)
         try:
-            return cls.parse(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise AmtFieldError("faults", text, f"valid JSON ({error})", "correct it") from None
+            content = Path(text).read_bytes()
+        except (OSError, ValueError) as error:
+            raise AmtFieldError(
+                "faults", text, f"JSON, or a file that can be read ({error})", "check the path"
+            ) from None
+        return cls.from_json(content)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the setting, with defaults filled in, as :meth:`parse` takes it."""
@@ -276,6 +287,12 @@ def _text(path: str, value: Any) -> str:
     return value
 
 
+def _code(path: str, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9.]{1,128}", value):
+        raise AmtFieldError(path, value, "an error code as AWS has them", "use letters, digits and dots only")
+    return value
+
+
 def _moment(path: str, value: Any) -> str:
     if value not in ("before", "after"):
         raise AmtFieldError(
@@ -313,7 +330,7 @@ _CHECKS: Mapping[str, _Check] = {
     "shared": _flag,
     "seconds": _number(0, LONGEST_SECONDS, above=True),
     "jitter": _number(0, LONGEST_SECONDS),
-    "code": _text,
+    "code": _code,
     "status": _whole(400, 599),
     "message": _text,
     "when": _moment,

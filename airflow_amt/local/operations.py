@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local import channels
 from airflow_amt.local import store as tables
 from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.engine import Engine, training_job_arn
@@ -22,7 +23,7 @@ from airflow_amt.local.metrics import read_final_metrics
 from airflow_amt.local.protocol import AwsError, Encoded, encode
 from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Prior
 from airflow_amt.local.store import Row, Store, derived
-from airflow_amt.local.trainer import model_uri
+from airflow_amt.local.trainer import model_uri, resource_config_of
 from airflow_amt.local.training_run import DEFAULT_MAX_TRAINING_SECONDS
 from airflow_amt.local.tuning_run import objective_of
 from airflow_amt.service_model import service_model
@@ -30,9 +31,11 @@ from airflow_amt.tuning.criteria import ObjectiveType
 from airflow_amt.tuning.request import (
     check_documented_rules,
     check_training_job,
+    search_space_size,
+    tag_problems,
     training_job_definitions,
 )
-from airflow_amt.tuning.warm_start import check_warm_start, prior_evaluations
+from airflow_amt.tuning.warm_start import check_warm_start, launched_training_jobs, prior_evaluations
 
 #: Quotas of an AWS account (developer guide, "Resource limits for automatic model tuning"), at what they
 #: can be raised to.
@@ -63,6 +66,8 @@ class _WarmStart:
 
     prior: Prior | None = None
     best: str | None = None
+    #: Training jobs of the parents, which count against the quota.
+    launched: int = 0
 
     def stored(self) -> list[list[Any]] | None:
         """Return the evaluations as the store keeps them."""
@@ -133,7 +138,10 @@ class Operations:
                 "Hyperparameter tuning job names must be unique within an AWS account and region, but "
                 f"{existing['arn']} exists already ({existing['status']})",
             )
-        self._check_quotas(region, config)
+        wanted = config["ResourceLimits"].get("MaxNumberOfTrainingJobs")
+        if config["Strategy"] == "Grid":
+            wanted = search_space_size(params)
+        self._check_quotas(region, config, wanted or 0, warm_start.launched)
         account = self._engine.options.account
         arn = f"arn:aws:sagemaker:{region}:{account}:hyper-parameter-tuning-job/{name.lower()}"
         self._store.set_tags(arn, tags)
@@ -196,9 +204,12 @@ class Operations:
         return _WarmStart(
             prior=Prior(evaluations=evaluations, transfer=transfer),
             best=best["name"] if best is not None and not transfer else None,
+            launched=sum(launched_training_jobs(description) for description, _ in known),
         )
 
-    def _check_quotas(self, region: str, config: Mapping[str, Any]) -> None:
+    def _check_quotas(
+        self, region: str, config: Mapping[str, Any], training_jobs: int, launched_by_parents: int
+    ) -> None:
         limits = config["ResourceLimits"]
         strategy = config["Strategy"]
         for what, limit, used, requested in (
@@ -211,8 +222,8 @@ class Operations:
             (
                 f"training jobs per hyperparameter tuning job with the {strategy} strategy",
                 MAX_TRAINING_JOBS[strategy],
-                0,
-                limits.get("MaxNumberOfTrainingJobs") or 0,
+                launched_by_parents,
+                training_jobs,
             ),
             (
                 "concurrent hyperparameter tuning jobs",
@@ -256,7 +267,7 @@ class Operations:
             "LastModifiedTime": to_datetime(row["modified_ms"]),
             "TrainingJobStatusCounters": _counters(row, _TRAINING_COUNTERS),
             "ObjectiveStatusCounters": _counters(row, _OBJECTIVE_COUNTERS),
-            "BestTrainingJob": None if best is None else _training_summary(best, row),
+            "BestTrainingJob": None if best is None else _encoded_training_summary(best, row),
             "OverallBestTrainingJob": self._overall_best(row, best),
             "WarmStartConfig": row["warm_start"],
             "Autotune": row["autotune"],
@@ -270,7 +281,7 @@ class Operations:
             },
         }
 
-    def _overall_best(self, row: Row, best: Row | None) -> dict[str, Any] | None:
+    def _overall_best(self, row: Row, best: Row | None) -> Encoded | None:
         """Return the best training job of a tuning job and its parents.
 
         Only for a warm start with identical data and algorithm, as the API documents.
@@ -285,16 +296,16 @@ class Operations:
             parents_best["objective"], None if best is None else best["objective"]
         ):
             parent = self._store.tuning_job_by_id(parents_best["tuning_job_id"])
-            return _training_summary(parents_best, parent)
-        return None if best is None else _training_summary(best, row)
+            return _encoded_training_summary(parents_best, parent)
+        return None if best is None else _encoded_training_summary(best, row)
 
     def _delete_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         row = self._tuning_job(region, params)
         if row["status"] in ("InProgress", "Stopping"):
             raise AwsError(
                 "ValidationException",
-                f"The request was rejected because the hyperparameter tuning job {row['name']} is in status "
-                f"{row['status']}: stop it, and delete it once it has ended",
+                f"The hyperparameter tuning job {row['name']} is not in a terminal state ({row['status']}): "
+                "stop it, and delete it once it has ended",
             )
         self._store.delete_tuning_job(row)
         self._store.commit()
@@ -317,8 +328,8 @@ class Operations:
         if row["status"] not in ("InProgress", "Stopping"):
             raise AwsError(
                 "ValidationException",
-                f"The request was rejected because the hyperparameter tuning job {row['name']} is in status "
-                f"{row['status']}: only one that is InProgress can be stopped",
+                f"The request was rejected because the hyperparameter tuning job {row['name']} is already in "
+                f"status {row['status']}: only one that is InProgress can be stopped",
             )
         self._engine.stop(row)
         return {}
@@ -355,13 +366,13 @@ class Operations:
             params, region, column, table.c.id, conditions, self._store.list_training_jobs
         )
         return {
-            "TrainingJobSummaries": [_training_summary(row, tuning_job) for row in rows],
+            "TrainingJobSummaries": [_encoded_training_summary(row, tuning_job) for row in rows],
             "NextToken": token,
         }
 
     def _create_training_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         name = params["TrainingJobName"]
-        problems = check_training_job(params) or _training_not_offered("", params)
+        problems = check_training_job(params) or channels.problems(params, "")
         if problems:
             raise AwsError("ValidationException", _listed(problems))
         try:
@@ -413,7 +424,7 @@ class Operations:
             "FailureReason": row["failure_reason"],
             "HyperParameters": hyperparameters,
             "AlgorithmSpecification": dict(definition.get("AlgorithmSpecification") or {}) or None,
-            "ResourceConfig": _resource_config(definition),
+            "ResourceConfig": resource_config_of(definition) or None,
             "StoppingCondition": definition.get("StoppingCondition")
             or {"MaxRuntimeInSeconds": DEFAULT_MAX_TRAINING_SECONDS},
             "CreationTime": to_datetime(row["created_ms"]),
@@ -476,8 +487,9 @@ class Operations:
         if row["status"] not in ("InProgress", "Stopping"):
             raise AwsError(
                 "ValidationException",
-                f"The request was rejected because the training job {row['name']} is in status "
-                f"{row['status']}: only one that is InProgress can be stopped",
+                # AWS's words, which clients look for.
+                f"The request was rejected because the training job is in status {row['status']}: "
+                f"only one that is InProgress can be stopped, which {row['name']} is not",
             )
         self._engine.stop_training_job(row)
         return {}
@@ -486,8 +498,10 @@ class Operations:
         name = params["TrainingJobName"]
         row = self._store.training_job(region, name)
         if row is None:
+            # Not the ResourceNotFound of the service model: AWS answers this, and its clients rely on it (as
+            # the Amazon provider's operators do where they look whether a training job exists).
             raise AwsError(
-                "ResourceNotFound", f"Requested resource not found: training job {name} in {region}"
+                "ValidationException", f"Requested resource not found: training job {name} in {region}"
             )
         return row
 
@@ -535,7 +549,7 @@ class Operations:
         """Return one page and the token of the next; pages stay exact while rows are added."""
         size = params.get("MaxResults") or DEFAULT_PAGE
         descending = params.get("SortOrder") == "Descending"
-        query = _fingerprint(params, region)
+        query = _fingerprint(params, region, key.table.name)
         if params.get("NextToken"):
             value, last = _read_token(params["NextToken"], query)
             if descending:
@@ -551,12 +565,12 @@ class Operations:
         return rows, _write_token(query, rows[-1][column.name], rows[-1]["id"])
 
 
-def _fingerprint(params: Mapping[str, Any], region: str) -> str:
+def _fingerprint(params: Mapping[str, Any], region: str, table: str) -> str:
     """Return what identifies a query whose pages belong together."""
     relevant = {
         key: str(value) for key, value in sorted(params.items()) if key not in ("NextToken", "MaxResults")
     }
-    return hashlib.sha256(json.dumps([region, relevant]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([region, table, relevant]).encode()).hexdigest()[:16]
 
 
 def _write_token(query: str, value: Any, key: int) -> str:
@@ -583,35 +597,8 @@ def _not_offered(params: Mapping[str, Any]) -> list[AmtFieldError]:
     return [
         problem
         for path, definition in training_job_definitions(params)
-        for problem in _training_not_offered(f"{path}.", definition)
+        for problem in channels.problems(definition, f"{path}.")
     ]
-
-
-def _training_not_offered(prefix: str, definition: Mapping[str, Any]) -> list[AmtFieldError]:
-    """List what of the definition of a training job the embedded AMT does not offer.
-
-    :param prefix: what stands before its fields in the request.
-    """
-    problems = []
-
-    def refuse(field: str, value: Any, fix: str) -> None:
-        problems.append(AmtFieldError(prefix + field, value, "the embedded AMT does not offer this", fix))
-
-    specification = definition.get("AlgorithmSpecification") or {}
-    if specification.get("TrainingInputMode") == "Pipe":
-        refuse("AlgorithmSpecification.TrainingInputMode", "Pipe", "set it to File")
-    for position, channel in enumerate(definition.get("InputDataConfig") or ()):
-        where = f"InputDataConfig[{position}]"
-        source = channel["DataSource"].get("S3DataSource")
-        if source is None:
-            refuse(f"{where}.DataSource", channel["DataSource"], "give an S3DataSource")
-        elif source["S3DataType"] != "S3Prefix":
-            refuse(f"{where}.DataSource.S3DataSource.S3DataType", source["S3DataType"], "use S3Prefix")
-        if channel.get("InputMode") == "Pipe":
-            refuse(f"{where}.InputMode", "Pipe", "set it to File")
-        if channel.get("CompressionType") == "Gzip":
-            refuse(f"{where}.CompressionType", "Gzip", "store the channel uncompressed")
-    return problems
 
 
 def _listed(problems: Sequence[AmtFieldError]) -> str:
@@ -624,12 +611,9 @@ def _new_tags(present: Mapping[str, str], added: Sequence[Mapping[str, str]]) ->
 
     :raises AwsError: reserved keys, a key twice in one call, or too many tags.
     """
-    keys = [tag["Key"] for tag in added]
-    for key in keys:
-        if key.lower().startswith("aws:"):
-            raise AwsError("ValidationException", f"Tags: the key {key!r} is reserved: it begins with 'aws:'")
-        if keys.count(key) > 1:
-            raise AwsError("ValidationException", f"Tags: the key {key!r} is given more than once")
+    problems = list(tag_problems(added))
+    if problems:
+        raise AwsError("ValidationException", _listed(problems))
     merged = {**present, **{tag["Key"]: tag["Value"] for tag in added}}
     if len(merged) > MAX_TAGS:
         raise AwsError(
@@ -678,8 +662,16 @@ def _counters(row: Row, columns: Mapping[str, str]) -> dict[str, int]:
 
 
 def _described_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a definition as AWS describes it: with an empty ``KmsKeyId``, which the SageMaker SDK reads."""
-    return {**definition, "OutputDataConfig": {"KmsKeyId": "", **definition["OutputDataConfig"]}}
+    """Return a definition as AWS describes it.
+
+    With an empty ``KmsKeyId``, and a ``ResourceConfig`` also where ``HyperParameterTuningResourceConfig`` was
+    given: the SageMaker SDK 2 reads both, and gives the latter.
+    """
+    described = {**definition, "OutputDataConfig": {"KmsKeyId": "", **definition["OutputDataConfig"]}}
+    resources = resource_config_of(definition)
+    if resources:
+        described["ResourceConfig"] = resources
+    return described
 
 
 def _encoded_config(row: Row) -> Encoded:
@@ -710,6 +702,15 @@ def _tuning_summary(row: Row) -> dict[str, Any]:
         "ObjectiveStatusCounters": _counters(row, _OBJECTIVE_COUNTERS),
         "ResourceLimits": row["config"]["ResourceLimits"],
     }
+
+
+def _encoded_training_summary(row: Row, tuning_job: Row) -> Encoded:
+    # Of its tuning job, a summary holds nothing but what never changes.
+    return derived(
+        row,
+        "summary",
+        lambda one: encode("HyperParameterTrainingJobSummary", _training_summary(one, tuning_job)),
+    )
 
 
 def _training_summary(row: Row, tuning_job: Row) -> dict[str, Any]:
@@ -745,22 +746,6 @@ def _describe_training_members() -> frozenset[str]:
     return frozenset() if shape is None else frozenset(shape.members)
 
 
-def _resource_config(definition: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the resources of a training job; of several that a tuning job may choose from, the first."""
-    resources: Mapping[str, Any] | None = definition.get("ResourceConfig")
-    tuning = definition.get("HyperParameterTuningResourceConfig")
-    if resources is not None or tuning is None:
-        return resources
-    first = (tuning.get("InstanceConfigs") or [tuning])[0]
-    volume = first.get("VolumeSizeInGB") or tuning.get("VolumeSizeInGB") or 1
-    return {
-        "InstanceType": first.get("InstanceType"),
-        "InstanceCount": first.get("InstanceCount"),
-        "VolumeSizeInGB": volume,
-        "VolumeKmsKeyId": tuning.get("VolumeKmsKeyId"),
-    }
-
-
 #: What SageMaker says of each phase.
 _PHASE_MESSAGES = {
     "Starting": "Preparing the instances for training",
@@ -785,6 +770,7 @@ def _transitions(row: Row) -> list[dict[str, Any]]:
             "Status": status,
             "StartTime": to_datetime(start),
             "EndTime": _time(end),
+            # The SageMaker SDK 2 reads it without looking whether it is there.
             "StatusMessage": _PHASE_MESSAGES[status],
         }
         for (status, start), end in zip(steps, ends, strict=True)

@@ -1,4 +1,4 @@
-"""Where ``s3://`` addresses are on this machine: ``s3://bucket/key`` is ``<s3-root>/bucket/key``."""
+"""Addresses of S3, and where they are below a folder: ``s3://bucket/key`` is ``<s3-root>/bucket/key``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,26 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 
-class UnmappableAddressError(ValueError):
-    """An address that has no place under the folder that stands for S3."""
+class StorageError(Exception):
+    """Something could not be read from where ``s3://`` is, or stored there; the text says what."""
+
+
+class UnmappableAddressError(StorageError, ValueError):
+    """An address that is none of S3, or has no place under the folder that stands for S3."""
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Return bucket and key of an ``s3://`` address.
+
+    :raises UnmappableAddressError: another scheme, or no bucket.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if scheme != "s3" or not separator:
+        raise UnmappableAddressError(f"{uri!r} is not an s3:// address; nothing else is mapped to a folder")
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise UnmappableAddressError(f"{uri!r} names no bucket")
+    return bucket, key
 
 
 def local_path(root: Path, uri: str) -> Path:
@@ -17,14 +35,11 @@ def local_path(root: Path, uri: str) -> Path:
     :param uri: ``s3://bucket/key``; also ``file:///folder``, which is taken as it is.
     :raises UnmappableAddressError: another scheme, no bucket, or a path with ``..`` in it.
     """
-    scheme, separator, rest = uri.partition("://")
-    if scheme == "file" and separator:
+    if uri.startswith("file://"):
         return Path(urlsplit(uri).path)
-    if scheme != "s3" or not separator:
-        raise UnmappableAddressError(f"{uri!r} is not an s3:// address; nothing else is mapped to a folder")
-    bucket, _, key = rest.partition("/")
+    bucket, key = split(uri)
     parts = [part for part in key.split("/") if part not in ("", ".")]
-    if not bucket or bucket in (".", "..") or ".." in parts or "\0" in uri:
+    if bucket in (".", "..") or ".." in parts or "\0" in uri:
         raise UnmappableAddressError(f"{uri!r} cannot be mapped to a folder below {root}")
     return root.joinpath(bucket, *parts)
 

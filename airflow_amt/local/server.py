@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -22,7 +23,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from airflow_amt.exceptions import AmtFieldError
@@ -31,6 +32,7 @@ from airflow_amt.local.clock import AmtClock
 from airflow_amt.local.engine import Engine, EngineOptions
 from airflow_amt.local.operations import Operations
 from airflow_amt.local.snapshots import Snapshots
+from airflow_amt.local.storage import FolderStorage
 from airflow_amt.local.store import Store
 from airflow_amt.service_model import service_model
 
@@ -51,6 +53,7 @@ class ServerOptions:
     :param port: port, 0 for any free one.
     :param clock_rate: AMT seconds per real second.
     :param engine: see :class:`EngineOptions`.
+    :param with_aws: serve S3, STS, IAM and CloudWatch Logs too; needs the extra ``local-aws``.
     :param until_stdin_closes: end as well when standard input closes: the sign, for a parent that holds
         the other end of a pipe, that the parent is gone.
     """
@@ -59,6 +62,7 @@ class ServerOptions:
     port: int = 0
     clock_rate: float = 1.0
     engine: EngineOptions
+    with_aws: bool = False
     until_stdin_closes: bool = False
 
 
@@ -77,12 +81,14 @@ class Application:
         self._operations = Operations(engine)
         self._injector = engine.options.faults
         self._snapshots = Snapshots(engine.store)
+        # Only a folder is shown, as an S3 server shows itself.
+        view = s3_view.routes(engine.storage.root) if isinstance(engine.storage, FolderStorage) else []
         self._rest = Starlette(
             routes=[
                 Route(FAULTS_PATH, self._get_faults, methods=["GET"]),
                 Route(FAULTS_PATH, self._put_faults, methods=["PUT"]),
                 Route(FAULTS_PATH, self._delete_faults, methods=["DELETE"]),
-                *s3_view.routes(engine.options.s3_root),
+                *view,
             ]
         )
 
@@ -141,7 +147,13 @@ class Application:
 
     async def _answer_badly(self, operation: str, region: str, body: bytes) -> bytes:
         """Answer a call while faults are asked for."""
-        await asyncio.sleep(self._injector.before(operation, region))
+        wait = self._injector.before(operation, region)
+        if wait:
+            try:
+                await asyncio.sleep(wait)
+            except asyncio.CancelledError:
+                # The server ends, and does not wait for calls that it only holds up.
+                raise faults.DropConnectionError from None
         operations = self._operations
         age = self._injector.staleness(operation)
         if age is not None:
@@ -168,7 +180,7 @@ class Application:
 
     async def _put_faults(self, request: Request) -> Response:
         try:
-            new = faults.Faults.from_text((await request.body()).decode())
+            new = faults.Faults.from_json(await request.body())
         except AmtFieldError as error:
             return _json({"message": str(error)}, 400)
         return self._set_faults(new)
@@ -181,6 +193,23 @@ class Application:
         self._injector.set(new)
         self._snapshots.keep(self._injector.longest_staleness)
         return _json(new.as_dict(), 200)
+
+
+def beside(sagemaker: ASGIApp, others: ASGIApp) -> ASGIApp:
+    """Return an application that gives SageMaker's requests to one application and the rest to another."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        ours = (
+            scope["type"] != "http"
+            or scope["path"] == FAULTS_PATH
+            or any(
+                name == b"x-amz-target" and value.startswith(protocol.TARGET_PREFIX.encode())
+                for name, value in scope["headers"]
+            )
+        )
+        await (sagemaker if ours else others)(scope, receive, send)
+
+    return application
 
 
 class _ClientGoneError(Exception):
@@ -346,8 +375,22 @@ async def _serve(
     application = Application(engine)
     host, port = listener.getsockname()[:2]
     endpoint = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    served: ASGIApp = application
+    if options.with_aws:
+        # Here, and not at the top: who does not ask for it pays nothing for it.
+        from airflow_amt.local import aws
+
+        served = beside(
+            application,
+            aws.create_asgi_app(
+                s3_root=options.engine.s3_root,
+                training_jobs=options.engine.state_dir / "training-jobs",
+                account=options.engine.account,
+            ),
+        )
+        aws.announce(os.environ, endpoint)
     config = uvicorn.Config(
-        application,
+        served,
         http=application.connections.protocol(),
         ws="none",
         # Nobody else's word about who the client is: connections are found by it.
@@ -377,6 +420,7 @@ async def _serve(
     finally:
         application.close()
         await engine.close()
+        engine.storage.close()
 
 
 class _EndOfInput(asyncio.Protocol):

@@ -5,11 +5,12 @@ The folder follows the contract of SageMaker's training containers (``/opt/ml`` 
     <state-dir>/training-jobs/<region>/<name>/
         code/                            working directory; the script in script mode
         input/config/hyperparameters.json, inputdataconfig.json, resourceconfig.json
-        input/data/<channel>/            links to the files of the channel
+        input/data/<channel>/            the files of the channel: links, or downloaded
+        input/data/<channel>_<epoch>     its named pipes in Pipe mode
         model/                           packed to model.tar.gz
         output/data/                     packed to output.tar.gz if anything is in it
         output/failure                   the trainer's own words about a failure
-        checkpoints/
+        checkpoints/                     filled from and stored to CheckpointConfig.S3Uri
         log                              standard output and error, as CloudWatch would have it
 
 Arguments and ``SM_*`` variables are those of the SageMaker training toolkit's script mode. Commands that
@@ -19,20 +20,26 @@ stand for images get the same ones.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 import signal
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow_amt.local import s3
+from airflow_amt.local import channels, pipes, s3
 from airflow_amt.local.metrics import read_final_metrics
 from airflow_amt.local.processes import MARKER
+from airflow_amt.local.s3 import StorageError
+from airflow_amt.local.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 TUNING_OBJECTIVE = "_tuning_objective_metric"
 PROGRAM = "sagemaker_program"
@@ -55,10 +62,12 @@ class TrainingSpec:
     :param name: its name.
     :param arn: its ARN.
     :param region: AWS region.
-    :param definition: the API's ``HyperParameterTrainingJobDefinition``.
-    :param hyperparameters: all of them: static, tuned, and the name of the objective metric; strings.
+    :param definition: the API's ``HyperParameterTrainingJobDefinition``, or a ``CreateTrainingJob`` request,
+        which has the same members where this module looks.
+    :param hyperparameters: all of them: static, tuned, and, of a tuning job, the name of the objective
+        metric; strings.
     :param folder: where it lives.
-    :param s3_root: the folder that stands for S3.
+    :param storage: where ``s3://`` is.
     :param command: the command that stands for the image; ``None`` in script mode.
     :param marker: value of the environment variable by which its processes are found again.
     """
@@ -69,7 +78,7 @@ class TrainingSpec:
     definition: Mapping[str, Any]
     hyperparameters: Mapping[str, str]
     folder: Path
-    s3_root: Path
+    storage: Storage
     command: Sequence[str] | None
     marker: str
 
@@ -88,6 +97,15 @@ class TrainingSpec:
         """Where the training job's output goes."""
         return output_uri(self.definition, self.name)
 
+    @property
+    def checkpoint_uri(self) -> str | None:
+        """Where its checkpoints are kept; a tuning job's training jobs have a folder each there."""
+        config = self.definition.get("CheckpointConfig")
+        if not config:
+            return None
+        uri: str = config["S3Uri"].rstrip("/")
+        return f"{uri}/{self.name}" if TUNING_OBJECTIVE in self.hyperparameters else uri
+
 
 def output_uri(definition: Mapping[str, Any], name: str) -> str:
     """Return the address of a training job's output: ``<S3OutputPath>/<name>/output``."""
@@ -98,6 +116,22 @@ def model_uri(definition: Mapping[str, Any], name: str) -> str:
     """Return the address of a training job's model: an archive, or a folder if compression is ``NONE``."""
     compressed = definition["OutputDataConfig"].get("CompressionType") != "NONE"
     return output_uri(definition, name) + ("/model.tar.gz" if compressed else "/model/")
+
+
+def resource_config_of(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a training job is run on, as a ``ResourceConfig``; empty if the definition does not say.
+
+    Of a ``HyperParameterTuningResourceConfig`` with several instances to choose from it is the first one.
+    """
+    if definition.get("ResourceConfig"):
+        return dict(definition["ResourceConfig"])
+    tuning = definition.get("HyperParameterTuningResourceConfig") or {}
+    first = (tuning.get("InstanceConfigs") or [tuning])[0]
+    members = ("InstanceType", "InstanceCount", "VolumeSizeInGB")
+    found = {name: first[name] for name in members if first.get(name) is not None}
+    if found and tuning.get("VolumeKmsKeyId"):
+        found["VolumeKmsKeyId"] = tuning["VolumeKmsKeyId"]
+    return found
 
 
 def decoded(value: str) -> Any:
@@ -129,13 +163,16 @@ def prepare(spec: TrainingSpec) -> tuple[list[str], dict[str, str]]:
     """
     for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code"):
         (spec.folder / folder).mkdir(parents=True, exist_ok=True)
-    channels = spec.definition.get("InputDataConfig") or []
-    for channel in channels:
+    provided = channels.channels_of(spec.definition)
+    for channel in provided:
         _provide_channel(spec, channel)
+    _provide_checkpoints(spec)
     program = _provide_script(spec) if spec.command is None else list(spec.command)
+    _note_entry_point(spec)
+    _note_instances(spec)
     user = _user_hyperparameters(spec.hyperparameters)
     arguments = _arguments(user)
-    input_config = _input_config(channels)
+    input_config = _input_config(spec.definition)
     resources = {"current_host": _HOST, "hosts": [_HOST], "network_interface_name": "lo"}
     config = spec.folder / "input" / "config"
     _write_json(config / "hyperparameters.json", dict(spec.hyperparameters))
@@ -145,58 +182,53 @@ def prepare(spec: TrainingSpec) -> tuple[list[str], dict[str, str]]:
     environment.update(_variables(spec, user, arguments, input_config, resources))
     environment.update(spec.definition.get("Environment") or {})
     environment[MARKER] = spec.marker
-    return program + arguments, environment
+    command = program + arguments
+    piped = [channel for channel in provided if channel.mode == "Pipe"]
+    if piped:
+        command = pipes.wrapped(command, piped, spec.storage, spec.folder)
+    return command, environment
 
 
-def _provide_channel(spec: TrainingSpec, channel: Mapping[str, Any]) -> None:
-    """Link the files of an input channel into the training job's folder."""
-    name = channel["ChannelName"]
-    uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
-    if name in (".", ".."):
-        raise CannotStartError(f"ClientError: a channel cannot be named {name!r}")
+def _provide_channel(spec: TrainingSpec, channel: channels.Channel) -> None:
     try:
-        sources = s3.matching(spec.s3_root, uri)
-    except s3.UnmappableAddressError as error:
-        raise CannotStartError(f"ClientError: Data download failed for channel {name!r}: {error}") from None
-    if not sources:
-        raise CannotStartError(
-            f"ClientError: Data download failed for channel {name!r}: no object matches {uri}. "
-            f"Put the files under {_shown_path(spec, uri)}."
-        )
-    folder = spec.folder / "input" / "data" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in sources:
-        link = folder / source.name
-        if not link.is_symlink():
-            link.symlink_to(source.absolute())
+        channels.provide(spec.storage, channel, spec.folder / "input" / "data")
+    except (StorageError, OSError) as error:
+        raise CannotStartError(_download_failed(f"channel {channel.name!r}", error)) from None
 
 
-def _shown_path(spec: TrainingSpec, uri: str) -> str:
-    return str(s3.local_path(spec.s3_root, uri))
+def _download_failed(what: str, error: Exception) -> str:
+    return f"ClientError: Data download failed for {what}: {error}"
+
+
+def _provide_checkpoints(spec: TrainingSpec) -> None:
+    """Copy the checkpoints that an earlier training job of this name left."""
+    uri = spec.checkpoint_uri
+    if uri is None:
+        return
+    try:
+        for found in spec.storage.objects(f"{uri}/"):
+            target = spec.folder / "checkpoints" / found.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Copied, also where it could be linked to: the trainer writes here.
+            with spec.storage.open(found.uri) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+    except (StorageError, OSError) as error:
+        raise CannotStartError(_download_failed("the checkpoints", error)) from None
 
 
 def _provide_script(spec: TrainingSpec) -> list[str]:
     """Copy or unpack the submit directory into the working directory; return the command that runs it."""
     where = str(decoded(spec.hyperparameters[SUBMIT_DIRECTORY]))
     try:
-        source = s3.local_path(spec.s3_root, where) if "://" in where else Path(where)
-    except s3.UnmappableAddressError as error:
+        _provide_code(spec, where)
+    except StorageError as error:
         raise CannotStartError(f"ClientError: {SUBMIT_DIRECTORY}: {error}") from None
-    if source.is_dir():
-        shutil.copytree(source, spec.code, dirs_exist_ok=True)
-    elif source.is_file():
-        _unpack(source, spec.code)
-    else:
-        raise CannotStartError(
-            f"ClientError: {SUBMIT_DIRECTORY}: {where} does not exist (looked at {source})"
-        )
     program = script_mode_program(spec.hyperparameters)
     script = (spec.code / program).resolve()
     if not script.is_relative_to(spec.code.resolve()) or not script.is_file():
         raise CannotStartError(f"ClientError: {PROGRAM}: there is no file {program!r} in {where}")
     if (spec.code / "requirements.txt").is_file():
-        with spec.log.open("a", encoding="utf-8") as log:
-            log.write("embedded AMT: requirements.txt is not installed; the server's own packages are used\n")
+        _note(spec, "requirements.txt is not installed; the server's own packages are used")
     if script.suffix == ".py":
         return [sys.executable, program]
     if script.suffix == ".sh":
@@ -204,12 +236,67 @@ def _provide_script(spec: TrainingSpec) -> list[str]:
     raise CannotStartError(f"ClientError: {PROGRAM}: {program!r} is neither a .py nor a .sh file")
 
 
+def _provide_code(spec: TrainingSpec, where: str) -> None:
+    if where.startswith("file://") or "://" not in where:
+        source = s3.local_path(Path(), where) if "://" in where else Path(where)
+        looked_at = str(source)
+    elif spec.storage.is_local:
+        looked_at = spec.storage.where(where)
+        source = Path(looked_at)
+    else:
+        looked_at = spec.storage.where(where)
+        source = _downloaded(spec, where)
+    if source.is_dir():
+        shutil.copytree(source, spec.code, dirs_exist_ok=True)
+    elif source.is_file():
+        _unpack(source, spec.code)
+    else:
+        raise StorageError(f"{where} does not exist (looked at {looked_at})")
+
+
+def _downloaded(spec: TrainingSpec, where: str) -> Path:
+    """Download the submit directory, or its archive, and return where it is now, if it is anywhere."""
+    target = spec.folder / "input" / "code"
+    for found in spec.storage.objects(where):
+        if found.uri == where:
+            spec.storage.fetch(where, target)
+        elif found.uri.startswith(where.rstrip("/") + "/"):
+            spec.storage.fetch(found.uri, target / found.name)
+    return target
+
+
 def _unpack(archive: Path, folder: Path) -> None:
     try:
         with tarfile.open(archive) as opened:
             opened.extractall(folder, filter="data")
-    except (tarfile.TarError, EOFError) as error:
-        raise CannotStartError(f"ClientError: {SUBMIT_DIRECTORY}: cannot unpack {archive}: {error}") from None
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise StorageError(f"cannot unpack {archive}: {error}") from None
+
+
+def _note_entry_point(spec: TrainingSpec) -> None:
+    """Say in the log what is not used of a stand-alone training job."""
+    specification = spec.definition.get("AlgorithmSpecification") or {}
+    given = [name for name in ("ContainerEntrypoint", "ContainerArguments") if specification.get(name)]
+    if given:
+        _note(
+            spec,
+            f"{' and '.join(given)} not used: there is no container; what runs is the command that "
+            "stands for the image, or the script in script mode",
+        )
+
+
+def _note_instances(spec: TrainingSpec) -> None:
+    """Say that several instances are one process here: a script sees a cluster of one host."""
+    resources = resource_config_of(spec.definition)
+    groups = resources.get("InstanceGroups") or [resources]
+    count = sum(group.get("InstanceCount") or 1 for group in groups)
+    if count > 1:
+        _note(spec, f"InstanceCount is {count}; one process on this machine trains, as host {_HOST}")
+
+
+def _note(spec: TrainingSpec, text: str) -> None:
+    with spec.log.open("a", encoding="utf-8") as log:
+        log.write(f"embedded AMT: {text}\n")
 
 
 def _user_hyperparameters(hyperparameters: Mapping[str, str]) -> dict[str, Any]:
@@ -233,16 +320,17 @@ def _argument(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
-def _input_config(channels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _input_config(definition: Mapping[str, Any]) -> dict[str, Any]:
+    default_mode = (definition.get("AlgorithmSpecification") or {}).get("TrainingInputMode") or "File"
     return {
         channel["ChannelName"]: {
-            "TrainingInputMode": channel.get("InputMode") or "File",
+            "TrainingInputMode": channel.get("InputMode") or default_mode,
             "S3DistributionType": channel["DataSource"]["S3DataSource"].get("S3DataDistributionType")
             or "FullyReplicated",
             "RecordWrapperType": channel.get("RecordWrapperType") or "None",
             **({"ContentType": channel["ContentType"]} if channel.get("ContentType") else {}),
         }
-        for channel in channels
+        for channel in definition.get("InputDataConfig") or ()
     }
 
 
@@ -254,13 +342,14 @@ def _variables(
     resources: Mapping[str, Any],
 ) -> dict[str, str]:
     folder = spec.folder
-    channels = {name: str(folder / "input" / "data" / name) for name in input_config}
-    resource_config = spec.definition.get("ResourceConfig") or {}
+    paths = {name: str(folder / "input" / "data" / name) for name in input_config}
+    resource_config = resource_config_of(spec.definition)
     program = script_mode_program(spec.hyperparameters) if PROGRAM in spec.hyperparameters else ""
     variables = {
         "TRAINING_JOB_NAME": spec.name,
         "TRAINING_JOB_ARN": spec.arn,
         "AWS_REGION": spec.region,
+        "AWS_DEFAULT_REGION": spec.region,  # what boto3 reads
         "PYTHONUNBUFFERED": "1",
         "SM_HPS": json.dumps(user),
         "SM_USER_ARGS": json.dumps(list(arguments)),
@@ -270,9 +359,10 @@ def _variables(
         "SM_MODEL_DIR": str(folder / "model"),
         "SM_OUTPUT_DIR": str(folder / "output"),
         "SM_OUTPUT_DATA_DIR": str(folder / "output" / "data"),
+        "SM_CHECKPOINT_DIR": str(folder / "checkpoints"),
         "SM_INPUT_DIR": str(folder / "input"),
         "SM_INPUT_CONFIG_DIR": str(folder / "input" / "config"),
-        "SM_CHANNELS": json.dumps(sorted(channels)),
+        "SM_CHANNELS": json.dumps(sorted(paths)),
         "SM_INPUT_DATA_CONFIG": json.dumps(input_config),
         "SM_CURRENT_HOST": _HOST,
         "SM_HOSTS": json.dumps([_HOST]),
@@ -289,7 +379,7 @@ def _variables(
         variables[key] = text
         # The toolkit leaves hyphens in; shells cannot read such a name.
         variables[key.replace("-", "_")] = text
-    for name, path in channels.items():
+    for name, path in paths.items():
         variables[f"SM_CHANNEL_{name.upper()}"] = path
     return {key: value for key, value in variables.items() if "\0" not in value and "=" not in key}
 
@@ -301,29 +391,58 @@ def _write_json(path: Path, value: Any) -> None:
 def store_results(spec: TrainingSpec) -> None:
     """Pack model and output data to where ``OutputDataConfig`` says, as SageMaker does after training.
 
-    :raises OSError: the folder that stands for S3 cannot be written.
-    :raises airflow_amt.local.s3.UnmappableAddressError: ``S3OutputPath`` is not an address of S3.
+    :raises OSError: this machine's disk refuses.
+    :raises StorageError: ``S3OutputPath`` is not an address of S3, or the storage refuses.
     """
-    target = s3.local_path(spec.s3_root, spec.output_uri)
-    target.mkdir(parents=True, exist_ok=True)
     compress = spec.definition["OutputDataConfig"].get("CompressionType") != "NONE"
-    _pack(spec.folder / "model", target / ("model.tar.gz" if compress else "model"), compress)
+    _store(spec, spec.folder / "model", "model", compress)
     data = spec.folder / "output" / "data"
     if any(data.iterdir()):
-        _pack(data, target / ("output.tar.gz" if compress else "output"), compress)
+        _store(spec, data, "output", compress)
 
 
-def _pack(folder: Path, target: Path, compress: bool) -> None:
+def _store(spec: TrainingSpec, folder: Path, name: str, compress: bool) -> None:
     if not compress:
-        shutil.copytree(folder, target, dirs_exist_ok=True, symlinks=True)
+        spec.storage.store(folder, f"{spec.output_uri}/{name}")
         return
-    with tarfile.open(target, "w:gz", compresslevel=1) as archive:
+    packed = spec.folder / f"{name}.tar.gz"
+    with tarfile.open(packed, "w:gz", compresslevel=1) as archive:
         for entry in sorted(folder.iterdir()):
             archive.add(entry, arcname=entry.name)
+    spec.storage.store(packed, f"{spec.output_uri}/{packed.name}")
+    packed.unlink()
+
+
+def store_checkpoints(spec: TrainingSpec) -> None:
+    """Store what is in the checkpoints folder where ``CheckpointConfig`` says; nothing without one.
+
+    :raises OSError: this machine's disk refuses.
+    :raises StorageError: ``S3Uri`` is not an address of S3, or the storage refuses.
+    """
+    folder = spec.folder / "checkpoints"
+    if spec.checkpoint_uri is not None and any(folder.iterdir()):
+        spec.storage.store(folder, spec.checkpoint_uri)
+
+
+def clean_up(spec: TrainingSpec) -> None:
+    """Remove what only the training process needed: named pipes, and what was downloaded for it."""
+    data = spec.folder / "input" / "data"
+    try:
+        for path in list(data.iterdir()):
+            if path.is_fifo():
+                path.unlink()
+            elif not spec.storage.is_local and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+    except OSError as error:
+        # The trainer may have made folders that cannot be removed; they are in nobody's way.
+        logger.warning("Input data of %s cannot be removed: %s", spec.name, error)
 
 
 def failure_reason(spec: TrainingSpec, exit_status: int) -> str:
     """Say why a training process failed: its own words or the end of its log, and its exit code."""
+    download = pipes.failure(spec.folder)
+    if download is not None:
+        return f"ClientError: {download}"[:LONGEST_REASON]
     # A container's exit code for a process that a signal ended is 128 plus the signal's number.
     code = exit_status if exit_status >= 0 else 128 - exit_status
     words = failure_message(spec) or _last_words(spec.log)
@@ -386,11 +505,22 @@ def conclude(
         produced is stored, as SageMaker does.
     """
     metrics = read_final_metrics(spec.log, definitions)
+    reason = None
     if not stopped and (exit_status != 0 or failure_message(spec)):
-        return Conclusion(status="Failed", metrics=metrics, failure_reason=failure_reason(spec, exit_status))
-    try:
-        store_results(spec)
-    except (OSError, s3.UnmappableAddressError) as error:
-        reason = f"ClientError: cannot store the model at {spec.output_uri}: {error}"
+        reason = failure_reason(spec, exit_status)
+    clean_up(spec)
+    # Checkpoints are stored however it ended, as they are what the next one goes on from.
+    refused = _refusal(store_checkpoints, spec, f"the checkpoints at {spec.checkpoint_uri}")
+    reason = reason or refused or _refusal(store_results, spec, f"the model at {spec.output_uri}")
+    if reason is not None:
         return Conclusion(status="Failed", metrics=metrics, failure_reason=reason[:LONGEST_REASON])
     return Conclusion(status="Stopped" if stopped else "Completed", metrics=metrics)
+
+
+def _refusal(store: Callable[[TrainingSpec], None], spec: TrainingSpec, what: str) -> str | None:
+    """Store something; return why that was not possible, ``None`` if it was."""
+    try:
+        store(spec)
+    except (OSError, StorageError) as error:
+        return f"ClientError: cannot store {what}: {error}"
+    return None

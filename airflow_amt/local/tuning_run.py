@@ -364,9 +364,6 @@ class TuningRun:
     def _launch(self, definition: DefinitionRun, tuned: Mapping[str, str]) -> None:
         name = f"{self._name}-{self._launched + 1:03d}-{secrets.token_hex(4)}"
         training = self._training(definition, name, tuned)
-        self._launched += 1
-        definition.launched += 1
-        self._count_running(training)
         # As AMT documents: training jobs get the tags that the tuning job has when they are launched.
         tags = self._engine.store.tags_of(self._arn)
         if tags:
@@ -378,6 +375,9 @@ class TuningRun:
                 "objective_status": "Pending",
             }
         )
+        self._launched += 1
+        definition.launched += 1
+        self._count_running(training)
         self._save(modified_ms=training.created_ms)
 
     def _resume(self, row: Row) -> None:

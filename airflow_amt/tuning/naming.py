@@ -76,7 +76,7 @@ def derive_job_name(owner: Owner, *, prefix: str | None = None, generation: int 
 
 def tag_value(text: str) -> str:
     """Return text as an AWS tag value: allowed characters only, 256 at most, distinct when it was cut."""
-    clean = re.sub(r"[^\w\s.:/=+\-@]", "_", text)
+    clean = re.sub(r"[^\w .:/=+\-@]", "_", text)
     if len(clean) <= MAX_TAG_VALUE_LENGTH:
         return clean
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]

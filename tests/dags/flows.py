@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow.providers.amazon.aws.operators.sagemaker import SageMakerTuningOperator
+from airflow.providers.amazon.aws.sensors.sagemaker import SageMakerTuningSensor
 from airflow.sdk import DAG, task
 
 from airflow_amt import AmtStopTuningJobOperator, AmtTuningJobOperator, AmtTuningJobSensor
@@ -55,6 +56,24 @@ with DAG("migrate", **DEFAULTS):
             max_ingestion_time=120,
             deferrable=False,
         )
+
+# Nothing of ours: the Amazon provider alone, with all of AWS at one endpoint.
+with DAG("theirs_alone", **DEFAULTS):
+    theirs = SageMakerTuningOperator(
+        task_id="start",
+        config=MIGRATED,
+        aws_conn_id="aws_default",
+        wait_for_completion=False,
+        check_interval=1,
+        deferrable=False,
+    )
+    theirs >> SageMakerTuningSensor(
+        task_id="watch",
+        job_name="{{ params.prefix }}-start",
+        aws_conn_id="aws_default",
+        poke_interval=0.5,
+        timeout=60,
+    )
 
 with DAG("watch", **DEFAULTS):
     start = AmtTuningJobOperator(

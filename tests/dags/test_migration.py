@@ -17,10 +17,10 @@ from typing import Any
 import boto3
 import pytest
 
-from airflow_amt.local import RunningServer
+from airflow_amt.local import RunningServer, running
 from tests.dags.conftest import REGION, DagTest
 from tests.dags.test_flows import states, xcom
-from tests.local.support import create_request
+from tests.local.support import IMAGES, create_request
 
 pytestmark = [
     pytest.mark.dags,
@@ -131,3 +131,33 @@ def test_migrating_is_a_change_of_import_and_class(
     assert ours["best_training_job"]["objective"] == 0.7
     assert ours["best_training_job"]["hyperparameters"] == best["TunedHyperParameters"]
     assert ours["reason"] == "max_training_jobs"
+
+
+def test_the_amazon_provider_alone_finds_all_it_needs_at_one_endpoint(
+    tmp_path: Path, dag_test: DagTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its operator looks at the input data in S3 first; its sensor watches."""
+    with running(tmp_path, clock_rate=200, images=IMAGES, options=("--with-aws",)) as server:
+        extra = {"region_name": REGION, "endpoint_url": server.endpoint}
+        connection = {"conn_type": "aws", "login": "any", "password": "any", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+        keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
+        s3 = boto3.session.Session().client(
+            "s3", endpoint_url=server.endpoint, region_name="us-east-1", **keys
+        )
+        s3.create_bucket(Bucket="churn-data")
+        s3.put_object(Bucket="churn-data", Key="train/rows.csv", Body=b"1,2\n")
+        source = {"S3DataType": "S3Prefix", "S3Uri": "s3://churn-data/train/rows.csv"}
+        channel = {"ChannelName": "train", "DataSource": {"S3DataSource": source}}
+        tuning = create_request(
+            sequence="0.1 0.7",
+            most=2,
+            InputDataConfig=[channel],
+            OutputDataConfig={"S3OutputPath": "s3://churn-data/out"},
+        )
+        run = dag_test("theirs_alone", {"request": tuning, "prefix": "alone"})
+        assert states(run) == {"start": "success", "watch": "success"}
+        listed = s3.list_objects_v2(Bucket="churn-data", Prefix="out/")["Contents"]
+        assert len(listed) == 2
+        assert all(one["Key"].endswith("/output/model.tar.gz") for one in listed)
+        s3.close()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_amt.local import RunningServer
+from tests.environments import Environments, environments
 from tests.local.support import client_of, shared_server
 
 
@@ -23,3 +24,9 @@ def client(amt: RunningServer) -> Iterator[Any]:
     """A boto3 client of the shared server."""
     with client_of(amt) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environments:
+    """Make virtual environments for foreign clients, one for each set of packages."""
+    return environments(tmp_path_factory.mktemp("environments"))

@@ -201,19 +201,18 @@ def test_each_limit(amt: RunningServer, path: str, value: Any) -> None:
     assert field.lower() in message.lower()
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "named"),
-    [
-        (f"{DEFINITION}.AlgorithmSpecification.TrainingInputMode", "Pipe", "TrainingInputMode"),
-    ],
-)
-def test_what_is_not_offered_is_refused_and_not_ignored(
-    amt: RunningServer, path: str, value: Any, named: str
-) -> None:
-    message = refused(amt, having(create_request(), path, value))
+def test_a_file_system_is_refused_and_not_ignored(amt: RunningServer) -> None:
+    source = {
+        "FileSystemId": "fs-12345678901",
+        "FileSystemAccessMode": "ro",
+        "FileSystemType": "EFS",
+        "DirectoryPath": "/data",
+    }
+    channel = {"ChannelName": "train", "DataSource": {"FileSystemDataSource": source}}
+    message = refused(amt, having(create_request(), f"{DEFINITION}.InputDataConfig", [channel]))
 
-    assert named in message
-    assert "does not offer" in message
+    assert f"{DEFINITION}.InputDataConfig[0].DataSource" in message
+    assert "mounts no file system" in message
 
 
 def test_an_image_without_a_command_says_how_to_map_it(amt: RunningServer) -> None:
@@ -574,18 +573,26 @@ def test_a_running_job(client: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "parameters"),
+    ("call", "parameters", "code"),
     [
-        ("describe_hyper_parameter_tuning_job", {"HyperParameterTuningJobName": "nobody"}),
-        ("stop_hyper_parameter_tuning_job", {"HyperParameterTuningJobName": "nobody"}),
-        ("list_training_jobs_for_hyper_parameter_tuning_job", {"HyperParameterTuningJobName": "nobody"}),
-        ("describe_training_job", {"TrainingJobName": "nobody"}),
+        (
+            "describe_hyper_parameter_tuning_job",
+            {"HyperParameterTuningJobName": "nobody"},
+            "ResourceNotFound",
+        ),
+        ("stop_hyper_parameter_tuning_job", {"HyperParameterTuningJobName": "nobody"}, "ResourceNotFound"),
+        (
+            "list_training_jobs_for_hyper_parameter_tuning_job",
+            {"HyperParameterTuningJobName": "nobody"},
+            "ResourceNotFound",
+        ),
+        ("describe_training_job", {"TrainingJobName": "nobody"}, "ValidationException"),
     ],
 )
-def test_what_does_not_exist(client: Any, call: str, parameters: dict[str, str]) -> None:
+def test_what_does_not_exist(client: Any, call: str, parameters: dict[str, str], code: str) -> None:
     with pytest.raises(ClientError) as missing:
         getattr(client, call)(**parameters)
-    assert missing.value.response["Error"]["Code"] == "ResourceNotFound"
+    assert missing.value.response["Error"]["Code"] == code
     assert "nobody" in str(missing.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import time
@@ -90,6 +91,7 @@ def throttled(one: FaultInjector, operation: str, region: str = REGION) -> bool:
         (rules({"kind": "stale", "seconds": 100_000}), "faults.rules[0].seconds"),
         (rules({"kind": "error", "status": 200}), "faults.rules[0].status"),
         (rules({"kind": "error", "code": ""}), "faults.rules[0].code"),
+        (rules({"kind": "error", "code": "A\r\nB: c"}), "faults.rules[0].code"),
         (rules({"kind": "drop", "when": "during"}), "faults.rules[0].when"),
         (rules({"kind": "drop", "probability": 1.1}), "faults.rules[0].probability"),
         (rules({"kind": "drop", "every": 0}), "faults.rules[0].every"),
@@ -135,6 +137,7 @@ def test_a_setting_reads_back(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("{", "valid JSON"),
+        (__file__, "valid JSON"),
         ("missing.json", "missing.json"),
         ('{"rules": [{"kind": "drop", "when": 1}]}', "faults.rules[0].when"),
     ],
@@ -412,6 +415,22 @@ def test_a_slow_answer(amt: RunningServer) -> None:
 
 
 @pytest.mark.local
+def test_a_server_that_holds_calls_up_ends_all_the_same(tmp_path: Path) -> None:
+    setting = rules({"kind": "latency", "seconds": 600, "operations": [LIST]})
+    with running(tmp_path, faults=setting) as amt:
+        connection = http.client.HTTPConnection(urlsplit(amt.endpoint).netloc, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", "/", body=b"{}", headers={"X-Amz-Target": f"SageMaker.{LIST}"})
+            wait_until(lambda: amt.faults()["applied"] == [1], "the wait")
+
+            assert amt.stop() == 0
+
+            with pytest.raises(ConnectionError):
+                connection.getresponse()
+        assert "Traceback" not in amt.log
+
+
+@pytest.mark.local
 def test_reads_are_answered_from_an_older_state(amt: RunningServer, once: Any) -> None:
     old, new = create_request(sequence="hang"), create_request(sequence="hang")
     once.create_hyper_parameter_tuning_job(**old)
@@ -451,6 +470,8 @@ def test_what_was_written_arrives_in_the_end(amt: RunningServer, once: Any) -> N
 @pytest.mark.local
 def test_faults_from_the_start_and_by_plain_http(tmp_path: Path) -> None:
     setting = rules({"kind": "error", "operations": [LIST]}, seed=3)
+    file = tmp_path / "faults.json"
+    file.write_text("{}")
     with running(tmp_path, images=IMAGES, faults=setting) as amt, client_of(amt) as client:
         with pytest.raises(ClientError, match="InternalFailure"):
             client.list_hyper_parameter_tuning_jobs()
@@ -459,13 +480,20 @@ def test_faults_from_the_start_and_by_plain_http(tmp_path: Path) -> None:
         with pytest.raises(AmtFieldError) as caught:
             amt.set_faults(rules({"kind": "error", "first": 0}))
         assert caught.value.field == "faults.rules[0].first"
-        connection = http.client.HTTPConnection(urlsplit(amt.endpoint).netloc, timeout=20)
-        connection.request("PUT", "/_amt/faults", body=b'{"rules": [{"kind": "dorp"}]}')
-        response = connection.getresponse()
-        answer = json.loads(response.read())
-        connection.close()
-        assert response.status == 400
-        assert "faults.rules[0].kind" in answer["message"]
+        for body, named in (
+            (b'{"rules": [{"kind": "dorp"}]}', "faults.rules[0].kind"),
+            (b"\xff{", "valid JSON"),
+            (b"[" * 100_000, "valid JSON"),
+            # A path is for those who start the server, not for those who reach it.
+            (str(file).encode(), "valid JSON"),
+        ):
+            connection = http.client.HTTPConnection(urlsplit(amt.endpoint).netloc, timeout=20)
+            with contextlib.closing(connection):
+                connection.request("PUT", "/_amt/faults", body=body)
+                response = connection.getresponse()
+                answer = json.loads(response.read())
+            assert response.status == 400
+            assert named in answer["message"]
         # What cannot be used changes nothing.
         assert amt.faults()["applied"] == [1]
 

@@ -141,6 +141,25 @@ def test_grid_tries_every_combination_once(client: Any) -> None:
     assert tried == set(itertools.product("abc", "12"))
 
 
+def test_a_grid_larger_than_the_quota_is_refused(client: Any) -> None:
+    ranges = {
+        "CategoricalParameterRanges": [
+            {"Name": name, "Values": [str(value) for value in range(30)]} for name in ("one", "two")
+        ]
+    }
+    with pytest.raises(ClientError, match="750") as refusal:
+        client.create_hyper_parameter_tuning_job(**create_request(strategy="Grid", ranges=ranges, most=None))
+    assert refusal.value.response["Error"]["Code"] == "ResourceLimitExceeded"
+
+
+def test_training_jobs_of_parents_count_against_the_quota(client: Any) -> None:
+    parent = run_to_end(client, create_request(most=2, strategy="Bayesian"))["HyperParameterTuningJobName"]
+    request = warm(create_request(most=749, strategy="Bayesian"), "TransferLearning", parent)
+    with pytest.raises(ClientError, match="current utilization of 2 ") as refusal:
+        client.create_hyper_parameter_tuning_job(**request)
+    assert refusal.value.response["Error"]["Code"] == "ResourceLimitExceeded"
+
+
 # --- Autotune ---------------------------------------------------------------------------------------
 
 

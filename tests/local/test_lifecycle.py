@@ -91,7 +91,7 @@ def test_stop_is_idempotent_while_stopping_and_refused_when_over(client: Any) ->
     assert statuses == ["Stopping"]
     assert wait_for_end(client, name)["HyperParameterTuningJobStatus"] == "Stopped"
 
-    with pytest.raises(ClientError, match="is in status Stopped") as refusal:
+    with pytest.raises(ClientError, match="is already in status Stopped") as refusal:
         client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
     assert refusal.value.response["Error"]["Code"] == "ValidationException"
 

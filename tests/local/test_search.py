@@ -451,6 +451,37 @@ def test_parents_outside_the_new_ranges_are_left_out(strategy: str, transfer: bo
         assert all(0 <= float(one["x"]) <= 1 for one in run(make(strategy, LINE, prior=prior), 12))
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3", "3"),
+        ('"3"', "3"),
+        ("3.0", "3"),
+        ("+3", "3"),
+        ("3.5", None),
+        ("11", None),
+        ("x", None),
+        ("inf", None),
+    ],
+)
+def test_integers_of_parents_are_read(text: str, expected: str | None) -> None:
+    assert IntegerParameter(name="n", low=1, high=10, logarithmic=False).read(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1e-1", "0.1"), ('"0.1"', "0.1"), ("1", "1.0"), ("1.1", None), ("nan", None), ("", None)],
+)
+def test_numbers_of_parents_are_read(text: str, expected: str | None) -> None:
+    assert ContinuousParameter(name="x", low=0.0, high=1.0, scaling="Linear").read(text) == expected
+
+
+def test_categories_of_parents_are_read() -> None:
+    parameter = CategoricalParameter(name="c", values=("a", '"b"'))
+
+    assert [parameter.read(text) for text in ("a", '"a"', "b", '"b"', "c")] == ["a", "a", '"b"', '"b"', None]
+
+
 # --- what else -------------------------------------------------------------------------------------
 
 
@@ -647,12 +678,12 @@ def test_autotune_chooses_around_the_hint_and_its_range_can_be_searched(hint: st
     (parameter,) = Space.from_ranges(ranges, "ranges").parameters
     text = hint if isinstance(parameter, CategoricalParameter) else hint.strip().strip('"').strip()
 
-    assert parameter.contains(text)
+    assert parameter.read(text) is not None
     if isinstance(parameter, ContinuousParameter) and 0 < float(text) < 1:
         assert 0 < parameter.low <= parameter.high < 1
     for strategy in ("Random", "Bayesian"):
         (combination,) = run(make(strategy, ranges), 1)
-        assert parameter.contains(combination["p"])
+        assert parameter.read(combination["p"]) == combination["p"]
     if not isinstance(parameter, CategoricalParameter):
         # What Autotune chose is a range that a user could have written.
         kind = "Integer" if isinstance(parameter, IntegerParameter) else "Continuous"

@@ -15,6 +15,7 @@ from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import images, s3, trainer
 from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.processes import MARKER
+from airflow_amt.local.storage import FolderStorage
 from airflow_amt.local.trainer import CannotStartError, TrainingSpec
 
 DEFINITIONS = compile_definitions([{"Name": "objective", "Regex": r"objective=(\S+)"}], "")
@@ -34,7 +35,7 @@ def make(
         definition={"OutputDataConfig": {"S3OutputPath": "s3://models/out/"}, **definition},
         hyperparameters={"_tuning_objective_metric": "objective", **(hyperparameters or {})},
         folder=tmp_path / "training",
-        s3_root=tmp_path / "s3",
+        storage=FolderStorage(tmp_path / "s3"),
         command=command,
         marker="state/us-east-1/job-001-abc",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,19 @@ _SPREAD = 5
 _FEWEST = 3
 #: Most points that the kernel is fitted to, and that the model is conditioned on: they bound the time.
 _FITTED, _CONDITIONED = 80, 160
-#: Most points of parents with other data, and the noise variance (of objectives of variance 1) of each, times
-#: the square of the number of own ones.
-_TRANSFERRED, _DISTRUST = 60, 0.05
-_AEI = True
+#: Most points of parents with other data, and most own ones beside which they still count; the noise variance
+#: (of objectives of variance 1) of each is so much, times the square of the number of own ones.
+_TRANSFERRED, _DISTRUST = 40, 0.05
+#: In an infinite space a proposal is this far from all that was tried, along one hyperparameter at least. The
+#: unit is the distance that so many evenly spread combinations would have.
+_APART = 0.2
 _CANDIDATES = 500
 #: Finite spaces up to this size are looked at in full.
 _LISTED = 2000
 #: How many of the best combinations new ones are varied from, how often, and in how many rounds.
 _CENTRES, _VARIATIONS, _ROUNDS = 5, 60, 3
+#: How far a number moves on its scale in the first round; half as far in each further one.
+_WIDTH = 0.2
 
 #: Made after the imports above: it knows the libraries that are loaded then.
 _BLAS = ThreadpoolController()
@@ -44,7 +48,14 @@ class BayesianSearch:
     process is fitted to the ranks of the objectives (turned into normal scores, so their scale and outliers
     do not matter), and the combination of highest expected improvement is proposed, among random ones and
     variations of the best. Pending training jobs count as if they had brought what the model expects, failed
-    ones as the worst so far.
+    ones as the worst so far. A small distance from all that was tried is kept, which shrinks as the history
+    grows: next to it a combination would mostly bring the same again, but a model that takes differences for
+    noise likes to look there once more.
+
+    Warm start: what parents with identical data and algorithm tried counts as if tried here. The objectives
+    of other parents may be on another scale, so only their ranks count: every other one of the first
+    combinations is one of their best, and the model takes their ranks as objectives whose noise grows with
+    the number of own ones, until these alone matter.
 
     The same seed, history and pending training jobs give the same proposal, also after a restart. In a finite
     space no combination is tried twice.
@@ -98,7 +109,10 @@ class BayesianSearch:
         """Return those with an objective, the best first, each combination once."""
         known = [one for one in evaluations if one.objective is not None]
         known.sort(key=lambda one: self._sign * (one.objective or 0.0), reverse=True)
-        return list({self._space.key(one.hyperparameters): one for one in reversed(known)}.values())[::-1]
+        ranked: dict[Key, Evaluation] = {}
+        for one in known:
+            ranked.setdefault(self._space.key(one.hyperparameters), one)
+        return list(ranked.values())
 
     def _first(self, number: int, tried: set[Key], generator: random.Random) -> dict[str, str] | None:
         """Return the n-th combination before there is a model."""
@@ -129,62 +143,77 @@ class BayesianSearch:
         tried: set[Key],
         generator: random.Random,
     ) -> dict[str, str] | None:
-        random_numbers = np.random.default_rng(generator.getrandbits(64))
-        points, values = self._observations(own)
-        parents, ranks = self._parents()
-        noise = np.full(len(ranks), _DISTRUST * len(values) ** 2)
-        fitted = _sample(values, _FITTED - len(ranks))
-        kernel = fit(
-            self._layout,
-            np.concatenate([points[fitted], parents]),
-            np.concatenate([values[fitted], ranks]),
-            np.concatenate([np.zeros(len(fitted)), noise]),
-        )
-        kept = _sample(values, _CONDITIONED - len(ranks))
-        points, values = points[kept], values[kept]
-        conditions = np.concatenate([points, parents])
-        results = np.concatenate([values, ranks])
-        extra = np.concatenate([np.zeros(len(kept)), noise])
-        model = GaussianProcess(self._layout, kernel, conditions, results, extra)
+        """Return the combination of the highest expected improvement."""
+        points, values, model = self._fit(own)
         if pending:
             waiting = np.array([self._encode(one) for one in pending])
-            expected, _ = model.predict(waiting)
-            conditions = np.concatenate([conditions, waiting])
-            results = np.concatenate([results, expected])
-            extra = np.concatenate([extra, np.zeros(len(waiting))])
-            model = GaussianProcess(self._layout, kernel, conditions, results, extra)
-        best_mean = float(model.predict(points)[0].max())
+            model = model.expecting(waiting)
+            occupied = np.concatenate([points, waiting])
+        else:
+            occupied = points
+        best = float(model.predict(points)[0].max())
 
         def gain(candidates: Array) -> Array:
             mean, deviation = model.predict(candidates)
-            gains = _log_improvement((mean - best_mean) / deviation) + np.log(deviation)
-            # Less where another look would mostly average out noise (augmented expected improvement).
-            noise = np.exp(kernel.noise)
-            known: Array = np.log1p(-np.sqrt(noise / (noise + deviation**2)))
-            return gains + (known if _AEI else 0.0)
+            return _log_improvement((mean - best) / deviation) + np.log(deviation)
 
-        if self._space.size is not None and self._space.size <= _LISTED:
-            left = [
-                one
-                for one in map(self._space.at, range(self._space.size))
-                if self._space.key(one) not in tried
-            ]
+        size = self._space.size
+        if size is not None and size <= _LISTED:
+            left = [one for one in map(self._space.at, range(size)) if self._space.key(one) not in tried]
             return left[int(gain(np.array([self._encode(one) for one in left])).argmax())]
-        dimensions = len(self._categorical)
-        candidates = self._snap(random_numbers.random((_CANDIDATES, dimensions)))
-        gains = gain(candidates)
-        for round_ in range(_ROUNDS):
-            centres = candidates[np.argsort(-gains, kind="stable")[:_CENTRES]]
-            if round_ == 0:
-                centres = np.concatenate([centres, points[np.argsort(-values, kind="stable")[:_CENTRES]]])
-            varied = self._vary(centres, 0.2 / 2**round_, random_numbers)
-            candidates = np.concatenate([candidates, varied])
-            gains = np.concatenate([gains, gain(varied)])
-        for position in np.argsort(-gains, kind="stable"):
-            combination = self._decode(candidates[position])
-            if self._space.size is None or self._space.key(combination) not in tried:
+        ordered = self._search(gain, points[np.argsort(-values, kind="stable")[:_CENTRES]], generator)
+        if size is None:
+            return self._decode(self._first_apart(ordered, occupied))
+        for candidate in ordered:
+            combination = self._decode(candidate)
+            if self._space.key(combination) not in tried:
                 return combination
         return untried(self._space, tried, generator)
+
+    def _fit(self, own: Sequence[Evaluation]) -> tuple[Array, Array, GaussianProcess]:
+        """Return the own points that the model knows, their scores, and the model."""
+        points, values = self._observations(own)
+        parents, ranks = self._parents(len(values))
+        noise = np.full(len(ranks), _DISTRUST * len(values) ** 2)
+
+        def sample(most: int) -> tuple[NDArray[np.intp], tuple[Array, Array, Array]]:
+            kept = _sample(values, most - len(ranks))
+            return kept, (
+                np.concatenate([points[kept], parents]),
+                np.concatenate([values[kept], ranks]),
+                np.concatenate([np.zeros(len(kept)), noise]),
+            )
+
+        kernel = fit(self._layout, *sample(_FITTED)[1])
+        kept, known = sample(_CONDITIONED)
+        return points[kept], values[kept], GaussianProcess(self._layout, kernel, *known)
+
+    def _search(self, gain: Callable[[Array], Array], centres: Array, generator: random.Random) -> Array:
+        """Return random candidates, and variations of the best and of centres, the highest gain first."""
+        random_numbers = np.random.default_rng(generator.getrandbits(64))
+        candidates = self._snap(random_numbers.random((_CANDIDATES, len(self._categorical))))
+        gains = gain(candidates)
+        for round_ in range(_ROUNDS):
+            best = candidates[np.argsort(-gains, kind="stable")[:_CENTRES]]
+            if round_ == 0:
+                best = np.concatenate([best, centres])
+            varied = self._vary(best, _WIDTH / 2**round_, random_numbers)
+            candidates = np.concatenate([candidates, varied])
+            gains = np.concatenate([gains, gain(varied)])
+        ordered: Array = candidates[np.argsort(-gains, kind="stable")]
+        return ordered
+
+    def _first_apart(self, candidates: Array, occupied: Array) -> Array:
+        """Return the first candidate that keeps its distance from all points, or else the first one."""
+        apart = _APART * len(occupied) ** (-1 / occupied.shape[1])
+        chosen: Array
+        for chosen in candidates:
+            off = np.abs(occupied - chosen)
+            # Another category is far away.
+            if not (np.where(self._categorical & (off > 0), 1.0, off) < apart).all(axis=1).any():
+                return chosen
+        chosen = candidates[0]
+        return chosen
 
     def _observations(self, own: Sequence[Evaluation]) -> tuple[Array, Array]:
         points = np.array([self._encode(one.hyperparameters) for one in own])
@@ -193,8 +222,9 @@ class BayesianSearch:
         scores = np.array([worst if one.objective is None else self._sign * one.objective for one in own])
         return points, _normal_scores(scores)
 
-    def _parents(self) -> tuple[Array, Array]:
-        if not self._ranked:
+    def _parents(self, own: int) -> tuple[Array, Array]:
+        """Return the points of parents with other data, and their ranks as normal scores."""
+        if not self._ranked or own > _TRANSFERRED:
             return np.empty((0, len(self._categorical))), np.empty(0)
         points, values = self._observations(self._ranked)
         kept = _sample(values, _TRANSFERRED)

@@ -124,7 +124,8 @@ class GaussianProcess:
     def __init__(
         self, layout: Layout, kernel: Kernel, points: Array, values: Array, extra_noise: Array
     ) -> None:
-        self._layout = layout
+        self._layout, self._kernel = layout, kernel
+        self._points, self._values, self._extra_noise = points, values, extra_noise
         self._weights = np.exp(-kernel.scales)[layout.owners]
         self._amplitude = np.exp(kernel.amplitude)
         self._features = self._weighted(points)
@@ -132,6 +133,17 @@ class GaussianProcess:
         covariance = self._covariance(self._features) + np.diag(noise)
         self._lower = cholesky(covariance, lower=True, check_finite=False)
         self._solved = cho_solve((self._lower, True), values, check_finite=False)
+
+    def expecting(self, points: Array) -> GaussianProcess:
+        """Return the process that has also observed, at points, what this one expects there."""
+        mean, _ = self.predict(points)
+        return GaussianProcess(
+            self._layout,
+            self._kernel,
+            np.concatenate([self._points, points]),
+            np.concatenate([self._values, mean]),
+            np.concatenate([self._extra_noise, np.zeros(len(points))]),
+        )
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Return mean and standard deviation at points, without the noise."""

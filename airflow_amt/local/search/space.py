@@ -57,12 +57,15 @@ class IntegerParameter:
         drawn = math.exp(generator.uniform(math.log(self.low), math.log(self.high + 1)))
         return str(min(max(math.floor(drawn), self.low), self.high))
 
-    def contains(self, text: str) -> bool:
-        """Whether a string is a whole number of the range."""
-        try:
-            return self.low <= int(text) <= self.high
-        except ValueError:
-            return False
+    def read(self, text: str) -> str | None:
+        """Return a value as this range writes it, ``None`` if it is none of its whole numbers."""
+        text = _unquoted(text)
+        if not re.fullmatch(_WHOLE, text):
+            number = _finite(text)
+            if number is None or number != math.floor(number):
+                return None
+            text = str(int(number))
+        return str(int(text)) if self.low <= int(text) <= self.high else None
 
     def position(self, text: str) -> float:
         """Return where a value lies on the parameter's scale, 0 to 1: the middle of its share."""
@@ -105,12 +108,10 @@ class ContinuousParameter:
         """Draw a value, evenly on the parameter's scale."""
         return self._bounded(self._off_scale(generator.uniform(*self._edges())))
 
-    def contains(self, text: str) -> bool:
-        """Whether a string is a number within the range."""
-        try:
-            return self.low <= float(text) <= self.high
-        except ValueError:
-            return False
+    def read(self, text: str) -> str | None:
+        """Return a value as this range writes it, ``None`` if it is no number within."""
+        number = _finite(_unquoted(text))
+        return None if number is None or not self.low <= number <= self.high else repr(number)
 
     def position(self, text: str) -> float:
         """Return where a value lies on the parameter's scale, 0 to 1."""
@@ -162,9 +163,9 @@ class CategoricalParameter:
         """Draw one of the values, all equally likely."""
         return self.values[generator.randrange(len(self.values))]
 
-    def contains(self, text: str) -> bool:
-        """Whether a string is one of the values."""
-        return text in self.values
+    def read(self, text: str) -> str | None:
+        """Return a value as this range writes it, ``None`` if it is none of them."""
+        return next((one for one in (text, _unquoted(text), f'"{text}"') if one in self.values), None)
 
     def position(self, text: str) -> float:
         """Return the middle of a value's share of 0 to 1."""
@@ -212,12 +213,18 @@ class Space:
         parameters.extend(around(one["Name"], one["ValueHint"]) for one in ranges.get("AutoParameters") or ())
         return cls(parameters)
 
-    def contains(self, combination: Combination) -> bool:
-        """Whether a combination has a value within its range for each hyperparameter."""
-        return all(
-            parameter.name in combination and parameter.contains(combination[parameter.name])
-            for parameter in self.parameters
-        )
+    def read(self, combination: Combination) -> dict[str, str] | None:
+        """Return the tuned part of a combination as this space writes it, ``None`` if it lies outside.
+
+        Values may stand in JSON's quotes, as the SageMaker SDK writes static hyperparameters.
+        """
+        found: dict[str, str] = {}
+        for one in self.parameters:
+            value = one.read(combination[one.name]) if one.name in combination else None
+            if value is None:
+                return None
+            found[one.name] = value
+        return found
 
     def draw(self, generator: random.Random) -> dict[str, str]:
         """Draw a combination; each hyperparameter evenly on its scale."""
@@ -263,14 +270,11 @@ def around(name: str, hint: str) -> Parameter:
     :param name: the hyperparameter.
     :param hint: an example of its value.
     """
-    text = hint.strip().strip('"').strip()
+    text = _unquoted(hint)
     if re.fullmatch(_WHOLE, text):
         return _around_integer(name, int(text))
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if math.isfinite(number):
+    number = _finite(text)
+    if number is not None:
         return _around_decimal(name, number)
     for yes, no in (("true", "false"), ("True", "False"), ("TRUE", "FALSE")):
         for quote in ("", '"'):
@@ -305,7 +309,9 @@ def _around_decimal(name: str, hint: float) -> ContinuousParameter:
         # Within the normal doubles, where the hint is.
         size = abs(hint)
         near = min(size, max(size / AUTOTUNE_FACTOR, sys.float_info.min))
-        far = max(size, min(size * AUTOTUNE_FACTOR, sys.float_info.max / 4))
+        # A linear range, below 0, needs a width that is a normal double.
+        least = 0.0 if hint > 0 else near + 1e3 * sys.float_info.min
+        far = max(size, min(size * AUTOTUNE_FACTOR, sys.float_info.max / 4), least)
         low, high = (near, far) if hint > 0 else (-far, -near)
         scaling = "Logarithmic" if hint > 0 else "Linear"
     return ContinuousParameter(name=name, low=low, high=high, scaling=scaling)
@@ -361,13 +367,22 @@ def _whole_number(one: Mapping[str, Any], key: str, path: str) -> int:
 
 
 def _number(one: Mapping[str, Any], key: str, path: str) -> float:
-    try:
-        number = float(one[key])
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+    number = _finite(one[key])
+    if number is None:
         raise AmtFieldError(f"{path}.{key}", one[key], "a finite number, as a string", "give a number")
     return number
+
+
+def _unquoted(text: str) -> str:
+    return text.strip().strip('"').strip()
+
+
+def _finite(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _check_order(low: float, high: float, one: Mapping[str, Any], path: str) -> None:

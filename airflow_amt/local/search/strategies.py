@@ -39,8 +39,13 @@ class Prior:
     transfer: bool
 
     def within(self, space: Space) -> list[Evaluation]:
-        """Return the evaluations that lie in a space."""
-        return [one for one in self.evaluations if space.contains(one.hyperparameters)]
+        """Return the evaluations that lie in a space, with the values as it writes them."""
+        read = ((space.read(one.hyperparameters), one.objective) for one in self.evaluations)
+        return [
+            Evaluation(hyperparameters=combination, objective=objective)
+            for combination, objective in read
+            if combination is not None
+        ]
 
 
 class Search(Protocol):

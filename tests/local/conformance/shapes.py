@@ -32,6 +32,7 @@ GOOD_TEXTS = (
     "arn:aws:sagemaker:us-east-1:000000000000:hub-content/hub/DataSet/name/1.0.0",
     "arn:aws:sagemaker:us-east-1:000000000000:hub-content/hub/Model/name/1.0.0",
     "arn:aws:sagemaker:us-east-1:000000000000:mlflow-app/name",
+    "arn:aws:sagemaker:us-east-1:000000000000:model-package-group/name",
     "a" * 21,
     "fs-0123456789abcdef0",
 )
@@ -265,7 +266,7 @@ def disagreements(operation: str, answer: Any) -> list[str]:
 
 def _disagreements(shape: Any, value: Any, path: str) -> Iterator[str]:
     kind = shape.type_name
-    if not isinstance(value, _JSON_TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+    if not _is_json_of(kind, value):
         yield f"{path} must be {kind}, not {json.dumps(value)}"
         return
     bounds = shape.metadata
@@ -299,6 +300,10 @@ def _disagreements(shape: Any, value: Any, path: str) -> Iterator[str]:
             yield f"{path} must be {bounds['min']} or more, not {size}"
         if "max" in bounds and size > bounds["max"]:
             yield f"{path} must be {bounds['max']} or less, not {size}"
+
+
+def _is_json_of(kind: str, value: Any) -> bool:
+    return isinstance(value, _JSON_TYPES[kind]) and isinstance(value, bool) == (kind == "boolean")
 
 
 _JSON_TYPES: dict[str, tuple[type, ...]] = {

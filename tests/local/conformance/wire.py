@@ -177,7 +177,7 @@ OBJECTIVE = {"Type": "Maximize", "MetricName": "objective"}
 ENDLESS = "9999"
 
 
-def definition(image: str = "play:1", **changes: Any) -> dict[str, Any]:
+def definition(image: str = "play:1", /, **changes: Any) -> dict[str, Any]:
     """Return a training job definition."""
     return with_changes(
         {
@@ -196,7 +196,7 @@ def definition(image: str = "play:1", **changes: Any) -> dict[str, Any]:
     )
 
 
-def tuning_request(name: str, image: str = "play:1", **changes: Any) -> dict[str, Any]:
+def tuning_request(name: str, image: str = "play:1", /, **changes: Any) -> dict[str, Any]:
     """Return a good CreateHyperParameterTuningJob request: two training jobs at random.
 
     :param changes: see :func:`with_changes`.
@@ -215,7 +215,7 @@ def tuning_request(name: str, image: str = "play:1", **changes: Any) -> dict[str
     return with_changes(request, changes)
 
 
-def training_request(name: str, image: str = "echo:1", **changes: Any) -> dict[str, Any]:
+def training_request(name: str, image: str = "echo:1", /, **changes: Any) -> dict[str, Any]:
     """Return a good CreateTrainingJob request."""
     request = {
         "TrainingJobName": name,

@@ -1,0 +1,163 @@
+"""The WSGI application of the services beside SageMaker: which one is meant, and moto's answer."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from a2wsgi import WSGIMiddleware
+from moto.moto_server.werkzeug_app import create_backend_app
+
+from airflow_amt.local.aws.buckets import Buckets, BucketsError, error_document
+from airflow_amt.local.aws.logs import GROUP, LogsError, TrainingLogs
+from airflow_amt.local.aws.roles import Roles
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+
+SERVICES = ("iam", "logs", "s3", "sts")
+
+#: ``<key>/<date>/<region>/<service>/aws4_request`` in a header, and in the query of a presigned address.
+_SCOPE = re.compile(r"Credential=[^/,\s]+/\d{8}/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request")
+_LOGS_TARGET = "Logs_20140328."
+_READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def create_asgi_app(*, s3_root: Path, training_jobs: Path, account: str) -> Any:
+    """Return the ASGI application of the services beside SageMaker.
+
+    :param s3_root: the folder that stands for S3.
+    :param training_jobs: the folder of all training jobs' folders.
+    :param account: 12-digit AWS account id.
+    """
+    return WSGIMiddleware(AwsServices(s3_root=s3_root, training_jobs=training_jobs, account=account))
+
+
+class AwsServices:
+    """Answers the requests for S3, STS, IAM and CloudWatch Logs.
+
+    The parameters are those of :func:`create_asgi_app`.
+    """
+
+    def __init__(self, *, s3_root: Path, training_jobs: Path, account: str) -> None:
+        self._account = account
+        self._applications = {service: create_backend_app(service) for service in SERVICES}
+        self._buckets = Buckets(s3_root, account)
+        self._roles = Roles(account)
+        self._logs = TrainingLogs(training_jobs, account)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        environ["wsgi.errors"] = sys.stderr
+        raw_path = environ["asgi.scope"].get("raw_path") if "asgi.scope" in environ else None
+        if raw_path:
+            # Keys may have encoded slashes in them, which PATH_INFO does not tell from others.
+            environ["RAW_URI"] = raw_path.decode("ascii")
+        if environ.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
+            environ["wsgi.input_terminated"] = True
+        # By this header moto takes another account than its own default one.
+        environ["HTTP_X_MOTO_ACCOUNT_ID"] = self._account
+        region, service = _scope_of(environ)
+        if service == "s3":
+            return self._s3(environ, start_response)
+        if service == "iam":
+            answer = self._iam(environ)
+            if answer is not None:
+                return _respond(start_response, 200, "text/xml", answer)
+        if service == "logs":
+            about_training = self._training_logs(environ, region)
+            if about_training is not None:
+                return _respond(start_response, *about_training)
+        if service not in self._applications:
+            message = (
+                f"The embedded AMT does not offer {service}. It offers sagemaker, {', '.join(SERVICES)}."
+            )
+            body = json.dumps({"__type": "UnknownOperationException", "message": message}).encode()
+            return _respond(start_response, 400, "application/x-amz-json-1.1", body)
+        return self._moto(service, environ, start_response)
+
+    def _moto(self, service: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        answer: Iterable[bytes] = self._applications[service](environ, start_response)
+        return answer
+
+    def _s3(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Let moto answer between two looks at the folder: what is new there, and what is to be kept."""
+        started: list[Any] = []
+
+        def remember(*arguments: Any) -> None:
+            started[:] = arguments
+
+        try:
+            self._buckets.load(environ)
+            # All of it: what is to be kept is there only when moto is done.
+            chunks = _exhausted(self._moto("s3", environ, remember))
+            if environ["REQUEST_METHOD"] not in _READ_METHODS:
+                self._buckets.keep(environ)
+        except BucketsError as error:
+            return _respond(start_response, 400, "application/xml", error_document(error))
+        start_response(*started)
+        return chunks
+
+    def _iam(self, environ: Environ) -> bytes | None:
+        form = {key: values[0] for key, values in parse_qs(_read_again(environ).decode()).items()}
+        return self._roles.answer(form)
+
+    def _training_logs(self, environ: Environ, region: str) -> tuple[int, str, bytes] | None:
+        """Answer a call that is about the log group of training jobs; ``None`` leaves it to moto."""
+        operation = environ.get("HTTP_X_AMZ_TARGET", "").removeprefix(_LOGS_TARGET)
+        self._logs.create_group(region)
+        if not self._logs.offers(operation):
+            return None
+        try:
+            params = json.loads(_read_again(environ) or b"{}")
+        except ValueError:
+            return None
+        group = params.get("logGroupName") or params.get("logGroupIdentifier") or ""
+        if group != GROUP and not group.endswith(f":log-group:{GROUP}"):
+            return None
+        try:
+            status, answer = 200, self._logs.call(operation, region, params)
+        except LogsError as error:
+            status, answer = 400, {"__type": error.code, "message": error.message}
+        return status, "application/x-amz-json-1.1", json.dumps(answer).encode()
+
+
+def _scope_of(environ: Environ) -> tuple[str, str]:
+    """Return region and service that a request was signed for; unsigned ones are for S3."""
+    text = environ.get("HTTP_AUTHORIZATION", "")
+    query = parse_qs(environ.get("QUERY_STRING", ""))
+    text += f" Credential={query.get('X-Amz-Credential', [''])[0]}"
+    match = _SCOPE.search(text)
+    return (match.group(1), match.group(2)) if match else ("us-east-1", "s3")
+
+
+def _read_again(environ: Environ) -> bytes:
+    """Return a request's body and leave it there to be read once more."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    body: bytes = environ["wsgi.input"].read(int(length) if length.isdigit() else 0)
+    environ["wsgi.input"] = io.BytesIO(body)
+    return body
+
+
+def _exhausted(answer: Iterable[bytes]) -> list[bytes]:
+    try:
+        return list(answer)
+    finally:
+        close = getattr(answer, "close", None)
+        if close is not None:
+            close()
+
+
+_STATUS_LINES: Mapping[int, str] = {200: "200 OK", 400: "400 Bad Request"}
+
+
+def _respond(start_response: StartResponse, status: int, content_type: str, body: bytes) -> Iterable[bytes]:
+    headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
+    start_response(_STATUS_LINES[status], headers)
+    return [body]

@@ -1,0 +1,318 @@
+"""Where ``s3://`` is: a folder of this machine, or an S3 server.
+
+A prefix means the same in both: a folder if there is one of this name, else the object of this name, else
+every object whose key begins so. What is below it gets its name in a channel from the rest of its key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local import s3
+from airflow_amt.local.s3 import StorageError
+
+#: Folder below the root for what is not complete yet; no bucket can be called so.
+INCOMING = ".incoming"
+
+_DOWNLOADS_AT_ONCE = 8
+_CHUNK = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """One object below a prefix.
+
+    :param uri: its address.
+    :param name: what it is called in a channel: a relative path without ``..``.
+    """
+
+    uri: str
+    name: str
+
+
+class Storage(Protocol):
+    """What training jobs need of S3.
+
+    Every method raises :class:`StorageError` where an address cannot be used or the storage refuses, and
+    ``OSError`` where this machine's disk does.
+    """
+
+    @property
+    def is_local(self) -> bool:
+        """Whether objects are files of this machine, which channels may link to."""
+
+    def objects(self, uri: str) -> list[StoredObject]:
+        """Return the objects that a prefix stands for, in the order of their keys."""
+
+    def provide(self, uri: str, folder: Path) -> bool:
+        """Put all that a prefix stands for into a folder; say whether there was anything."""
+
+    def fetch(self, uri: str, target: Path) -> None:
+        """Put one object where ``target`` says."""
+
+    def open(self, uri: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """Open one object to be read from its beginning to its end."""
+
+    def store(self, source: Path, uri: str) -> None:
+        """Store a file, or all files of a folder, at an address; a file must not be changed afterwards."""
+
+    def where(self, uri: str) -> str:
+        """Say where people find an address, for messages."""
+
+    def close(self) -> None:
+        """Give back connections."""
+
+    def description(self) -> dict[str, str]:
+        """Return what :func:`storage_of` makes an equal one of, in another process."""
+
+
+def storage_of(description: Mapping[str, str]) -> Storage:
+    """Return the storage that another process described."""
+    if "endpoint" in description:
+        return BucketStorage(description["endpoint"])
+    return FolderStorage(Path(description["root"]))
+
+
+class FolderStorage:
+    """A folder that stands for S3: ``s3://bucket/key`` is the file ``<root>/bucket/key``.
+
+    :param root: the folder.
+    """
+
+    is_local = True
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def objects(self, uri: str) -> list[StoredObject]:
+        """See :meth:`Storage.objects`."""
+        base = s3.local_path(self.root, uri)
+        base = base if base.is_dir() else base.parent
+        files: list[Path] = []
+        for path in s3.matching(self.root, uri):
+            files += [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
+        named = sorted((path.relative_to(base).as_posix(), path) for path in files)
+        return [StoredObject(uri=self._uri(path), name=name) for name, path in named]
+
+    def _uri(self, path: Path) -> str:
+        if path.is_relative_to(self.root):
+            return f"s3://{path.relative_to(self.root).as_posix()}"
+        return f"file://{path.as_posix()}"
+
+    def provide(self, uri: str, folder: Path) -> bool:
+        """Link what is directly below a prefix; see :meth:`Storage.provide`."""
+        sources = s3.matching(self.root, uri)
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            _link(source, folder / source.name)
+        return bool(sources)
+
+    def fetch(self, uri: str, target: Path) -> None:
+        """Link to the file; see :meth:`Storage.fetch`."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link(self._file(uri), target)
+
+    def open(self, uri: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """See :meth:`Storage.open`."""
+        return self._file(uri).open("rb")
+
+    def _file(self, uri: str) -> Path:
+        path = s3.local_path(self.root, uri)
+        if uri.endswith("/") or not path.is_file():
+            raise StorageError(f"{uri} does not exist (looked at {path})")
+        return path
+
+    def store(self, source: Path, uri: str) -> None:
+        """See :meth:`Storage.store`."""
+        target = s3.local_path(self.root, uri)
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True, symlinks=True)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Whoever looks meanwhile sees the old object or the new one, as with S3; never half of one.
+        incoming = self.root / INCOMING
+        incoming.mkdir(exist_ok=True)
+        part = incoming / uuid.uuid4().hex
+        try:
+            try:
+                os.link(source, part)
+            except OSError:  # another file system
+                shutil.copyfile(source, part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def where(self, uri: str) -> str:
+        """See :meth:`Storage.where`."""
+        return str(s3.local_path(self.root, uri))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def description(self) -> dict[str, str]:
+        """See :meth:`Storage.description`."""
+        return {"root": str(self.root)}
+
+
+def _link(source: Path, link: Path) -> None:
+    if not link.is_symlink():
+        link.symlink_to(source.absolute())
+
+
+class BucketStorage:
+    """An S3 server, spoken to with botocore in path style.
+
+    Credentials come from the environment (``AWS_ACCESS_KEY_ID`` and the rest); without them dummy ones are
+    used, which S3 servers for tests accept. Nothing else is asked for credentials.
+
+    :param endpoint: its address, as ``http://127.0.0.1:9000``.
+    :raises AmtFieldError: the address is none.
+    """
+
+    is_local = False
+
+    def __init__(self, endpoint: str) -> None:
+        if not endpoint.startswith(("http://", "https://")):
+            raise AmtFieldError(
+                "s3-endpoint",
+                endpoint,
+                "the address of an S3 server",
+                "write it as http://127.0.0.1:9000, or use a folder: --s3-root",
+            )
+        self.endpoint = endpoint
+        self._lock = threading.Lock()
+        self._made: Any = None
+
+    def objects(self, uri: str) -> list[StoredObject]:
+        """See :meth:`Storage.objects`."""
+        bucket, prefix = s3.split(uri)
+        with self._translated(uri):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            found = [one["Key"] for page in pages for one in page.get("Contents", ())]
+        keys = [key for key in found if not key.endswith("/")]
+        folder = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
+        below = [key for key in keys if key.startswith(folder)]
+        if below:
+            keys, cut = below, len(folder)
+        else:
+            keys, cut = [prefix] if prefix in keys else keys, prefix.rfind("/") + 1
+        return [StoredObject(uri=f"s3://{bucket}/{key}", name=_file_name(uri, key[cut:])) for key in keys]
+
+    def provide(self, uri: str, folder: Path) -> bool:
+        """Download all that a prefix stands for; see :meth:`Storage.provide`."""
+        objects = self.objects(uri)
+        folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="download") as threads:
+            # list(): raises the first error.
+            list(threads.map(lambda one: self.fetch(one.uri, folder / one.name), objects))
+        return bool(objects)
+
+    def fetch(self, uri: str, target: Path) -> None:
+        """Download an object; see :meth:`Storage.fetch`."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self.open(uri) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy, _CHUNK)
+
+    @contextlib.contextmanager
+    def open(self, uri: str) -> Iterator[IO[bytes]]:
+        """See :meth:`Storage.open`."""
+        bucket, key = s3.split(uri)
+        with self._translated(uri):
+            body = self._client.get_object(Bucket=bucket, Key=key)["Body"]
+        # Also what goes wrong while it is read.
+        with contextlib.closing(body), self._translated(uri):
+            yield body
+
+    def store(self, source: Path, uri: str) -> None:
+        """Upload; see :meth:`Storage.store`."""
+        bucket, key = s3.split(uri)
+        if not source.is_dir():
+            self._upload(source, bucket, key)
+            return
+        for path in sorted(one for one in source.rglob("*") if one.is_file()):
+            self._upload(path, bucket, f"{key.rstrip('/')}/{path.relative_to(source).as_posix()}".lstrip("/"))
+
+    def _upload(self, source: Path, bucket: str, key: str) -> None:
+        with self._translated(f"s3://{bucket}/{key}"), source.open("rb") as body:
+            self._client.put_object(Bucket=bucket, Key=key, Body=body)
+
+    def where(self, uri: str) -> str:
+        """See :meth:`Storage.where`."""
+        return f"{uri} of the S3 server {self.endpoint}"
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock:
+            if self._made is not None:
+                self._made.close()
+                self._made = None
+
+    def description(self) -> dict[str, str]:
+        """See :meth:`Storage.description`."""
+        return {"endpoint": self.endpoint}
+
+    @property
+    def _client(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                self._made = _client(self.endpoint)
+            return self._made
+
+    @contextlib.contextmanager
+    def _translated(self, uri: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError) as error:
+            raise StorageError(f"{uri}: {error} (S3 server {self.endpoint})") from None
+
+
+def _client(endpoint: str) -> Any:
+    # Here, and not at the top: 25 MB that a server with a folder does without.
+    import botocore.session
+    from botocore.config import Config
+
+    session = botocore.session.Session()
+    key = os.environ.get("AWS_ACCESS_KEY_ID")
+    secret = os.environ.get("AWS_SECRET_ACCESS_KEY")
+    known = bool(key and secret)
+    return session.create_client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        # Given, so that botocore asks no instance metadata service.
+        aws_access_key_id=key if known else "embedded",
+        aws_secret_access_key=secret if known else "embedded",
+        aws_session_token=os.environ.get("AWS_SESSION_TOKEN") if known else None,
+        config=Config(
+            s3={"addressing_style": "path"},
+            retries={"mode": "standard", "total_max_attempts": 3},
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=50,
+            # Older S3 servers know no checksums in trailers.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+def _file_name(uri: str, name: str) -> str:
+    """Return the rest of a key as a relative path.
+
+    :raises StorageError: it would lead out of the folder, or no file can have this name.
+    """
+    if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise StorageError(f"{uri}: an object below it cannot be a file: its key ends in {name!r}")
+    return name
