@@ -239,6 +239,8 @@ class TuningRun:
             self._save()
         if self._tracker.fired and self._ending is None:
             self._end("Completed")
+        # The time limit may have passed while no server ran.
+        self._check_time()
         self._watch_time()
         self._task = asyncio.get_running_loop().create_task(self._go_on(), name=f"tuning job {self._name}")
 

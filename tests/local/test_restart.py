@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +219,31 @@ def test_a_second_server_on_the_same_folder_is_refused(tmp_path: Path) -> None:
         assert first.is_running
     finally:
         assert first.stop() == 0
+
+
+def test_a_time_limit_that_passes_while_no_server_runs_launches_nothing_more(tmp_path: Path) -> None:
+    first = serve(tmp_path)
+    with client_of(first) as client:
+        name = unique("late")
+        request = create_request(name, sequence="0.1 0.2 hang", most=50, runtime=1_000_000)
+        client.create_hyper_parameter_tuning_job(**request)
+        wait_until(lambda: describe(client, name)["TrainingJobStatusCounters"]["Completed"] == 2, "2 results")
+        created = describe(client, name)["CreationTime"]
+    first.kill()
+    # As if it had been killed between two training jobs, and away for longer than the tuning job may take.
+    passed = round((created.timestamp() + 1_000_001) * 1000)
+    with closing(sqlite3.connect(tmp_path / "amt.sqlite3")) as database, database:
+        database.execute("DELETE FROM training_jobs WHERE ended_ms IS NULL")
+        database.execute("INSERT OR REPLACE INTO meta VALUES ('last_seen_ms', ?)", (str(passed),))
+
+    second = serve(tmp_path)
+    with client_of(second) as client:
+        description = wait_for_end(client, name)
+        jobs = training_jobs(client, name)
+    assert second.stop() == 0
+
+    assert description["HyperParameterTuningJobStatus"] == "Completed"
+    assert [job["TrainingJobStatus"] for job in jobs] == ["Completed", "Completed"]
 
 
 def test_the_clock_never_goes_back(tmp_path: Path) -> None:
