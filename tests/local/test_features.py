@@ -423,6 +423,44 @@ def test_retries_come_to_an_end(tmp_path: Path) -> None:
     assert training_processes(name) == []
 
 
+def test_failures_on_purpose(tmp_path: Path) -> None:
+    """The first two launches fail: one is retried, the training job after it fails for good."""
+    server = start(
+        tmp_path,
+        images=IMAGES,
+        faults={
+            "rules": [
+                {"kind": "fail_training", "names": ["retried-*"], "first": 1, "retryable": True},
+                {
+                    "kind": "fail_training",
+                    "names": ["plain-*"],
+                    "first": 1,
+                    "reason": "AlgorithmError: bad luck",
+                },
+            ]
+        },
+    )
+    with client_of(server) as client:
+        retried = run_to_end(
+            client, create_request("retried", most=1, RetryStrategy={"MaximumRetryAttempts": 1})
+        )
+        plain = run_to_end(client, create_request("plain", most=2))
+        first, _ = training_jobs(client, "plain")
+        (job,) = training_jobs(client, "retried")
+        detail = client.describe_training_job(TrainingJobName=job["TrainingJobName"])
+        applied = server.faults()["applied"]
+    assert server.stop() == 0
+
+    assert retried["TrainingJobStatusCounters"]["Completed"] == 1
+    assert [phase["Status"] for phase in detail["SecondaryStatusTransitions"]][:2] == [
+        "Starting",
+        "Restarting",
+    ]
+    assert plain["TrainingJobStatusCounters"]["NonRetryableError"] == 1
+    assert first["FailureReason"] == "AlgorithmError: bad luck"
+    assert applied == [1, 1]
+
+
 # --- delete -----------------------------------------------------------------------------------------
 
 
