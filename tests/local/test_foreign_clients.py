@@ -363,8 +363,10 @@ def test_sdk2_stops(sdk2: Client) -> None:
 def test_without_a_default_bucket_sdk2_asks_sts_at_a_fixed_address(sdk2: Client) -> None:
     """The reason for ``Session(default_bucket=...)``; and these clients cannot leave loopback."""
     code = (
-        "import os; os.environ['AWS_MAX_ATTEMPTS'] = '1'\n"
+        "import logging, os, sys; os.environ['AWS_MAX_ATTEMPTS'] = '1'\n"
         "import sagemaker\n"
+        "endpoint = logging.getLogger('botocore.endpoint'); endpoint.setLevel('DEBUG')\n"
+        "endpoint.addHandler(logging.StreamHandler(sys.stdout))\n"
         "from botocore.exceptions import ProxyConnectionError\n"
         "try:\n"
         "    sagemaker.Session().default_bucket()\n"
@@ -373,6 +375,7 @@ def test_without_a_default_bucket_sdk2_asks_sts_at_a_fixed_address(sdk2: Client)
     )
     done = sdk2.run("python", "-c", code)
     assert f"https://sts.{REGION}.amazonaws.com" in done.stdout, done.stderr
+    assert 'Failed to connect to proxy URL: "http://127.0.0.1:' in done.stdout
 
 
 # --- the SageMaker Python SDK 3 --------------------------------------------------------------------

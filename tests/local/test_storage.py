@@ -674,6 +674,6 @@ def test_channels_that_are_refused(change: dict[str, Any], field: str) -> None:
         ],
     }
 
-    (problem,) = channels.problems(definition, "TrainingJobDefinition")
+    (problem,) = channels.problems(definition, "TrainingJobDefinition.")
     assert problem.field.startswith("TrainingJobDefinition.InputDataConfig[1].")
     assert problem.field.endswith(field)
