@@ -117,6 +117,8 @@ def warm_start() -> dict[str, Any]:
     tuner.fit(inputs(), wait=True)
     attached = HyperparameterTuner.attach(parent, sagemaker_session=session)
     twin = attached.identical_dataset_and_algorithm_tuner()
+    # The SDK's short cut leaves them out, and AMT takes no objective without them.
+    twin.metric_definitions = attached.metric_definitions
     twin.fit(inputs(), job_name="sdk2-twin", wait=True)
     described = twin.describe()
     return {
