@@ -982,7 +982,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(line: str) -> None:
         sys.stderr.write(line + "\n")
 
-    campaign = Campaign(folder, seed, most=max(12, 2 * options.kills), say=say)
+    campaign = Campaign(folder, seed, most=max(12, 4 * options.kills), say=say)
     try:
         campaign.run(options.kills)
     except (ViolationError, AssertionError, ClientError) as violation:
