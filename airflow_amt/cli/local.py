@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -186,7 +187,21 @@ def run_serve(arguments: argparse.Namespace) -> int:
             arguments.host,
         )
     serve(options, lambda endpoint: print(f"embedded AMT ready: {endpoint}", flush=True))
+    _leave_hanging_threads()
     return 0
+
+
+def _leave_hanging_threads() -> None:
+    """End the process now if a thread hangs, as in a download that never comes; Python would wait for it."""
+    from airflow_amt.local.engine import CONCLUDE_THREAD, PREPARE_THREAD
+
+    for thread in threading.enumerate():
+        if thread.name.startswith((PREPARE_THREAD, CONCLUDE_THREAD)):
+            thread.join(1)
+            if thread.is_alive():
+                logging.getLogger(__name__).warning("Not waiting for %s, which hangs", thread.name)
+                logging.shutdown()
+                os._exit(0)
 
 
 def _bucket_storage(arguments: argparse.Namespace) -> Storage | None:

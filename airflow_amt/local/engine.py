@@ -34,7 +34,10 @@ logger = logging.getLogger(__name__)
 
 #: Longest real time that training processes get to end by themselves when the server ends.
 _CLOSING_GRACE_SECONDS = 2.0
+#: Longest real time that the results of ended training jobs are waited for when the server ends.
+_CLOSING_PATIENCE_SECONDS = 10.0
 _HOUSEKEEPING_SECONDS = 1.0
+PREPARE_THREAD, CONCLUDE_THREAD = "prepare", "conclude"
 #: How often logs are read for objectives by which a training job may be stopped early.
 _FOLLOW_SECONDS = 0.1
 
@@ -90,6 +93,9 @@ class Engine:
         self._fork_server: ForkServer | None = None
         # One thread: a search is not made for being asked twice at once.
         self.search_thread = ThreadPoolExecutor(1, thread_name_prefix="search")
+        # Two pools, so that downloads that hang do not keep ended training jobs from being concluded.
+        self.prepare_threads = ThreadPoolExecutor(128, thread_name_prefix=PREPARE_THREAD)
+        self.conclude_threads = ThreadPoolExecutor(16, thread_name_prefix=CONCLUDE_THREAD)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -134,11 +140,16 @@ class Engine:
         if tasks:
             grace = min(self.options.stop_grace, _CLOSING_GRACE_SECONDS)
             _, alive = await asyncio.wait(tasks, timeout=grace)
-            while alive:
+            patience = asyncio.get_running_loop().time() + _CLOSING_PATIENCE_SECONDS
+            while alive and asyncio.get_running_loop().time() < patience:
                 # Again and again: one that was about to start is only now there to be killed.
                 for training in self.trainings.values():
                     training.kill()
                 _, alive = await asyncio.wait(alive, timeout=_FOLLOW_SECONDS)
+            for task in alive:
+                # Its process is gone, but storing its results hangs; the next server records its end.
+                logger.warning("%s is left unfinished: its results could not be stored", task.get_name())
+                task.cancel()
         if self._orphan_check is not None:
             self._orphan_check.cancel()
         if self._fork_server is not None:
@@ -149,6 +160,8 @@ class Engine:
                 break
             await asyncio.sleep(0.01)
         self.search_thread.shutdown(cancel_futures=True)
+        for threads in (self.prepare_threads, self.conclude_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
         self.store.set_meta("last_seen_ms", str(self.clock.now_ms()))
         self.store.commit()
 

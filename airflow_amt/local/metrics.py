@@ -7,10 +7,12 @@ metrics and environment variables"). A value that is not a finite number is no v
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,14 @@ from airflow_amt.exceptions import AmtFieldError
 SEARCHED_BYTES = 64 * 1024 * 1024
 #: Of longer lines only the end is searched: the latest value is there, and a regular expression that
 #: backtracks could take for ever.
-LONGEST_LINE = 16 * 1024
+LONGEST_LINE = 2 * 1024
+#: Longest real time of one search of a log; what is not found by then is not found.
+SEARCH_SECONDS = 5.0
 
 _BLOCK = 256 * 1024
+_LONG_LINE = re.compile(rb"[^\n]{%d}" % (LONGEST_LINE + 1))
+#: So much of a log that grows is read at a time, on the event loop.
+_FOLLOWED_BYTES = 32 * 1024
 
 
 def compile_definitions(definitions: Sequence[Mapping[str, Any]], path: str) -> dict[str, re.Pattern[str]]:
@@ -57,6 +64,7 @@ def read_final_metrics(
         whole match if there is no group).
     :param most: bytes at the end of the log that are searched; :data:`SEARCHED_BYTES` if left out.
     """
+    deadline = time.monotonic() + SEARCH_SECONDS
     found: dict[str, float] = {}
     if not definitions:
         return {}
@@ -69,15 +77,19 @@ def read_final_metrics(
         stop = max(0, end - (SEARCHED_BYTES if most is None else most))
         missing = dict(definitions)
         rest = b""
-        while end > stop and missing:
+        while end > stop and missing and time.monotonic() < deadline:
             start = max(stop, end - _BLOCK)
             handle.seek(start)
             block = handle.read(end - start) + rest
             end = start
-            lines = block.split(b"\n")
             # The first line may have begun in the block before; a line that fills whole blocks is cut.
-            rest = b"" if start == 0 else lines.pop(0)[-_BLOCK:]
-            _search(lines, missing, found)
+            if start > 0:
+                first, _, block = block.partition(b"\n")
+                rest = first[-_BLOCK:]
+            else:
+                rest = b""
+            if _may_match(missing.values(), block):
+                _search(block.split(b"\n"), missing, found)
         if rest and missing:
             _search([rest], missing, found)
     return {name: value for name, value in found.items() if math.isfinite(value)}
@@ -86,7 +98,7 @@ def read_final_metrics(
 def _search(lines: Sequence[bytes], missing: dict[str, re.Pattern[str]], found: dict[str, float]) -> None:
     """Move every metric that these lines hold from ``missing`` to ``found``, with its latest value."""
     for line in reversed(lines):
-        text = line[-LONGEST_LINE:].decode("utf-8", errors="replace").rstrip("\r")
+        text = _text(line)
         for name in list(missing):
             value = _latest_in(missing[name], text)
             if value is not None:
@@ -94,6 +106,32 @@ def _search(lines: Sequence[bytes], missing: dict[str, re.Pattern[str]], found: 
                 del missing[name]
         if not missing:
             return
+
+
+def _text(line: bytes) -> str:
+    """Return a line as text; of a long one the end."""
+    return line[-LONGEST_LINE:].decode("utf-8", errors="replace").rstrip("\r")
+
+
+def _may_match(patterns: Iterable[re.Pattern[str]], block: bytes) -> bool:
+    """Say quickly, in one search each, whether it is worth looking at each line of a block."""
+    if _LONG_LINE.search(block):
+        # Whole lines of this length may take a regular expression very long.
+        return True
+    text = block.replace(b"\r", b"\n").decode("utf-8", errors="replace")
+    return any(quick is None or quick.search(text) for quick in map(_quick, patterns))
+
+
+@functools.lru_cache(maxsize=256)
+def _quick(pattern: re.Pattern[str]) -> re.Pattern[str] | None:
+    """Return a pattern that matches a text of several lines if the given one matches any line of it.
+
+    ``None`` where that is not certain: what is anchored to the ends of the whole text, or looks at what is
+    not there.
+    """
+    if any(part in pattern.pattern for part in (r"\A", r"\Z", "(?!", "(?<!", r"\b", r"\B", "(?(")):
+        return None
+    return re.compile(pattern.pattern, pattern.flags | re.MULTILINE)
 
 
 def _latest_in(pattern: re.Pattern[str], text: str) -> float | None:
@@ -131,7 +169,7 @@ class LogFollower:
         if start_at_end and log.exists():
             self._position = log.stat().st_size
 
-    def read(self, most: int = _BLOCK) -> list[float]:
+    def read(self, most: int = _FOLLOWED_BYTES) -> list[float]:
         """Return the values of the lines that were completed since the last call.
 
         :param most: bytes to read at the most; the rest is left for the next call.
@@ -145,28 +183,25 @@ class LogFollower:
         except FileNotFoundError:
             return []
         self._position += len(block)
-        lines = (self._rest + block).replace(b"\r", b"\n").split(b"\n")
-        self._rest = lines.pop()[-LONGEST_LINE:]
-        return self._values(lines)
+        whole, _, rest = (self._rest + block).replace(b"\r", b"\n").rpartition(b"\n")
+        self._rest = rest[-LONGEST_LINE:]
+        return self._values(whole)
 
     def read_all(self, most: int = SEARCHED_BYTES) -> list[float]:
         """Return all values that are left, of a last line without an end too: the log grows no more."""
         values: list[float] = []
-        while most > 0:
+        deadline = time.monotonic() + SEARCH_SECONDS
+        while most > 0 and time.monotonic() < deadline:
             before = self._position
-            values += self.read()
+            values += self.read(_BLOCK)
             if self._position == before:
                 break
             most -= self._position - before
-        values += self._values([self._rest])
+        values += self._values(self._rest)
         self._rest = b""
         return values
 
-    def _values(self, lines: Sequence[bytes]) -> list[float]:
-        if self._pattern is None:
+    def _values(self, block: bytes) -> list[float]:
+        if self._pattern is None or not _may_match([self._pattern], block):
             return []
-        return [
-            value
-            for line in lines
-            for value in _values_in(self._pattern, line[-LONGEST_LINE:].decode("utf-8", errors="replace"))
-        ]
+        return [value for line in block.split(b"\n") for value in _values_in(self._pattern, _text(line))]

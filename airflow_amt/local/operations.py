@@ -44,7 +44,7 @@ MAX_PARALLEL_TRAINING_JOBS = 100
 MAX_TAGS = 50
 DEFAULT_PAGE = 10
 #: Of the log of a running training job so much is searched for its latest metrics.
-LIVE_BYTES = 256 * 1024
+LIVE_BYTES = 32 * 1024
 
 _TRAINING_COUNTERS = {
     "Completed": "training_completed",
@@ -583,7 +583,9 @@ def _read_token(token: str, query: str) -> tuple[Any, int]:
         of_query, value, key = decoded
         if of_query != query or not isinstance(value, (str, int, float)) or not isinstance(key, int):
             raise ValueError
-    except (ValueError, TypeError, binascii.Error):
+        if any(isinstance(one, int) and abs(one) >= 2**63 for one in (value, key)):
+            raise ValueError
+    except (ValueError, TypeError, RecursionError, binascii.Error):
         raise AwsError(
             "ValidationException",
             "NextToken: this token was not given out for this query; use the token of the page before, and "

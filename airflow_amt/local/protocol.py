@@ -140,6 +140,14 @@ def _parse(body: bytes) -> dict[str, Any]:
         raise AwsError("SerializationException", f"The request is not valid JSON: {error}") from None
     if not isinstance(params, dict):
         raise AwsError("SerializationException", "The request must be a JSON object")
+    if b"\\ud" in body or b"\\uD" in body:
+        # Half of a character that JSON writes in two parts: no database and no file takes it.
+        try:
+            json.dumps(params, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise AwsError(
+                "SerializationException", "The request has a lone surrogate, which is no character"
+            ) from None
     return params
 
 

@@ -115,6 +115,8 @@ class TrainingRun:
         #: The objective after each epoch, as far as it was read; kept up to date if there is a rule.
         self.curve: list[float] = []
         self._failing: str | None = None
+        #: Set when it is told to end: what cannot be interrupted is not waited for any longer.
+        self._told_to_end = asyncio.Event()
         self._follower = self._new_follower() if rule is not None else None
         self._timers: list[asyncio.TimerHandle] = []
         self.task: asyncio.Task[None] | None = None
@@ -187,7 +189,7 @@ class TrainingRun:
 
     def _may_retry(self, conclusion: trainer.Conclusion) -> bool:
         return (
-            self.stopping is None
+            not self._told_to_end.is_set()
             and is_internal_error(conclusion.failure_reason)
             and self.retries < self.plan.max_retries
         )
@@ -221,11 +223,12 @@ class TrainingRun:
             on_purpose = engine.options.faults.training_failure(self.spec.name)
             if on_purpose is not None:
                 raise trainer.CannotStartError(on_purpose)
-            command, environment = await asyncio.to_thread(trainer.prepare, self.spec)
+            prepared = await self._prepared()
             if self.is_stopping:
                 return trainer.Conclusion(status="Stopped", metrics={})
-            if engine.closing:
+            if prepared is None or engine.closing:
                 return _failure(INTERRUPTED_REASON)
+            command, environment = prepared
             process = engine.start_process(
                 command, environment=environment, folder=self.spec.code, log=self.spec.log
             )
@@ -236,6 +239,8 @@ class TrainingRun:
                 reason = f"ClientError: the training process cannot be started: {error}"
             # Without a pause a cause that stays (a full disk) would fill the state folder with failures.
             await asyncio.sleep(_PAUSE_AFTER_FAILED_START)
+            if self.is_stopping:
+                return trainer.Conclusion(status="Stopped", metrics={})
             return _failure(reason)
         self.process = process
         self._note_start(process)
@@ -250,10 +255,29 @@ class TrainingRun:
         if self._engine.closing and not self.is_stopping:
             return _failure(INTERRUPTED_REASON)
         ended = engine.clock.now_ms()
-        conclusion = await asyncio.to_thread(self._conclude, status)
+        conclusion = await asyncio.get_running_loop().run_in_executor(
+            engine.conclude_threads, self._conclude, status
+        )
         if conclusion.status == "Completed":
             self._enter("Uploading", ended)
         return conclusion
+
+    async def _prepared(self) -> tuple[list[str], dict[str, str]] | None:
+        """Provide input and script in a thread; ``None`` if it is told to end before that is done.
+
+        A download that hangs holds up neither a stop nor the end of the server.
+        """
+        loop = asyncio.get_running_loop()
+        preparing = loop.run_in_executor(self._engine.prepare_threads, trainer.prepare, self.spec)
+        told = loop.create_task(self._told_to_end.wait())
+        waited: set[asyncio.Future[Any]] = {preparing, told}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if preparing.done():
+            return preparing.result()
+        # Whatever comes of it, nobody waits for it any more.
+        preparing.add_done_callback(lambda future: future.cancelled() or future.exception())
+        return None
 
     def _note_start(self, process: processes.TrainingProcess) -> None:
         started = max(self._engine.clock.now_ms(), self.created_ms)
@@ -277,11 +301,15 @@ class TrainingRun:
 
     def _conclude(self, exit_status: int) -> trainer.Conclusion:
         """Decide how it ended; runs in a thread, as it may read and pack a lot."""
-        if self._follower is not None:
+        if self._follower is not None and self._failing is None:
             self._note_epochs(self._follower.read_all())
         try:
             conclusion = trainer.conclude(
-                self.spec, self.plan.metrics, exit_status, stopped=self.stopping is not None
+                self.spec,
+                # What is failed for its log is not searched for metrics: the log is too large, or gone.
+                {} if self._failing is not None else self.plan.metrics,
+                exit_status,
+                stopped=self.stopping is not None,
             )
         except Exception as error:
             logger.exception("The end of training job %s cannot be evaluated", self.spec.name)
@@ -314,6 +342,7 @@ class TrainingRun:
 
     def stop(self, secondary_status: str) -> None:
         """Ask it to end; ``secondary_status`` says why, in the API's words."""
+        self._told_to_end.set()
         if self.stopping is not None or (self.process is not None and self.process.exit_status is not None):
             return
         engine = self._engine
@@ -328,7 +357,15 @@ class TrainingRun:
 
     def interrupt(self) -> None:
         """Ask its process to end because the server ends."""
+        if self.process is None:
+            self._told_to_end.set()
         self._signal(signal.SIGTERM)
+
+    def abandon(self) -> None:
+        """End it at once, because its tuning job broke."""
+        self.stopping = self.stopping or "Stopped"
+        self._told_to_end.set()
+        self._signal(signal.SIGKILL)
 
     def kill(self) -> None:
         """Kill its process."""

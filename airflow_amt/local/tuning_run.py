@@ -200,6 +200,9 @@ class TuningRun:
         self._tracker = CriteriaTracker(
             self._criteria, ObjectiveType(objective["Type"]), started_at=to_datetime(row["created_ms"])
         )
+        self._objective_type = ObjectiveType(objective["Type"])
+        #: The best of all its training jobs, of those that ended after a criterion had fired too.
+        self._best: Row | None = None
         self._counters = dict.fromkeys(COUNTERS, 0)
         self.running: dict[str, TrainingRun] = {}
         self._launched = 0
@@ -233,14 +236,18 @@ class TuningRun:
                 resumed.append(row)
             else:
                 self._record_end(row, training_run.interrupted(row), curve=None)
-        for row in resumed:
-            self._resume(row)
-        if rows:
-            self._save()
         if self._tracker.fired and self._ending is None:
             self._end("Completed")
         # The time limit may have passed while no server ran.
         self._check_time()
+        for row in resumed:
+            # What has ended by now is not to start anything again.
+            if self._ending is None:
+                self._resume(row)
+            else:
+                self._record_end(row, training_run.interrupted(row), curve=None)
+        if rows:
+            self._save()
         self._watch_time()
         self._task = asyncio.get_running_loop().create_task(self._go_on(), name=f"tuning job {self._name}")
 
@@ -339,7 +346,7 @@ class TuningRun:
     def _break(self) -> None:
         """Fail the tuning job after an error of the engine itself, which is in the server's log."""
         for training in self.running.values():
-            training.kill()
+            training.abandon()
         self._ending = "Failed"
         self._failure_reason = BROKEN_REASON
         self._changed.set()
@@ -475,6 +482,10 @@ class TuningRun:
         else:
             self._counters[_COUNTER_OF_STATUS[row["status"]]] += 1
         self._counters["objective_failed" if row["objective"] is None else "objective_succeeded"] += 1
+        if row["objective"] is not None and self._objective_type.better(
+            row["objective"], None if self._best is None else self._best["objective"]
+        ):
+            self._best = row
         definition = self._definitions[row["definition_index"]]
         definition.history.append(
             Evaluation(hyperparameters=row["hyperparameters"], objective=row["objective"])
@@ -493,7 +504,7 @@ class TuningRun:
                 "status": self._status,
                 "ending": self._ending,
                 "failure_reason": self._failure_reason,
-                "best": tracker.best.name if tracker.best else None,
+                "best": None if self._best is None else self._best["name"],
                 "not_improving": tracker.not_improving_count,
                 "converged_ms": None if converged is None else to_milliseconds(converged),
                 "modified_ms": self._engine.clock.now_ms(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -21,6 +21,8 @@ IMAGES = {
     "daemon:1": f"sh {TRAINERS / 'daemon.sh'}",
     "epochs:1": f"sh {TRAINERS / 'epochs.sh'}",
     "checkpoint:1": f"sh {TRAINERS / 'checkpoint.sh'}",
+    "yes:1": "sh -c 'echo objective=0.5; yes | head -c 60000000'",
+    "long-lines:1": f"sh {TRAINERS / 'long_lines.sh'}",
     "flood:1": f"sh {TRAINERS / 'flood.sh'}",
     "echo:1": "sh -c 'env; echo \"objective=0.5\"'",
 }
@@ -124,6 +126,21 @@ def training_jobs(client: Any, name: str, **options: Any) -> list[dict[str, Any]
         HyperParameterTuningJobName=name, MaxResults=100, **options
     )
     return [summary for page in pages for summary in page["TrainingJobSummaries"]]
+
+
+def best_of(summaries: Sequence[Mapping[str, Any]], objective_type: str) -> str | None:
+    """Return the name of the best of some training jobs; of equals the one that ended first."""
+    ended = [one for one in summaries if "FinalHyperParameterTuningJobObjectiveMetric" in one]
+    sign = 1 if objective_type == "Minimize" else -1
+    best = min(
+        ended,
+        key=lambda one: (
+            sign * one["FinalHyperParameterTuningJobObjectiveMetric"]["Value"],
+            one["TrainingEndTime"],
+        ),
+        default=None,
+    )
+    return None if best is None else best["TrainingJobName"]
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 from airflow_amt.tuning import CompletionCriteria, CompletionReason, ObjectiveType, TrainingJobResult, replay
 from airflow_amt.tuning.history import ReplayReport
-from tests.local.support import create_request, run_to_end, training_jobs
+from tests.local.support import best_of, create_request, run_to_end, training_jobs
 
 pytestmark = pytest.mark.local
 
@@ -38,8 +38,10 @@ def check_agreement(client: Any, description: dict[str, Any]) -> ReplayReport:
     details = description["TuningJobCompletionDetails"]
     assert details["NumberOfTrainingJobsObjectiveNotImproving"] == report.not_improving_count
     assert details.get("ConvergenceDetectedTime") == report.convergence_detected_at
+    listed = training_jobs(client, description["HyperParameterTuningJobName"])
+    objective = description["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]
     best = description.get("BestTrainingJob")
-    assert (best and best["TrainingJobName"]) == (report.best and report.best.name)
+    assert (best and best["TrainingJobName"]) == best_of(listed, objective["Type"])
     return report
 
 
@@ -124,7 +126,7 @@ def test_running_training_jobs_are_stopped_when_the_target_is_reached(client: An
     assert description["HyperParameterTuningEndTime"] >= max(job["TrainingEndTime"] for job in jobs)
 
 
-def test_a_result_that_comes_after_the_end_is_kept_but_changes_nothing(client: Any) -> None:
+def test_a_result_that_comes_after_the_end_may_be_the_best_but_changes_no_reason(client: Any) -> None:
     """A training job that is being stopped still prints a better objective."""
     description, report = completed(
         client, create_request(sequence="last 0.95", most=2, parallel=2, target=0.9)
@@ -134,8 +136,17 @@ def test_a_result_that_comes_after_the_end_is_kept_but_changes_nothing(client: A
     assert late["TrainingJobStatus"] == "Stopped"
     assert late["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] == 0.99
     assert late["TrainingEndTime"] > first["TrainingEndTime"]
-    assert description["BestTrainingJob"]["TrainingJobName"] == first["TrainingJobName"]
+    assert description["BestTrainingJob"]["TrainingJobName"] == late["TrainingJobName"]
     assert report.first[0].index == 0
+
+
+def test_the_time_limit_leaves_the_best_of_those_that_it_stops(client: Any) -> None:
+    description, _ = completed(
+        client, create_request(sequence="last last", most=9, parallel=2, runtime=120, image="play:1")
+    )
+
+    assert description["ObjectiveStatusCounters"]["Succeeded"] == 2
+    assert description["BestTrainingJob"]["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] == 0.99
 
 
 def test_max_runtime(client: Any) -> None:
