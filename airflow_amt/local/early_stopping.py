@@ -18,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.tuning import request
 from airflow_amt.tuning.criteria import ObjectiveType
+from airflow_amt.tuning.request import MAX_RESOURCE_KEYS
 
 #: Fewest previous training jobs that the median rule compares with. AMT does not publish its own.
 MIN_PREVIOUS_TRAINING_JOBS = 3
@@ -28,10 +30,6 @@ ETA = 3
 
 #: Most epochs of Hyperband (API reference, ``HyperbandStrategyConfig``).
 MAX_RESOURCE = 20_000
-
-#: Static hyperparameters that say how many epochs the trainer runs (API reference,
-#: ``HyperbandStrategyConfig.MaxResource``); the first one that is there counts.
-EPOCH_NAMES = ("epochs", "numepochs", "n-epochs", "n_epochs", "num_epochs")
 
 _HYPERBAND = "HyperParameterTuningJobConfig.StrategyConfig.HyperbandStrategyConfig"
 _SAME = 1e-9
@@ -197,7 +195,7 @@ def create_stopping_rule(
             objective_type,
             min_resource=low,
             max_resource=high,
-            ends_by_itself=_static_epochs(static_hyperparameters) == high,
+            ends_by_itself=high == _inferred(static_hyperparameters)[1],
             seed=seed,
         )
     if config.get("TrainingJobEarlyStoppingType") == "Auto":
@@ -208,8 +206,8 @@ def create_stopping_rule(
 def hyperband_resources(config: Mapping[str, Any], static: Mapping[str, str]) -> tuple[int, int]:
     """Return Hyperband's ``MinResource`` and ``MaxResource``, in epochs.
 
-    ``MinResource`` defaults to 1, ``MaxResource`` to the first of the static hyperparameters in
-    :data:`EPOCH_NAMES`.
+    ``MinResource`` defaults to 1, ``MaxResource`` to what requests are checked with
+    (:func:`airflow_amt.tuning.request.hyperband_resources`).
 
     :param config: the API's ``HyperParameterTuningJobConfig``.
     :param static: the static hyperparameters, also in JSON's quotes as the SageMaker SDK writes them.
@@ -221,17 +219,16 @@ def hyperband_resources(config: Mapping[str, Any], static: Mapping[str, str]) ->
     found: object = high
     field = f"{_HYPERBAND}.MaxResource"
     if high is None:
-        name = next((one for one in EPOCH_NAMES if one in static), None)
+        name, high = _inferred(static)
         if name is None:
             raise AmtFieldError(
                 field,
                 None,
                 "Hyperband needs the most epochs of a training job, and no static hyperparameter tells them "
-                f"({', '.join(EPOCH_NAMES)})",
+                f"({', '.join(MAX_RESOURCE_KEYS)})",
                 "set MaxResource",
             )
         field, found = f"StaticHyperParameters.{name}", static[name]
-        high = _static_epochs(static)
     if high is None or not 1 <= high <= MAX_RESOURCE:
         raise AmtFieldError(field, found, f"a whole number of epochs, 1 to {MAX_RESOURCE}", "set MaxResource")
     low: int = given.get("MinResource", 1)
@@ -242,16 +239,17 @@ def hyperband_resources(config: Mapping[str, Any], static: Mapping[str, str]) ->
     return low, high
 
 
-def _static_epochs(static: Mapping[str, str]) -> int | None:
-    """Return what the first of the known names says, ``None`` if that is no whole number."""
-    name = next((one for one in EPOCH_NAMES if one in static), None)
-    if name is None:
-        return None
-    try:
-        number = float(static[name].strip().strip('"'))
-    except ValueError:
-        return None
-    return int(number) if math.isfinite(number) and number == math.floor(number) else None
+def _inferred(static: Mapping[str, str]) -> tuple[str | None, int | None]:
+    """Return the static hyperparameter that says how many epochs the trainer runs, and how many these are.
+
+    It is the first one that says so; the first one that is there if none does, with no number.
+    """
+    there = [name for name in MAX_RESOURCE_KEYS if name in static]
+    for name in there:
+        resources = request.hyperband_resources({}, {"StaticHyperParameters": {name: static[name]}})
+        if resources is not None:
+            return name, resources[1]
+    return (there[0] if there else None), None
 
 
 def _loss(objective: float, objective_type: ObjectiveType) -> float:

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from airflow_amt.local import files
 from airflow_amt.local.channels import Channel, Piece, opened, passes, pipe
 from airflow_amt.local.s3 import StorageError
 from airflow_amt.local.storage import Storage, storage_of
@@ -30,6 +31,9 @@ from airflow_amt.local.storage import Storage, storage_of
 _RECORD_MAGIC = 0xCED7230A
 #: The length of a record has 29 bits; the other three say how records of several parts belong together.
 LONGEST_RECORD = 2**29 - 1
+
+#: Bytes that are read of the note why a pipe could not be filled.
+LONGEST_FAILURE = 4096
 
 _CHUNK = 1024 * 1024
 _LOOK_SECONDS = 0.2
@@ -65,10 +69,12 @@ def failure_file(folder: Path) -> Path:
 
 def failure(folder: Path) -> str | None:
     """Return why a pipe of a training job could not be filled, ``None`` if all could."""
-    try:
-        return failure_file(folder).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    # The trainer's process wrote it, and the trainer may have put something else there.
+    handle = files.open_regular(failure_file(folder))
+    if handle is None:
         return None
+    with handle:
+        return handle.read(LONGEST_FAILURE).decode("utf-8", errors="replace") or None
 
 
 def main(plan: str, command: Sequence[str]) -> None:

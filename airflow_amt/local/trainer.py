@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow_amt.local import channels, pipes, s3
+from airflow_amt.local import channels, files, pipes, s3
 from airflow_amt.local.metrics import read_final_metrics
 from airflow_amt.local.processes import MARKER
 from airflow_amt.local.s3 import StorageError
@@ -161,6 +161,8 @@ def prepare(spec: TrainingSpec) -> tuple[list[str], dict[str, str]]:
     :raises CannotStartError: input data or the script are missing or unusable.
     :raises OSError: the folder cannot be written.
     """
+    # What an earlier attempt left, perhaps where something is to be written: opening it would block.
+    files.remove_special(spec.folder)
     for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code"):
         (spec.folder / folder).mkdir(parents=True, exist_ok=True)
     provided = channels.channels_of(spec.definition)
@@ -391,13 +393,19 @@ def _write_json(path: Path, value: Any) -> None:
 def store_results(spec: TrainingSpec) -> None:
     """Pack model and output data to where ``OutputDataConfig`` says, as SageMaker does after training.
 
-    :raises OSError: this machine's disk refuses.
+    A folder that the trainer has removed is an empty one: the model is always stored.
+
+    :raises OSError: this machine's disk refuses, or the trainer has put something else in a folder's place.
     :raises StorageError: ``S3OutputPath`` is not an address of S3, or the storage refuses.
     """
     compress = spec.definition["OutputDataConfig"].get("CompressionType") != "NONE"
-    _store(spec, spec.folder / "model", "model", compress)
+    model = spec.folder / "model"
+    if not _entries(model):
+        # Without parents: a training job whose whole folder is gone has lost its model.
+        model.mkdir(exist_ok=True)
+    _store(spec, model, "model", compress)
     data = spec.folder / "output" / "data"
-    if any(data.iterdir()):
+    if _entries(data):
         _store(spec, data, "output", compress)
 
 
@@ -406,11 +414,26 @@ def _store(spec: TrainingSpec, folder: Path, name: str, compress: bool) -> None:
         spec.storage.store(folder, f"{spec.output_uri}/{name}")
         return
     packed = spec.folder / f"{name}.tar.gz"
+    # The trainer may have put something there.
+    packed.unlink(missing_ok=True)
     with tarfile.open(packed, "w:gz", compresslevel=1) as archive:
-        for entry in sorted(folder.iterdir()):
-            archive.add(entry, arcname=entry.name)
+        for entry in _entries(folder):
+            archive.add(entry, arcname=entry.name, filter=_packed)
     spec.storage.store(packed, f"{spec.output_uri}/{packed.name}")
     packed.unlink()
+
+
+def _packed(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Leave out named pipes and devices, which nobody would unpack; tarfile leaves out sockets."""
+    return None if member.isdev() else member
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder of the trainer's, which is empty if the trainer has removed it."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def store_checkpoints(spec: TrainingSpec) -> None:
@@ -420,7 +443,7 @@ def store_checkpoints(spec: TrainingSpec) -> None:
     :raises StorageError: ``S3Uri`` is not an address of S3, or the storage refuses.
     """
     folder = spec.folder / "checkpoints"
-    if spec.checkpoint_uri is not None and any(folder.iterdir()):
+    if spec.checkpoint_uri is not None and _entries(folder):
         spec.storage.store(folder, spec.checkpoint_uri)
 
 
@@ -460,23 +483,23 @@ def _signal_name(number: int) -> str:
 
 
 def failure_message(spec: TrainingSpec) -> str:
-    """Return what the trainer wrote to ``output/failure``; empty if it wrote nothing."""
-    try:
-        with (spec.folder / "output" / "failure").open("rb") as handle:
-            return handle.read(LONGEST_REASON).decode("utf-8", errors="replace").strip()
-    except (FileNotFoundError, IsADirectoryError):
+    """Return what the trainer wrote to ``output/failure``; empty if it wrote nothing to a file there."""
+    handle = files.open_regular(spec.folder / "output" / "failure")
+    if handle is None:
         return ""
+    with handle:
+        return handle.read(LONGEST_REASON).decode("utf-8", errors="replace").strip()
 
 
 def _last_words(log: Path) -> str:
     """Return the last lines of a log, or say that it is empty."""
-    try:
-        with log.open("rb") as handle:
+    lines = []
+    handle = files.open_regular(log)
+    if handle is not None:
+        with handle:
             size = handle.seek(0, os.SEEK_END)
             handle.seek(max(0, size - 4096))
             lines = handle.read().decode("utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        lines = []
     kept = [line.strip() for line in lines if line.strip()][-5:]
     return "; ".join(kept) if kept else "the training process wrote nothing to its log"
 
@@ -504,7 +527,9 @@ def conclude(
     :param stopped: whether it was told to stop; then it is ``Stopped`` however it exited, and what it had
         produced is stored, as SageMaker does.
     """
-    metrics = read_final_metrics(spec.log, definitions)
+    files.remove_special(spec.folder)
+    # A trainer may have replaced its log too, by a link to something that is no file.
+    metrics = read_final_metrics(spec.log, definitions) if spec.log.is_file() else {}
     reason = None
     if not stopped and (exit_status != 0 or failure_message(spec)):
         reason = failure_reason(spec, exit_status)

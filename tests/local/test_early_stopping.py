@@ -22,6 +22,7 @@ from airflow_amt.local.early_stopping import (
     create_stopping_rule,
     hyperband_resources,
 )
+from airflow_amt.tuning import request
 from airflow_amt.tuning.criteria import ObjectiveType
 
 MAXIMIZE, MINIMIZE = ObjectiveType.MAXIMIZE, ObjectiveType.MINIMIZE
@@ -371,6 +372,8 @@ def test_which_rule_a_tuning_job_asks_for() -> None:
         ({"epochs": "10"}, {"MaxResource": 9}, False),
         ({"num_epochs": '"9"'}, {}, True),
         ({"epochs": "many"}, {"MaxResource": 9}, False),
+        ({"epochs": "auto", "n_epochs": "9"}, {}, True),
+        ({"epochs": "auto", "n_epochs": "9"}, {"MaxResource": 9}, True),
     ],
 )
 def test_max_resource_stops_unless_the_trainer_ends_there_itself(
@@ -391,6 +394,25 @@ def test_resources_are_given_or_inferred() -> None:
 
 
 @pytest.mark.parametrize(
+    "static",
+    [
+        {"epochs": "auto", "n_epochs": "10"},
+        {"epochs": "0", "num_epochs": '"10"'},
+        {"epochs": "2.5", "numepochs": "10.0", "n_epochs": "11"},
+        {"n_epochs": "12", "n-epochs": "1_0"},
+    ],
+)
+def test_resources_are_inferred_as_requests_are_checked(static: dict[str, str]) -> None:
+    config = hyperband()
+    checked = request.hyperband_resources(
+        {"HyperParameterTuningJobConfig": config}, {"StaticHyperParameters": static}
+    )
+
+    assert checked is not None
+    assert hyperband_resources(config, static) == checked
+
+
+@pytest.mark.parametrize(
     ("resources", "static", "field", "value"),
     [
         ({}, {}, "MaxResource", None),
@@ -405,6 +427,7 @@ def test_resources_are_given_or_inferred() -> None:
         ({}, {"epochs": "2.5"}, "StaticHyperParameters.epochs", "2.5"),
         ({}, {"epochs": "1e999"}, "StaticHyperParameters.epochs", "1e999"),
         ({}, {"epochs": "ten"}, "StaticHyperParameters.epochs", "ten"),
+        ({}, {"epochs": "auto", "n_epochs": "20001"}, "StaticHyperParameters.n_epochs", "20001"),
     ],
 )
 def test_resources_that_are_refused(

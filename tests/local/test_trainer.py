@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import socket
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_amt.exceptions import AmtFieldError
-from airflow_amt.local import images, s3, trainer
+from airflow_amt.local import images, pipes, s3, trainer
 from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.processes import MARKER
 from airflow_amt.local.storage import FolderStorage
@@ -375,6 +379,184 @@ def test_a_model_that_cannot_be_stored(tmp_path: Path) -> None:
     conclusion = conclude(spec)
     assert conclusion.status == "Failed"
     assert str(conclusion.failure_reason).startswith("ClientError: cannot store the model at s3://models/out")
+
+
+# --- what a trainer may leave instead ---------------------------------------------------------------
+
+
+def make_socket(path: Path) -> None:
+    """Leave a socket that nobody listens to; its path may be longer than the address of one."""
+    with socket.socket(socket.AF_UNIX) as one:
+        here = Path.cwd()
+        os.chdir(path.parent)
+        try:
+            one.bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+def make_link_to_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def make_link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+INSTEAD_OF_A_FILE: list[Callable[[Path], None]] = [
+    os.mkfifo,
+    Path.mkdir,
+    make_socket,
+    make_link_to_device,
+    make_link_to_itself,
+]
+
+
+@pytest.mark.parametrize("make_instead", INSTEAD_OF_A_FILE)
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_failure_that_is_no_file_is_no_message(
+    tmp_path: Path, make_instead: Callable[[Path], None], status: int
+) -> None:
+    spec = ended(tmp_path, "objective=0.5\n")
+    make_instead(spec.folder / "output" / "failure")
+
+    assert trainer.failure_message(spec) == ""
+    conclusion = conclude(spec, status)
+    assert conclusion.metrics == {"objective": 0.5}
+    assert conclusion.status == ("Failed" if status else "Completed")
+    assert conclusion.failure_reason == ("AlgorithmError: objective=0.5, exit code: 1" if status else None)
+
+
+@pytest.mark.parametrize("make_instead", INSTEAD_OF_A_FILE)
+def test_a_log_that_is_no_file_is_an_empty_one(tmp_path: Path, make_instead: Callable[[Path], None]) -> None:
+    spec = ended(tmp_path)
+    spec.log.unlink()
+    make_instead(spec.log)
+
+    conclusion = conclude(spec, 1)
+    assert conclusion.metrics == {}
+    assert str(conclusion.failure_reason).startswith(
+        "AlgorithmError: the training process wrote nothing to its log"
+    )
+
+
+@pytest.mark.parametrize("make_instead", INSTEAD_OF_A_FILE)
+def test_a_note_about_pipes_that_is_no_file_is_none(
+    tmp_path: Path, make_instead: Callable[[Path], None]
+) -> None:
+    spec = ended(tmp_path, "bad\n")
+    make_instead(pipes.failure_file(spec.folder))
+
+    assert pipes.failure(spec.folder) is None
+    assert conclude(spec, 1).failure_reason == "AlgorithmError: bad, exit code: 1"
+
+
+def test_a_note_about_pipes_need_not_be_text(tmp_path: Path) -> None:
+    spec = ended(tmp_path)
+    pipes.failure_file(spec.folder).write_bytes(b"no \xff data")
+
+    assert conclude(spec, 1).failure_reason == "ClientError: no \ufffd data"
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_file_in_place_of_the_output_folder(tmp_path: Path, status: int) -> None:
+    spec = ended(tmp_path, "bad\n")
+    shutil.rmtree(spec.folder / "output")
+    (spec.folder / "output").write_text("not a folder")
+
+    assert trainer.failure_message(spec) == ""
+    reason = str(conclude(spec, status).failure_reason)
+    assert reason.startswith(
+        "AlgorithmError: bad" if status else "ClientError: cannot store the model at s3:"
+    )
+
+
+@pytest.mark.parametrize("compression", ["GZIP", "NONE"])
+def test_named_pipes_and_sockets_are_not_stored(tmp_path: Path, compression: str) -> None:
+    output_config = {"S3OutputPath": "s3://models", "CompressionType": compression}
+    spec = ended(
+        tmp_path, OutputDataConfig=output_config, CheckpointConfig={"S3Uri": "s3://models/checkpoints"}
+    )
+    for name in ("model", "output/data", "checkpoints"):
+        inner = spec.folder / name / "inner"
+        inner.mkdir()
+        (inner / "weights").write_text("w")
+        os.mkfifo(inner / "pipe")
+        make_socket(inner / "socket")
+    # The archive is written to a place that the trainer knows.
+    os.mkfifo(spec.folder / "model.tar.gz")
+
+    assert conclude(spec) == trainer.Conclusion(status="Completed", metrics={})
+    output = tmp_path / "s3" / "models" / "job-001-abc" / "output"
+    if compression == "GZIP":
+        for name in ("model", "output"):
+            with tarfile.open(output / f"{name}.tar.gz") as archive:
+                assert sorted(archive.getnames()) == ["inner", "inner/weights"]
+    else:
+        for name in ("model", "output"):
+            assert [path.name for path in (output / name / "inner").iterdir()] == ["weights"]
+    checkpoints = tmp_path / "s3" / "models" / "checkpoints" / "job-001-abc" / "inner"
+    assert [path.name for path in checkpoints.iterdir()] == ["weights"]
+
+
+def test_named_pipes_behind_a_link_are_neither_packed_nor_removed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "weights").write_text("w")
+    os.mkfifo(elsewhere / "pipe")
+    spec = ended(tmp_path)
+    (spec.folder / "model").rmdir()
+    (spec.folder / "model").symlink_to(elsewhere)
+
+    assert conclude(spec).status == "Completed"
+    with tarfile.open(tmp_path / "s3/models/out/job-001-abc/output/model.tar.gz") as archive:
+        assert archive.getnames() == ["weights"]
+    assert (elsewhere / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("compression", ["GZIP", "NONE"])
+@pytest.mark.parametrize("removed", ["model", "output", "output/data", "checkpoints"])
+def test_a_folder_that_the_trainer_removed_is_an_empty_one(
+    tmp_path: Path, compression: str, removed: str
+) -> None:
+    output_config = {"S3OutputPath": "s3://models", "CompressionType": compression}
+    spec = ended(
+        tmp_path, OutputDataConfig=output_config, CheckpointConfig={"S3Uri": "s3://models/checkpoints"}
+    )
+    shutil.rmtree(spec.folder / removed)
+
+    assert conclude(spec) == trainer.Conclusion(status="Completed", metrics={})
+    output = tmp_path / "s3" / "models" / "job-001-abc" / "output"
+    if compression == "GZIP":
+        assert [path.name for path in output.iterdir()] == ["model.tar.gz"]
+        with tarfile.open(output / "model.tar.gz") as archive:
+            assert archive.getnames() == []
+    else:
+        assert [path.name for path in output.iterdir()] == ["model"]
+        assert list((output / "model").iterdir()) == []
+
+
+def test_a_file_in_place_of_the_model_folder_fails(tmp_path: Path) -> None:
+    spec = ended(tmp_path)
+    (spec.folder / "model").rmdir()
+    (spec.folder / "model").write_text("not a folder")
+
+    reason = str(conclude(spec).failure_reason)
+    assert reason.startswith("ClientError: cannot store the model at s3://models/out")
+    assert os.strerror(errno.ENOTDIR) in reason
+
+
+def test_another_attempt_is_not_kept_waiting_by_named_pipes(tmp_path: Path) -> None:
+    spec = ended(tmp_path)
+    config = spec.folder / "input" / "config" / "hyperparameters.json"
+    for path in (spec.log, config):
+        path.unlink()
+        os.mkfifo(path)
+
+    trainer.prepare(spec)
+
+    assert config.is_file()
+    assert not spec.log.exists()
 
 
 # --- images ----------------------------------------------------------------------------------------
