@@ -172,8 +172,10 @@ class Application:
         connection = self.connections.get(tuple(scope["client"]))
         if isinstance(connection, asyncio.Transport):
             connection.abort()
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        # The server may end while this waits, and cancels it then: nothing is left to be done.
+        with contextlib.suppress(asyncio.CancelledError):
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
     async def _get_faults(self, _: Request) -> Response:
         return _json({**self._injector.faults.as_dict(), "applied": self._injector.applied}, 200)

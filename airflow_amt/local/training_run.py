@@ -443,11 +443,11 @@ def may_resume(row: Row, plan: TrainingPlan) -> bool:
 
 
 def rule_key(name: str) -> str:
-    """Return the part of a training job's name by which a stopping rule knows it.
+    """Return the part of a training job's name by which a stopping rule knows it: its number.
 
-    Without the random part at its end, so that a rule that draws by name is reproducible.
+    Neither the name of the tuning job nor the random part: a rule that draws is reproducible under a seed.
     """
-    return name.rpartition("-")[0]
+    return name.split("-")[-2]
 
 
 def is_internal_error(failure_reason: str | None) -> bool:

@@ -326,7 +326,8 @@ def test_hyperband_stops_at_its_most_resource_and_what_is_worse(client: Any) -> 
         image="epochs:1",
         strategy="Hyperband",
         objective_type="Minimize",
-        static=curves(best, "0.95,0.95,0.95,0.95,0.95,0.95,0.95,0.95,0.95,hang"),
+        # A little better with each epoch, so that the last value tells how far it got.
+        static=curves(best, "0.99,0.98,0.97,0.96,0.95,0.94,0.93,0.92,0.91,hang"),
         most=8,
         parallel=2,
     )
@@ -337,9 +338,8 @@ def test_hyperband_stops_at_its_most_resource_and_what_is_worse(client: Any) -> 
     assert description["HyperParameterTuningJobStatus"] == "Completed"
     assert {job["TrainingJobStatus"] for job in jobs} == {"Stopped"}
     assert final(description["BestTrainingJob"]) == 0.05
-    seconds = [(job["TrainingEndTime"] - job["TrainingStartTime"]).total_seconds() for job in jobs]
-    # Most of the bad ones were ended long before the good one.
-    assert sum(one < seconds[0] / 2 for one in seconds[1:]) >= 3
+    # Brackets are drawn from the seed: some of the bad ones are judged at the first rung.
+    assert sum(final(job) > 0.93 for job in jobs[1:]) >= 3
 
 
 # --- retries ----------------------------------------------------------------------------------------

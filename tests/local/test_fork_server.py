@@ -233,9 +233,13 @@ def test_the_table_is_not_of_one_kind(outcomes: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """A fork server that forks nothing."""
-    server = ForkServer(
-        ["json", "email.message"], identity="test", log=tmp_path_factory.mktemp("log") / "fork-server.log"
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # What other tests have imported may have set variables in this process (scikit-learn sets KMP_...).
+        for name in os.environ.keys() - ENVIRONMENT.keys():
+            patch.delenv(name)
+        server = ForkServer(
+            ["json", "email.message"], identity="test", log=tmp_path_factory.mktemp("log") / "fork-server.log"
+        )
     yield server
     server.close()
 

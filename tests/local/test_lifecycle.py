@@ -38,6 +38,7 @@ def start(client: Any, request: dict[str, Any], running_jobs: int) -> str:
         lambda: describe(client, name)["TrainingJobStatusCounters"]["InProgress"] == running_jobs,
         f"{running_jobs} running training jobs",
     )
+    wait_until(lambda: len(training_processes(name)) >= running_jobs, "their processes")
     return name
 
 

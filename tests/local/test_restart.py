@@ -72,6 +72,7 @@ def test_after_a_kill_running_training_jobs_failed_and_the_tuning_job_goes_on(tm
             ),
             "two results and two running training jobs",
         )
+        wait_until(lambda: len(training_processes(name)) == 2, "their processes")
         before = describe(client, name)
         left = training_processes(name)
     first.kill()
