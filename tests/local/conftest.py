@@ -14,7 +14,7 @@ from tests.local.support import client_of, shared_server
 
 @pytest.fixture(scope="session")
 def amt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """An embedded AMT whose clock runs 200 times as fast as ours; kills after a grace time of 0.3 s."""
+    """An embedded AMT whose clock runs 200 times as fast as ours; kills after a grace time of 0.6 s."""
     with shared_server(tmp_path_factory.mktemp("amt")) as server:
         yield server
 

@@ -37,8 +37,11 @@ _numbers = count(1)
 
 @contextmanager
 def shared_server(folder: Path) -> Iterator[RunningServer]:
-    """Run an embedded AMT with a fast clock, these trainers and a grace of 0.3 s; no call may break it."""
-    with running(folder, clock_rate=CLOCK_RATE, images=IMAGES, options=("--stop-grace", "0.3")) as server:
+    """Run an embedded AMT with a fast clock and these trainers; no call may break it.
+
+    Training processes get AMT's 120 s to end, which are 0.6 s by this clock.
+    """
+    with running(folder, clock_rate=CLOCK_RATE, images=IMAGES) as server:
         yield server
         assert "Traceback" not in server.log, server.log
 

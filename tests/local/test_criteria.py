@@ -129,7 +129,7 @@ def test_running_training_jobs_are_stopped_when_the_target_is_reached(client: An
 def test_a_result_that_comes_after_the_end_may_be_the_best_but_changes_no_reason(client: Any) -> None:
     """A training job that is being stopped still prints a better objective."""
     description, report = completed(
-        client, create_request(sequence="last 0.95", most=2, parallel=2, target=0.9)
+        client, create_request(sequence="last 0.95", seconds="1.5", most=2, parallel=2, target=0.9)
     )
 
     late, first = training_jobs(client, description["HyperParameterTuningJobName"])
@@ -141,9 +141,7 @@ def test_a_result_that_comes_after_the_end_may_be_the_best_but_changes_no_reason
 
 
 def test_the_time_limit_leaves_the_best_of_those_that_it_stops(client: Any) -> None:
-    description, _ = completed(
-        client, create_request(sequence="last last", most=9, parallel=2, runtime=120, image="play:1")
-    )
+    description, _ = completed(client, create_request(sequence="last last", most=9, parallel=2, runtime=600))
 
     assert description["ObjectiveStatusCounters"]["Succeeded"] == 2
     assert description["BestTrainingJob"]["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] == 0.99
