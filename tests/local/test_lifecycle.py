@@ -72,9 +72,10 @@ def test_stop(client: Any) -> None:
     ]
 
 
-def test_a_stopped_training_job_keeps_the_objective_it_had(client: Any) -> None:
+def test_a_stopped_training_job_keeps_the_objective_it_had(amt: RunningServer, client: Any) -> None:
     name = start(client, create_request(sequence="last", most=1), 1)
-    wait_until(lambda: len(training_processes(name)) == 2, "the trainer's trap")
+    (log,) = amt.state_dir.glob(f"training-jobs/*/{name}-001-*/log")
+    wait_until(lambda: "waits to be stopped" in log.read_text(), "the trainer's trap")
 
     description = stop(client, name)
 

@@ -16,6 +16,7 @@ none) exit 0 ;;
 hang) exec sleep 600 ;;
 last)
     trap 'echo "objective=0.99"; exit 0' TERM
+    echo "play: waits to be stopped"
     sleep 600 &
     wait
     ;;
