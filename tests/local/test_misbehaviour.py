@@ -182,6 +182,32 @@ def test_a_child_without_a_marker_ends_with_its_training_job_or_with_the_server(
 
 
 @pytest.mark.local
+def test_children_that_the_server_had_before_it_was_the_server_are_none_of_its_business(
+    tmp_path: Path,
+) -> None:
+    """As of a shell that starts something in the background and then becomes the server."""
+    serve = f"{sys.executable} -m airflow_amt.cli.main local serve --state-dir {tmp_path / 'state'} --port 0"
+    with subprocess.Popen(
+        ["sh", "-c", f"sleep 625 >&2 & echo $!; exec {serve}"],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        bystander = psutil.Process(int(server.stdout.readline()))
+        try:
+            assert "http://" in server.stdout.readline()
+            server.terminate()
+            assert server.wait(60) == 0
+            assert bystander.is_running()
+            assert bystander.status() != psutil.STATUS_ZOMBIE
+        finally:
+            server.kill()
+            bystander.kill()
+
+
+@pytest.mark.local
 @pytest.mark.parametrize(
     ("script", "status"),
     [
