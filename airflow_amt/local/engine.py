@@ -91,6 +91,8 @@ class Engine:
         self._housekeeper: asyncio.TimerHandle | None = None
         self._follower: asyncio.TimerHandle | None = None
         self._fork_server: ForkServer | None = None
+        #: Children that are no training processes: those that a shell had before it became this server.
+        self._bystanders: frozenset[int] = frozenset()
         # One thread: a search is not made for being asked twice at once.
         self.search_thread = ThreadPoolExecutor(1, thread_name_prefix="search")
         # Two pools, so that downloads that hang do not keep ended training jobs from being concluded.
@@ -104,6 +106,7 @@ class Engine:
 
         :raises AmtFieldError: the fork server that the options ask for cannot be started.
         """
+        self._bystanders = frozenset(processes.children())
         if not processes.become_reaper():
             logger.info("Orphans of training processes cannot be adopted on this platform")
         for row in self.store.unfinished_training_jobs():
@@ -156,7 +159,7 @@ class Engine:
             self._fork_server.close()
         # What a killed process had started is adopted when that process is gone.
         while True:
-            if not processes.kill_orphans():
+            if not processes.kill_orphans(known=self._bystanders):
                 break
             await asyncio.sleep(0.01)
         self.search_thread.shutdown(cancel_futures=True)
@@ -339,12 +342,17 @@ class Engine:
             self.check_orphans()
 
     def _kill_orphans(self) -> int:
-        running = [one for one in self.trainings.values() if one.process is not None]
-        markers = {one.spec.marker for one in running}
-        known = {one.process.pid for one in running if one.process is not None}
+        running = [
+            (one.spec.marker, one.process.pid)
+            for one in self.trainings.values()
+            if one.process is not None and one.process.exit_status is None
+        ]
+        markers = {marker for marker, _ in running}
+        leaders = {pid for _, pid in running}
+        known = self._bystanders | leaders
         if self._fork_server is not None:
-            known.add(self._fork_server.pid)
-        return processes.kill_orphans(lambda marker: marker not in markers, known=frozenset(known))
+            known |= {self._fork_server.pid}
+        return processes.kill_orphans(lambda marker: marker not in markers, known=known, leaders=leaders)
 
     def spec(
         self, region: str, name: str, plan: TrainingPlan, hyperparameters: Mapping[str, str]

@@ -1,11 +1,11 @@
 """Starting, watching and ending training processes so that none is ever left behind.
 
 Each training process leads a session of its own, and carries a marker in its environment. What it starts is
-found again in three ways: by its process group; as an adopted child, because this process is made the
-reaper of its orphans (Linux); and, when a server starts on a state folder that another one left, by the
-marker. The exit of a training process is seen at once (a pidfd in the event loop; a waiting thread where
-there is none), and its group is killed while the leader is still a zombie, so that its id cannot have been
-given to anybody else.
+found again in three ways: by its process group; as an adopted child, with its marker or without, because this
+process is made the reaper of its orphans (Linux); and, when a server starts on a state folder that another
+one left, by the marker. The exit of a training process is seen at once (a pidfd in the event loop; a waiting
+thread where there is none), and its group is killed while the leader is still a zombie, so that its id cannot
+have been given to anybody else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 MARKER = "AIRFLOW_AMT_TRAINING_PROCESS"
 
 _PR_SET_CHILD_SUBREAPER = 36
+#: Position of ``starttime`` in ``/proc/<pid>/stat``, counted from behind the name.
+_STARTED = 19
 
 
 def become_reaper() -> bool:
@@ -128,27 +130,45 @@ def marker_value(identity: str, training_job: str) -> str:
     return f"{identity}/{training_job}"
 
 
-def kill_orphans(is_over: Callable[[str], bool] | None = None, *, known: frozenset[int] = frozenset()) -> int:
+def kill_orphans(
+    is_over: Callable[[str], bool] | None = None,
+    *,
+    known: frozenset[int] = frozenset(),
+    leaders: Collection[int] = (),
+) -> int:
     """Kill adopted children whose training job is over, and reap those that have exited.
 
+    A child without the marker has dropped it from its environment, or does not let it be read. It can belong
+    to none of the training jobs that run if all of these were started after it; then it is killed too.
+    Only process 1 of a container leaves it alone: that one adopts everybody's orphans, and its end is theirs.
+
     :param is_over: says of a marker whether its training job is over; all are if left out.
-    :param known: children that are watched otherwise.
+    :param known: children that are watched otherwise, or are none of ours.
+    :param leaders: the training processes of the training jobs that are not over.
     :return: how many were found that had to be killed; call again until it is 0, as what they had started
         is adopted when they die.
     """
-    killed = 0
-    for pid in _children():
-        if pid in known:
-            continue
-        with contextlib.suppress(ChildProcessError):
-            if os.waitpid(pid, os.WNOHANG)[0] == pid:
+    adopts_everybody = os.getpid() == 1
+    killed: set[int] = set()
+    reaped = True
+    while reaped:
+        # Once more after one was reaped: what it had started may have been adopted just after the look.
+        reaped = False
+        for pid in children():
+            if pid in known:
                 continue
-        marker = _marker_of(pid)
-        if marker is not None and (is_over is None or is_over(marker)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            killed += 1
-    return killed
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                    reaped = True
+                    continue
+            marker = _marker_of(pid)
+            if marker is not None:
+                over = is_over is None or is_over(marker)
+            else:
+                over = not adopts_everybody and (is_over is None or _is_older(pid, leaders))
+            if over and _kill(pid):
+                killed.add(pid)
+    return len(killed)
 
 
 def kill_marked(identity: str) -> int:
@@ -160,9 +180,14 @@ def kill_marked(identity: str) -> int:
             continue
         marker = _marker_of(process.pid)
         if marker is not None and marker.startswith(prefix):
-            with contextlib.suppress(psutil.NoSuchProcess):
+            try:
                 process.kill()
-                killed += 1
+            except psutil.NoSuchProcess:
+                continue
+            except psutil.AccessDenied:
+                logger.warning("Process %d, left by an earlier server, may not be killed", process.pid)
+                continue
+            killed += 1
     return killed
 
 
@@ -178,7 +203,7 @@ def kill_leftover(pid: int, started: float | None) -> bool:
     return signal_group(pid, signal.SIGKILL)
 
 
-def _children() -> list[int]:
+def children() -> list[int]:
     """Return the ids of this process's children."""
     path = Path(f"/proc/self/task/{os.getpid()}/children")
     try:
@@ -193,3 +218,33 @@ def _marker_of(pid: int) -> str | None:
         return psutil.Process(pid).environ().get(MARKER)
     except (psutil.Error, OSError):
         return None
+
+
+def _is_older(pid: int, others: Collection[int]) -> bool:
+    """Whether a process was started before all of some others, so that it descends from none of them."""
+    started = _start_ticks(pid)
+    if started is None:
+        return False
+    return all(other is None or started < other for other in map(_start_ticks, others))
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Return when a process was started, in a unit that no change of the system's clock moves (Linux)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name, which comes second and in brackets, may hold anything.
+    return int(text.rpartition(")")[2].split()[_STARTED])
+
+
+def _kill(pid: int) -> bool:
+    """Kill a child; say whether that was possible."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        logger.warning("Process %d, left by a training job that is over, may not be killed", pid)
+        return False
+    return True

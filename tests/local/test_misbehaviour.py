@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from airflow_amt.cli.main import main
@@ -134,6 +135,98 @@ def test_a_frozen_training_process_that_somebody_kills(client: Any) -> None:
     wait_for_end(client, name)
     (job,) = training_jobs(client, name)
     assert job["FailureReason"].endswith("exit code: 137 (ended by SIGKILL)")
+
+
+# --- children that hide ----------------------------------------------------------------------------
+
+#: Starts a child outside the session, without the marker, and goes on once it is what it wants to be.
+HIDE = (
+    "setsid env -i sleep 623 & until grep -q sleep /proc/$!/comm; do sleep 0.01; done\necho objective=0.5\n"
+)
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Return the processes whose working directory is in a folder: those of its training jobs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.local
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+def test_a_child_without_a_marker_ends_with_its_training_job_or_with_the_server(tmp_path: Path) -> None:
+    (tmp_path / "hide.sh").write_text(HIDE)
+    (tmp_path / "stay.sh").write_text(f"{HIDE}exec sleep 624\n")
+    images = {f"{name}:1": f"sh {tmp_path / name}.sh" for name in ("hide", "stay")}
+    state = tmp_path / "state"
+    with running(state, clock_rate=20.0, images=images, options=OPTIONS) as server, client_of(server) as one:
+        job = train(one, "hide")
+        assert job["TrainingJobStatus"] == "Completed"
+        wait_until(lambda: not processes_in(state), "the end of the child", 10)
+
+        one.create_hyper_parameter_tuning_job(**create_request(image="stay:1", most=1))
+        wait_until(
+            lambda: (
+                {tuple(process.cmdline()) for process in processes_in(state)}
+                == {("sleep", "623"), ("sleep", "624")}
+            ),
+            "the child and its trainer",
+        )
+    assert processes_in(state) == []
+    assert "Traceback" not in server.log, server.log
+
+
+@pytest.mark.local
+def test_children_that_the_server_had_before_it_was_the_server_are_none_of_its_business(
+    tmp_path: Path,
+) -> None:
+    """As of a shell that starts something in the background and then becomes the server."""
+    serve = f"{sys.executable} -m airflow_amt.cli.main local serve --state-dir {tmp_path / 'state'} --port 0"
+    with subprocess.Popen(
+        ["sh", "-c", f"sleep 625 >&2 & echo $!; exec {serve}"],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        bystander = psutil.Process(int(server.stdout.readline()))
+        try:
+            assert "http://" in server.stdout.readline()
+            server.terminate()
+            assert server.wait(60) == 0
+            assert bystander.is_running()
+            assert bystander.status() != psutil.STATUS_ZOMBIE
+        finally:
+            server.kill()
+            bystander.kill()
+
+
+@pytest.mark.local
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ('mkfifo "$SM_OUTPUT_DIR/failure" "$SM_MODEL_DIR/pipe"', "Completed"),
+        ('rm -r "$SM_MODEL_DIR" "$SM_OUTPUT_DIR"; : >"$SM_OUTPUT_DIR"; exit 3', "Failed"),
+        ('rm -r "$SM_MODEL_DIR" "$SM_OUTPUT_DIR"', "Completed"),
+    ],
+)
+def test_folders_and_files_that_are_none(tmp_path: Path, script: str, status: str) -> None:
+    (tmp_path / "odd.sh").write_text(f"echo objective=0.5\n{script}\n")
+    images = {"odd:1": f"sh {tmp_path / 'odd.sh'}"}
+    with (
+        running(tmp_path / "state", clock_rate=20.0, images=images, options=OPTIONS) as server,
+        client_of(server) as one,
+    ):
+        job = train(one, "odd")
+    assert job["TrainingJobStatus"] == status
+    if status == "Failed":
+        assert job["FailureReason"] == "AlgorithmError: objective=0.5, exit code: 3"
 
 
 # --- state folders that cannot be used -------------------------------------------------------------

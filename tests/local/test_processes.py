@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from airflow_amt.local import processes
@@ -99,6 +100,112 @@ def test_only_processes_with_the_marker_of_the_folder_are_killed(tmp_path: Path)
         others.reap()
         bare.kill()
         bare.wait()
+
+
+def test_what_may_not_be_killed_is_left_alone_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that has become another user's, say."""
+    ours = start(tmp_path, "exec sleep 300", "forbidden/us-east-1/job")
+
+    def refuse_psutil(process: psutil.Process) -> None:
+        raise psutil.AccessDenied(process.pid)
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(pid, number)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(psutil.Process, "kill", refuse_psutil)
+            patch.setattr(os, "kill", refuse)
+            patch.setattr(processes, "children", lambda: [ours.pid])
+            assert processes.kill_marked("forbidden") == 0
+            assert processes.kill_orphans() == 0
+    finally:
+        ours.signal(signal.SIGKILL)
+        ours.reap()
+    assert [record.args for record in caplog.records] == [(ours.pid,), (ours.pid,)]
+
+
+def test_what_is_adopted_while_its_parent_is_reaped_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 0"], {})
+    os.waitid(os.P_PID, parent, os.WEXITED | os.WNOWAIT)
+    orphan = start(tmp_path, "exec sleep 300")
+    looks = iter([[parent], [orphan.pid]])
+    monkeypatch.setattr(processes, "children", lambda: next(looks))
+    try:
+        assert processes.kill_orphans() == 1
+    finally:
+        orphan.signal(signal.SIGKILL)
+        assert orphan.reap() == -signal.SIGKILL
+
+
+def test_process_1_leaves_alone_what_it_cannot_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = start(tmp_path, "exec sleep 300", "container/job")
+    bare = subprocess.Popen(["sleep", "300"])
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            patch.setattr(processes, "children", lambda: [marked.pid, bare.pid])
+            assert processes.kill_orphans() == 1
+        assert marked.reap() == -signal.SIGKILL
+        assert bare.poll() is None
+    finally:
+        bare.kill()
+        bare.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+def test_orphans_without_a_marker_are_killed_when_no_running_training_job_can_be_theirs() -> None:
+    """In a process of its own: being a reaper is for life."""
+    code = (
+        "import subprocess, time\n"
+        "from airflow_amt.local import processes\n"
+        "from tests.local.support import wait_until\n"
+        "assert processes.become_reaper()\n"
+        "def run():\n"
+        "    before = set(processes.children())\n"
+        "    command = '(setsid env -i sleep 300 &) ; exec sleep 300'\n"
+        "    leader = subprocess.Popen(['sh', '-c', command], env={processes.MARKER: 's/job'})\n"
+        "    def adopted():\n"
+        "        new = set(processes.children()) - before - {leader.pid}\n"
+        "        return [one for one in new if processes._marker_of(one) is None]\n"
+        "    (orphan,) = wait_until(adopted, 'the orphan')\n"
+        "    time.sleep(0.05)  # some ticks of the kernel, in which the starts of processes are told\n"
+        "    return leader, orphan\n"
+        "def kill(*leaders):\n"
+        "    known = frozenset([bystander.pid, *(one.pid for one in leaders)])\n"
+        "    rounds = 0\n"
+        "    while killed := processes.kill_orphans(lambda marker: False, known=known,\n"
+        "                                           leaders=[one.pid for one in leaders]):\n"
+        "        rounds += 1; time.sleep(0.01)\n"
+        "    return rounds > 0\n"
+        "bystander = subprocess.Popen(['sleep', '300'])\n"
+        "first, orphan_1 = run()\n"
+        "second, orphan_2 = run()\n"
+        "assert not kill(first, second)\n"
+        "first.kill(); first.wait()\n"
+        "assert kill(second)\n"
+        "assert set(processes.children()) == {bystander.pid, second.pid, orphan_2}\n"
+        "second.kill(); second.wait()\n"
+        "assert kill()\n"
+        "assert processes.children() == [bystander.pid]\n"
+        "third, orphan_3 = run()\n"
+        "third.kill(); third.wait()\n"
+        "while processes.kill_orphans(known=frozenset([bystander.pid])): time.sleep(0.01)\n"
+        "assert processes.children() == [bystander.pid]\n"
+        "bystander.kill(); bystander.wait()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
