@@ -332,8 +332,13 @@ def test_a_log_can_be_followed_while_it_grows(aws: Aws) -> None:
     wait_until(lambda: training_processes(name), "the training process")
     (training,) = training_jobs(aws.sagemaker, name)
     stream = _stream(aws, training["TrainingJobName"])
-    page = aws.logs.get_log_events(logGroupName=GROUP, logStreamName=stream, startFromHead=True)
-    assert page["events"] == []
+
+    def first() -> Any:
+        found = aws.logs.get_log_events(logGroupName=GROUP, logStreamName=stream, startFromHead=True)
+        return found if found["events"] else None
+
+    page = wait_until(first, "the first event")
+    assert [one["message"] for one in page["events"]] == ["play: waits to be stopped"]
     aws.sagemaker.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
 
     def more() -> Any:
