@@ -3,7 +3,7 @@
 ``python -m benchmarks.engine [--training-jobs 200] [--parallel 2] [--seconds 1] [--json]``
 
 Both sides run the same shell script (sleep, print an objective) equally often and equally parallel, one
-side after the other. ``ratio.wall_clock`` is ours over the peer's (aim: at most 1.1);
+side after the other. ``ratio.wall_clock`` is ours over the peer's (aim: at most 1.05);
 ``engine_cpu_ms_per_training_job`` is the server process's own CPU time, without that of the training
 processes, divided by the training jobs.
 """

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local.files import open_regular
 
 #: Only this much of the end of a log is searched; a metric that was last emitted before it is not found.
 SEARCHED_BYTES = 64 * 1024 * 1024
@@ -68,9 +69,8 @@ def read_final_metrics(
     found: dict[str, float] = {}
     if not definitions:
         return {}
-    try:
-        handle = log.open("rb")
-    except FileNotFoundError:
+    handle = open_regular(log)
+    if handle is None:
         return {}
     with handle:
         end = handle.seek(0, os.SEEK_END)
@@ -176,12 +176,12 @@ class LogFollower:
         """
         if self._pattern is None:
             return []
-        try:
-            with self._log.open("rb") as handle:
-                handle.seek(self._position)
-                block = handle.read(most)
-        except FileNotFoundError:
+        handle = open_regular(self._log)
+        if handle is None:
             return []
+        with handle:
+            handle.seek(self._position)
+            block = handle.read(most)
         self._position += len(block)
         whole, _, rest = (self._rest + block).replace(b"\r", b"\n").rpartition(b"\n")
         self._rest = rest[-LONGEST_LINE:]

@@ -13,6 +13,7 @@ import logging
 import re
 import shutil
 import signal
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -377,9 +378,13 @@ class TrainingRun:
             return
         limit = self._engine.options.log_limit
         try:
-            if self.spec.log.stat().st_size <= limit:
-                return
-            self._failing = f"ClientError: its log grew beyond {limit // 1024 // 1024} MiB"
+            found = self.spec.log.stat()
+            if stat.S_ISREG(found.st_mode):
+                if found.st_size <= limit:
+                    return
+                self._failing = f"ClientError: its log grew beyond {limit // 1024 // 1024} MiB"
+            else:
+                self._failing = "ClientError: its log was replaced by something else while it ran"
         except FileNotFoundError:
             self._failing = "ClientError: its log was deleted while it ran"
         self._signal(signal.SIGKILL)

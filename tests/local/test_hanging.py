@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import sqlite3
@@ -134,6 +135,15 @@ def test_anchors_are_those_of_a_line(tmp_path: Path, regex: str) -> None:
     log.write_text("first\nobjective=0.5\nlast\n")
 
     assert read_final_metrics(log, {"m": re.compile(regex)}) == {"m": 0.5}
+
+
+def test_a_named_pipe_in_place_of_the_log_holds_nothing_up(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    os.mkfifo(log)
+    pattern = re.compile(r"objective=(\S+)")
+
+    assert read_final_metrics(log, {"objective": pattern}) == {}
+    assert LogFollower(log, pattern).read_all() == []
 
 
 @pytest.mark.local
