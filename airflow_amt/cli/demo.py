@@ -130,10 +130,10 @@ def run(options: argparse.Namespace) -> int:
         with _interruptible(), _home(options.home) as home:
             return _run_in(home, SCENARIOS[options.criterion], options, console)
     except KeyboardInterrupt:
-        console.print("Interrupted: the tuning job was stopped, and no process is left.")
+        console.print("Interrupted: the tuning job was stopped, and no process is left.", soft_wrap=True)
         return 130
     except AmtError as error:
-        console.print(str(error), markup=False)
+        console.print(str(error), markup=False, soft_wrap=True)
         return 1
 
 
@@ -179,7 +179,9 @@ def _run_in(home: Path, scenario: Scenario, options: argparse.Namespace, console
         recomputed = _recomputed_reasons(client, outcome["tuning_job_name"])
         good = _judge(scenario, saved, outcome, recomputed, console)
     if options.home:
-        console.print(f"Kept in {home}: airflow.log, the models in amt/, Airflow's metadata database.")
+        console.print(
+            f"Kept in {home}: airflow.log, the models in amt/, Airflow's metadata database.", soft_wrap=True
+        )
     if options.json:
         sys.stdout.write(json.dumps(outcome) + "\n")
         sys.stdout.flush()
