@@ -42,6 +42,8 @@ BROKEN_REASON = (
 MOST_EPOCHS = 20_000
 
 _PAUSE_AFTER_FAILED_START = 0.05
+#: The end of one that had produced nothing when it was stopped.
+_STOPPED = trainer.Conclusion(status="Stopped", metrics={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,8 +191,9 @@ class TrainingRun:
             self._engine.check_orphans()
 
     def _may_retry(self, conclusion: trainer.Conclusion) -> bool:
+        # Told to end because the server ends, it has its attempts left for the next one.
         return (
-            not self._told_to_end.is_set()
+            (self._engine.closing or not self._told_to_end.is_set())
             and is_internal_error(conclusion.failure_reason)
             and self.retries < self.plan.max_retries
         )
@@ -226,7 +229,7 @@ class TrainingRun:
                 raise trainer.CannotStartError(on_purpose)
             prepared = await self._prepared()
             if self.is_stopping:
-                return trainer.Conclusion(status="Stopped", metrics={})
+                return _STOPPED
             if prepared is None or engine.closing:
                 return _failure(INTERRUPTED_REASON)
             command, environment = prepared
@@ -241,7 +244,7 @@ class TrainingRun:
             # Without a pause a cause that stays (a full disk) would fill the state folder with failures.
             await asyncio.sleep(_PAUSE_AFTER_FAILED_START)
             if self.is_stopping:
-                return trainer.Conclusion(status="Stopped", metrics={})
+                return _STOPPED
             return _failure(reason)
         self.process = process
         self._note_start(process)
@@ -256,9 +259,7 @@ class TrainingRun:
         if self._engine.closing and not self.is_stopping:
             return _failure(INTERRUPTED_REASON)
         ended = engine.clock.now_ms()
-        conclusion = await asyncio.get_running_loop().run_in_executor(
-            engine.conclude_threads, self._conclude, status
-        )
+        conclusion = await loop.run_in_executor(engine.conclude_threads, self._conclude, status)
         if conclusion.status == "Completed":
             self._enter("Uploading", ended)
         return conclusion
@@ -438,7 +439,7 @@ def end_values(
 def interrupted(row: Row) -> trainer.Conclusion:
     """Return how a training job ended whose process an earlier server left: it failed, or it stopped."""
     if row["status"] == "Stopping":
-        return trainer.Conclusion(status="Stopped", metrics={})
+        return _STOPPED
     return _failure(INTERRUPTED_REASON)
 
 

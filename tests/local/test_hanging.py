@@ -68,6 +68,25 @@ def test_downloads_that_hang_hold_up_neither_others_nor_a_stop_nor_the_end(tmp_p
 
 
 @pytest.mark.local
+def test_a_download_that_the_end_of_the_server_interrupts_has_its_attempts_left(tmp_path: Path) -> None:
+    request = training_request(InputDataConfig=channel(), RetryStrategy={"MaximumRetryAttempts": 2})
+    name = request["TrainingJobName"]
+    phases: list[str] = []
+    with silent_server() as silent:
+        for _ in range(2):
+            server = start(tmp_path, images=IMAGES, options=("--s3-endpoint", silent))
+            with client_of(server) as client:
+                if not phases:
+                    client.create_training_job(**request)
+                found = client.describe_training_job(TrainingJobName=name)
+            assert server.stop() == 0
+            assert found["TrainingJobStatus"] == "InProgress"
+            phases = [phase["Status"] for phase in found["SecondaryStatusTransitions"]]
+
+    assert phases == ["Starting", "Downloading", "Restarting"]
+
+
+@pytest.mark.local
 def test_a_training_job_that_is_stopped_before_its_input_is_there_is_stopped(client: Any) -> None:
     """Its channel does not exist; that is found out after the stop, and matters no more."""
     request = training_request(InputDataConfig=channel())
