@@ -301,7 +301,7 @@ class Operations:
 
     def _delete_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         row = self._tuning_job(region, params)
-        if row["status"] in ("InProgress", "Stopping"):
+        if row["status"] in tables.GOING_ON:
             raise AwsError(
                 "ValidationException",
                 f"The hyperparameter tuning job {row['name']} is not in a terminal state ({row['status']}): "
@@ -325,7 +325,7 @@ class Operations:
 
     def _stop_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         row = self._tuning_job(region, params)
-        if row["status"] not in ("InProgress", "Stopping"):
+        if row["status"] not in tables.GOING_ON:
             raise AwsError(
                 "ValidationException",
                 f"The request was rejected because the hyperparameter tuning job {row['name']} is already in "
@@ -484,7 +484,7 @@ class Operations:
 
     def _stop_training_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         row = self._training_job(region, params)
-        if row["status"] not in ("InProgress", "Stopping"):
+        if row["status"] not in tables.GOING_ON:
             raise AwsError(
                 "ValidationException",
                 # AWS's words, which clients look for.

@@ -24,6 +24,8 @@ import sqlalchemy as sa
 from airflow_amt.exceptions import AmtFieldError
 
 SCHEMA_VERSION = "2"
+#: Statuses of tuning and training jobs that have not ended.
+GOING_ON = ("InProgress", "Stopping")
 
 _metadata = sa.MetaData()
 
@@ -356,9 +358,7 @@ class Store:
     def unfinished_tuning_jobs(self) -> list[Row]:
         """Return the tuning jobs that still go on or are being stopped, oldest first."""
         return self._all(
-            sa.select(tuning_jobs)
-            .where(tuning_jobs.c.status.in_(("InProgress", "Stopping")))
-            .order_by(tuning_jobs.c.id)
+            sa.select(tuning_jobs).where(tuning_jobs.c.status.in_(GOING_ON)).order_by(tuning_jobs.c.id)
         )
 
     def count_unfinished(self, region: str) -> int:
@@ -367,7 +367,7 @@ class Store:
             self._connection.execute(
                 sa.select(sa.func.count())
                 .select_from(tuning_jobs)
-                .where(tuning_jobs.c.region == region, tuning_jobs.c.status.in_(("InProgress", "Stopping")))
+                .where(tuning_jobs.c.region == region, tuning_jobs.c.status.in_(GOING_ON))
             ).scalar_one()
         )
 
@@ -434,9 +434,7 @@ class Store:
     def unfinished_training_jobs(self) -> list[Row]:
         """Return the training jobs that have not ended, oldest first."""
         return self._all(
-            sa.select(training_jobs)
-            .where(training_jobs.c.status.in_(("InProgress", "Stopping")))
-            .order_by(training_jobs.c.id)
+            sa.select(training_jobs).where(training_jobs.c.status.in_(GOING_ON)).order_by(training_jobs.c.id)
         )
 
     # --- tags ------------------------------------------------------------------------------------
