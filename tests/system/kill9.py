@@ -940,6 +940,23 @@ def _check_figures(
     )
 
 
+def _objectives_before_hope_ended(summaries: Sequence[Mapping[str, Any]]) -> int:
+    """Count objectives up to the fifth attempt, which fails a tuning job that has none by then.
+
+    Those that were running are stopped then, and may still bring one. With fewer attempts all count.
+    """
+    ended = sorted(summaries, key=lambda one: one["TrainingEndTime"])
+    attempts = [
+        one
+        for one in ended
+        if one["TrainingJobStatus"] != "Stopped"
+        and not one.get("FailureReason", "").startswith("InternalServerError")
+    ]
+    if len(attempts) >= 5:
+        ended = [one for one in ended if one["TrainingEndTime"] <= attempts[4]["TrainingEndTime"]]
+    return sum(one["ObjectiveStatus"] == "Succeeded" for one in ended)
+
+
 def _check_end(
     job: Job,
     description: Mapping[str, Any],
@@ -950,7 +967,6 @@ def _check_end(
     status = description["HyperParameterTuningJobStatus"]
     _must("HyperParameterTuningEndTime" in description, f"{job.name} is {status} but has no end")
     _must(all(one["TrainingJobStatus"] in OVER for one in summaries), f"{job.name} is over but trains")
-    objectives = description["ObjectiveStatusCounters"]["Succeeded"]
     if job.stopped:
         # Unless it was over when the call came, which the call would have said.
         _must(status == "Stopped", f"{job.name} was stopped and is {status}")
@@ -963,7 +979,8 @@ def _check_end(
     )
     _must(status in job.mix.every_end or unlucky, f"{job.name} is {status}")
     if status == "Failed":
-        _must(objectives == 0, f"{job.name} is Failed with {objectives} objectives")
+        early = _objectives_before_hope_ended(summaries)
+        _must(early == 0, f"{job.name} is Failed with {early} objectives")
         _must(bool(description.get("FailureReason")), f"{job.name} is Failed without a reason")
         return
     _must(bool(report.first) or job.mix.exhaustible, f"{job.name} is Completed and no criterion fired")
