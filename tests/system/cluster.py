@@ -290,12 +290,15 @@ class AirflowCluster:
         if name in API_SERVERS:
             apps = "core" if name == "api-server" else "execution"
             return ("api-server", "--apps", apps, "--host", LOOPBACK, "--port", str(self._ports[name]))
+        # A second triggerer is another component of the same kind.
+        name = name.removesuffix("-2")
         # Logs are read from the files below AIRFLOW_HOME: nobody needs the servers of log files.
         return (name,) if name == "dag-processor" else (name, "--skip-serve-logs")
 
     def start_component(self, name: str) -> Component:
         """Start one component; its log is appended to if it ran before.
 
+        :param name: one of `COMPONENTS`, or `triggerer-2` for a second triggerer.
         :raises ValueError: if it runs already.
         """
         if name in self._components:
@@ -320,6 +323,16 @@ class AirflowCluster:
     def stop_component(self, name: str, *, grace_seconds: float = STOP_GRACE_SECONDS) -> None:
         """Stop one component; a grace time of 0 kills it at once, as a lost machine would."""
         _stop([self._components.pop(name)], grace_seconds=grace_seconds)
+
+    def kill_component(self, name: str) -> None:
+        """Kill all processes of a component as if at once: none sees another one's end."""
+        component = self._components.pop(name)
+        _signal(_processes([component]), signal.SIGSTOP)
+        _stop([component], grace_seconds=0)
+
+    def signal_component(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to every process of a component: SIGSTOP freezes it, SIGCONT thaws it."""
+        _signal(_processes([self._components[name]]), number)
 
     def wait_healthy(self, timeout_seconds: float | None = None) -> None:
         """Wait until the API server answers people and tasks, and reports all other components healthy.
@@ -671,6 +684,14 @@ def _processes(components: Collection[Component]) -> list[psutil.Process]:
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue  # it ended between the listing and the question
     return found
+
+
+def _signal(processes: Collection[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue  # it ended between the listing and the call
 
 
 def _stop(components: Collection[Component], *, grace_seconds: float) -> None:
