@@ -1,9 +1,9 @@
 """Exactly one tuning job for a task instance: create it, or find the one that an earlier try created.
 
-A try may be killed at any point: before its create call, between the call and its answer, after the answer and
-before anything was stored, while it waits, or with the result in its hands. What lets the next try find the
-job is its name, which is derived from the task instance, and its tags, which say whose it is and whether its
-result was delivered. Airflow's task state store, where there is one (3.3), only saves calls.
+A try may be killed at any point: before its create call, between the call and its answer, after the answer
+and before anything was stored, while it waits, or with the result in its hands. What lets the next try find
+the job is its name, which is derived from the task instance, and its tags, which say whose it is and whether
+its result was delivered. Airflow's task state store, where there is one (3.3), only saves calls.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from airflow_amt.tuning.progress import TERMINAL_STATUSES
 
 if TYPE_CHECKING:
     from airflow_amt.hooks.tuning import AmtHook
-
 
 
 NAME = "HyperParameterTuningJobName"
@@ -177,9 +176,7 @@ class Claim:
                 )
                 # The job's clock and this one may differ: its deadline shall not move to the future.
                 created_at = min(progress.created_at or now, now)
-                return Claimed(
-                    name=candidate.name, arn=progress.arn, created_at=created_at, adopted=True
-                )
+                return Claimed(name=candidate.name, arn=progress.arn, created_at=created_at, adopted=True)
             candidate = self._after(candidate, progress, decision)
 
     # -- which generation ---------------------------------------------------------------------------------
@@ -214,9 +211,7 @@ class Claim:
         digest = owner_digest(self._owner)
         try:
             names = self._call(
-                lambda: [
-                    str(one.get(NAME)) for one in self._hook().list_tuning_jobs(NameContains=digest)
-                ]
+                lambda: [str(one.get(NAME)) for one in self._hook().list_tuning_jobs(NameContains=digest)]
             )
         except AmtAccessDeniedError as error:
             self._log.info("Earlier tuning jobs of this task are looked for one by one: %s", error)
@@ -311,8 +306,8 @@ class Claim:
         asked, now_asked = tags.get(REQUEST_TAG), request_digest(self._request)
         if asked is not None and asked != now_asked:
             self._log.warning(
-                "Tuning job %s was created from another request than this try would send. It is adopted as it "
-                "is; if_exists='new' would replace it.",
+                "Tuning job %s was created from another request than this try would send. It is adopted as "
+                "it is; if_exists='new' would replace it.",
                 name,
             )
         # An earlier try that still runs somewhere must see that the job is not its own any more.
@@ -354,5 +349,3 @@ def with_tags(tags: list[Any], ours: Mapping[str, str]) -> list[Any]:
     """Return the tags, in the API's form, with ours in place of others of the same key."""
     kept = [tag for tag in tags if not (isinstance(tag, Mapping) and tag.get("Key") in ours)]
     return [*kept, *to_tag_list(ours)]
-
-

@@ -58,7 +58,9 @@ class PreviousRun:
         names = self._from_airflow() if has_logical_date else self._from_aws()
         for name in names:
             try:
-                description: dict[str, Any] = self._call(lambda name=name: self._hook().describe_tuning_job(name))
+                description: dict[str, Any] = self._call(
+                    lambda name=name: self._hook().describe_tuning_job(name)
+                )
             except AmtResourceNotFoundError:
                 self._log.info("Tuning job %s of an earlier run does not exist any more.", name)
                 continue
@@ -66,6 +68,17 @@ class PreviousRun:
             if progress.is_terminal and progress.status != TuningJobStatus.DELETING.value:
                 return description
         return None
+
+    def _describe(self, name: str) -> dict[str, Any] | None:
+        try:
+            description: dict[str, Any] = self._call(lambda: self._hook().describe_tuning_job(name))
+        except AmtResourceNotFoundError:
+            return None
+        return description
+
+    def _tags(self, arn: str) -> dict[str, str]:
+        tags: dict[str, str] | None = self._call(lambda: self._hook().tags(arn))
+        return tags or {}
 
     def _from_airflow(self) -> Iterator[str]:
         run = self._ti.get_previous_dagrun(state="success")
@@ -100,8 +113,7 @@ class PreviousRun:
         )
         for summary in summaries:
             progress = TuningProgress.from_list_summary(summary)
-            tags = self._call(lambda arn=progress.arn: self._hook().tags(arn))
-            if tags is not None and self._is_a_good_run(tags):
+            if self._is_a_good_run(self._tags(progress.arn)):
                 yield progress.name
 
     def _is_a_good_run(self, tags: Mapping[str, str]) -> bool:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from random import uniform
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from airflow.sdk import Asset, BaseOperator
+from airflow.sdk import BaseOperator
 
 from airflow_amt import _compat
-from airflow_amt._claim import NAME, STORE_KEY, Claim, Claimed, stored_value
+from airflow_amt._claim import NAME, Claim, Claimed, with_tags
 from airflow_amt._previous_run import PreviousRun
 from airflow_amt._tasks import (
     CONNECTION_FIELDS,
     NAME_KEY,
+    OUTCOME_KEY,
     TuningJobTask,
     optional_seconds,
     parse_seconds,
@@ -43,7 +47,6 @@ from airflow_amt.tuning import (
     CompletionCriteria,
     Owner,
     TuningJobStatus,
-    TuningOutcome,
     TuningProgress,
     check_warm_start,
     derive_job_name,
@@ -51,7 +54,7 @@ from airflow_amt.tuning import (
 )
 from airflow_amt.tuning.custody import UNREADABLE, IfExists, KillDecision, Place, decide_on_kill
 from airflow_amt.tuning.judgement import Ending, OutcomePolicy
-from airflow_amt.tuning.naming import DELIVERED_TAG, REPORTED_TAG, TRY_TAG, Waits, generation_of
+from airflow_amt.tuning.naming import DELIVERED_TAG, GENERATION_TAG, REPORTED_TAG, TRY_TAG, Waits
 from airflow_amt.tuning.report import outcome_table
 from airflow_amt.tuning.request import training_job_definitions
 from airflow_amt.watch.polling import TuningJobReader, Verdict, patiently
@@ -81,6 +84,9 @@ _QUOTA_LONGEST_WAIT_SECONDS = 600.0
 #: a worker: Airflow ends that in the middle of anything. AMT gives training jobs 120 s to end.
 _TIMEOUT_MARGIN = timedelta(seconds=150)
 _TIMEOUT_MARGIN_SHARE = 0.2
+
+#: Names a mapped task instance in the UI; empty, which Airflow passes over, for a task that is not mapped.
+_MAP_INDEX_TEMPLATE = "{{ (task.job_name_prefix or '') if ti.map_index is not none and ti.map_index >= 0 }}"
 
 
 class WaitingOperator(TuningJobTask, BaseOperator):
@@ -224,8 +230,8 @@ class AmtTuningJobOperator(WaitingOperator):
     :param fail_on: reasons of the job's end that fail the task, in place of the default.
     :param skip_on: reasons that skip it.
     :param good_enough: objective from which on a stopped job is a success (templated).
-    :param on_quota: what to do when AWS answers ``ResourceLimitExceeded``: ``fail``, or ``wait`` and try again
-        (deferred if ``deferrable``), after 30 s and then ever longer, 10 minutes at most.
+    :param on_quota: what to do when AWS answers ``ResourceLimitExceeded``: ``fail``, or ``wait`` and try
+        again (deferred if ``deferrable``), after 30 s and then ever longer, 10 minutes at most.
     :param quota_timeout: seconds after which a task that waits for a quota fails; default a day (templated).
     :param warm_start_from_previous: start from the tuning job that this task created in the last successful
         run of this DAG, if there is one that can be started from: ``True`` for ``IdenticalDataAndAlgorithm``,
@@ -282,6 +288,8 @@ class AmtTuningJobOperator(WaitingOperator):
         description_path: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("map_index_template") is None:
+            kwargs["map_index_template"] = _MAP_INDEX_TEMPLATE
         super().__init__(**kwargs)
         self.config = config
         self.criteria = criteria
@@ -305,6 +313,7 @@ class AmtTuningJobOperator(WaitingOperator):
         self.description_path = description_path
         self._job_name: str | None = None
         self._job_arn: str | None = None
+        self._task_key = ("", "", "", -1)
         self._try_number = 1
         self._retry_left = False
         self._killer: threading.Thread | None = None
@@ -360,6 +369,7 @@ class AmtTuningJobOperator(WaitingOperator):
         """Remember what on_kill and the listener need to know of this try."""
         ti = context["ti"]
         self._job_name = name
+        self._task_key = (ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
         self._try_number = ti.try_number
         self._retry_left = ti.try_number <= (getattr(ti, "max_tries", None) or 0)
 
@@ -373,9 +383,7 @@ class AmtTuningJobOperator(WaitingOperator):
         """
         state = {"limit": state.get("limit"), "known_stop": state.get("known_stop")}
         while True:
-            verdict = self.wait(
-                context, name, deadline=deadline, stop_on_kill=self.stop_on_kill, state=state
-            )
+            verdict = self.wait(context, name, deadline=deadline, stop_on_kill=self.stop_on_kill, state=state)
             if verdict is Verdict.ENDED:
                 return self._finish(context, name, state["known_stop"])
             state["known_stop"] = self._stop_at_deadline(name, state["limit"])
@@ -399,12 +407,10 @@ class AmtTuningJobOperator(WaitingOperator):
         self._job_arn = outcome.arn
         result = outcome.to_dict()
         self.log.info("%s", outcome_table(outcome))
-        _compat.count(
-            "amt.tuning_jobs.ended", {"reason": outcome.reason.value, "status": outcome.status}
-        )
+        _compat.count("amt.tuning_jobs.ended", {"reason": outcome.reason.value, "status": outcome.status})
         if self.description_path:
             result["description_path"] = self._write_description(name)
-            context["ti"].xcom_push(key="outcome", value=result)
+            context["ti"].xcom_push(key=OUTCOME_KEY, value=result)
         judgement = self._policy().judge(outcome)
         if judgement.ending is Ending.SUCCEED:
             self._tell_outlets(context, result)
@@ -413,9 +419,6 @@ class AmtTuningJobOperator(WaitingOperator):
             raise _compat.AirflowSkipException(f"{outcome.explanation} ({judgement.because})")
         # Before the task fails: the next try shall start another job, not report this one again.
         self.patiently(lambda: self.hook.add_tags(outcome.arn, {REPORTED_TAG: _now()}), name)
-        self._raise_for(outcome, result)
-
-    def _raise_for(self, outcome: TuningOutcome, result: dict[str, Any]) -> NoReturn:
         if outcome.status != TuningJobStatus.STOPPED.value:
             raise AmtTuningJobFailed(result)
         timed_out = outcome.evidence.get("stopped_by") == "deadline"
@@ -450,8 +453,7 @@ class AmtTuningJobOperator(WaitingOperator):
             "tuning_job": self.patiently(lambda: self.hook.describe_tuning_job(name), name),
             "training_jobs": self.patiently(lambda: list(self.hook.list_training_jobs(name)), name),
         }
-        for part in (whole["tuning_job"],):
-            part.pop("ResponseMetadata", None)
+        whole["tuning_job"].pop("ResponseMetadata", None)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(whole, default=_json_safe, indent=1))
         return str(path)
@@ -485,7 +487,7 @@ class AmtTuningJobOperator(WaitingOperator):
         self._expand_roles(request)
         if checked.warm_start is not None:
             self._warm_start(context, owner, request, checked.warm_start)
-        s3_operations = [checked.s3_operations] if checked.s3_operations is not None else []
+        s3_operations: list[Any] = [] if checked.s3_operations is None else [checked.s3_operations]
         store = context.get("task_state_store")
 
         def before_create() -> None:
@@ -528,9 +530,7 @@ class AmtTuningJobOperator(WaitingOperator):
         return Waits.YES if self.stop_on_kill else Waits.LEAVE
 
     def _policy(self) -> OutcomePolicy:
-        return OutcomePolicy.parse(
-            fail_on=self.fail_on, skip_on=self.skip_on, good_enough=self.good_enough
-        )
+        return OutcomePolicy.parse(fail_on=self.fail_on, skip_on=self.skip_on, good_enough=self.good_enough)
 
     def _warm_start(self, context: Context, owner: Owner, request: dict[str, Any], kind: str) -> None:
         """Let the job start from the last good run's, if that is possible."""
@@ -556,8 +556,8 @@ class AmtTuningJobOperator(WaitingOperator):
         if problems:
             # A changed request is no reason for a scheduled run to fail: it begins anew, and says why.
             self.log.warning(
-                "Tuning job %s of the last successful run cannot be started from, so this one starts without a "
-                "warm start: %s",
+                "Tuning job %s of the last successful run cannot be started from, so this one starts without "
+                "a warm start: %s",
                 name,
                 " ".join(str(problem) for problem in problems),
             )
@@ -654,7 +654,7 @@ class AmtTuningJobOperator(WaitingOperator):
     def _decide_kill(self, name: str) -> KillDecision:
         state: str | None
         try:
-            state = _compat.read_task_state(*self._identity)
+            state = _compat.read_task_state(*self._task_key)
         except Exception:
             # Whatever the supervisor raises, it means the same here: not known. It is logged.
             self.log.exception("The task's state cannot be read")
@@ -665,9 +665,7 @@ class AmtTuningJobOperator(WaitingOperator):
                 superseded = self._superseded(name)
             except AmtAwsError as error:
                 self.log.warning("The tuning job's tags cannot be read: %s", error)
-        return decide_on_kill(
-            state, place=Place.WORKER, retry_left=self._retry_left, superseded=superseded
-        )
+        return decide_on_kill(state, place=Place.WORKER, retry_left=self._retry_left, superseded=superseded)
 
     def _superseded(self, name: str) -> bool:
         arn = TuningProgress.from_describe(self.hook.describe_tuning_job(name)).arn
@@ -675,40 +673,104 @@ class AmtTuningJobOperator(WaitingOperator):
         return found.isdigit() and int(found) > self._try_number
 
     # -- checks -------------------------------------------------------------------------------------------
-    def _checked(self, owner: Owner) -> tuple[dict[str, Any], Any, timedelta | None]:
-        """Check all arguments, and list all problems at once.
-
-        :return: the request, roles still unexpanded; the S3 operations beside it; the time limit.
-        """
+    def _checked(self, owner: Owner) -> _Checked:
+        """Check all arguments, and list all problems at once."""
         problems: list[AmtFieldError] = []
         request, s3_operations = self._request(owner, problems)
         _collect(problems, self._interval)
-        limit = _collect(problems, self._time_limit)
+        _collect(problems, self._policy)
+        limit = _collect(
+            problems, lambda: optional_seconds("max_ingestion_time", self.max_ingestion_time, at_least=0)
+        )
+        quota_timeout = _collect(problems, self._parsed_quota_timeout)
+        if_exists = _choice("if_exists", self.if_exists, [one.value for one in IfExists], problems)
+        warm_start = self._parsed_warm_start(request, problems)
         # Two checks may find fault with one field; the first to do so is the more specific one.
         by_field: dict[str, AmtFieldError] = {}
         for problem in problems:
             by_field.setdefault(problem.field, problem)
         if by_field:
             raise AmtRequestError(by_field.values())
-        return request, s3_operations, limit
+        return _Checked(
+            request=request,
+            derived=self._given().get(NAME) is None,
+            s3_operations=s3_operations,
+            limit=None if limit is None else timedelta(seconds=limit),
+            quota_timeout=quota_timeout,
+            if_exists=IfExists(if_exists),
+            warm_start=warm_start,
+        )
+
+    def _given(self) -> Mapping[str, Any]:
+        """Return the request that the author of the DAG gave; empty if it is none."""
+        to_request = getattr(self.config, "to_request", None)
+        given = to_request() if callable(to_request) else self.config
+        return given if isinstance(given, Mapping) else {}
+
+    def _parsed_quota_timeout(self) -> timedelta | None:
+        """Return how long to wait for a quota; ``None`` for not at all."""
+        problems: list[AmtFieldError] = []
+        on_quota = _choice("on_quota", self.on_quota, ["fail", "wait"], problems)
+        if problems:
+            raise AmtRequestError(problems)
+        seconds = parse_seconds("quota_timeout", self.quota_timeout, at_least=0)
+        return timedelta(seconds=seconds) if on_quota == "wait" else None
+
+    def _parsed_warm_start(self, request: Mapping[str, Any], problems: list[AmtFieldError]) -> str | None:
+        """Return the warm start's type; ``None`` for none."""
+        given = self.warm_start_from_previous
+        if given in (None, False, "", "False", "None"):
+            return None
+        types = ["IdenticalDataAndAlgorithm", "TransferLearning"]
+        kind = types[0] if given in (True, "True") else str(given)
+        field = "warm_start_from_previous"
+        if kind not in types:
+            problems.append(
+                AmtFieldError(field, given, f"True, False or one of {', '.join(types)}", "give one")
+            )
+        if request.get("WarmStartConfig") is not None:
+            problems.append(
+                AmtFieldError(field, given, "config has a WarmStartConfig already", "give one of the two")
+            )
+        if request.get("TrainingJobDefinitions") is not None:
+            problems.append(
+                AmtFieldError(
+                    field,
+                    given,
+                    "a warm start takes one training job definition",
+                    "give TrainingJobDefinition, or no warm start",
+                )
+            )
+        strategy = (request.get(_CONFIG) or {}).get("Strategy") if request else None
+        if strategy in ("Grid", "Hyperband"):
+            problems.append(
+                AmtFieldError(
+                    field,
+                    given,
+                    f"{strategy} takes no warm start",
+                    "use Bayesian or Random, or leave it out",
+                )
+            )
+        return kind
 
     def _request(self, owner: Owner, problems: list[AmtFieldError]) -> tuple[dict[str, Any], Any]:
         """Return the request and the S3 operations beside it; add what is wrong to the problems."""
         from airflow_amt import service_model
 
-        if not isinstance(self.config, Mapping):
+        given = _collect(problems, self._given)
+        if not given:
             problems.append(
                 AmtFieldError(
                     "config",
                     self.config,
-                    "a mapping",
+                    "a mapping, or an object with to_request()",
                     "pass a dict; a template that stands for the whole of it needs "
                     "render_template_as_native_obj=True",
                 )
             )
             self._parsed_criteria(problems)
             return {}, None
-        config = dict(self.config)
+        config = dict(given)
         s3_operations = config.pop(_S3_OPERATIONS, None)
         request = service_model.coerce(_CREATE, config)
         criteria = self._parsed_criteria(problems)
@@ -718,19 +780,19 @@ class AmtTuningJobOperator(WaitingOperator):
             if merged is not None:
                 request[_CONFIG] = merged
         prefix = self.job_name_prefix
-        if request.get(_NAME) is None:
-            request[_NAME] = derive_job_name(owner, prefix=prefix)
+        if request.get(NAME) is None:
+            request[NAME] = derive_job_name(owner, prefix=prefix)
         elif prefix is not None:
             problems.append(
                 AmtFieldError(
                     "job_name_prefix",
                     prefix,
-                    f"config gives the name already ({request[_NAME]})",
+                    f"config gives the name already ({request[NAME]})",
                     "give one of the two",
                 )
             )
         if request.get("Tags") is None or isinstance(request["Tags"], list):
-            request["Tags"] = _with_tags(request.get("Tags") or [], {**owner.tags(), _GENERATION_TAG: "1"})
+            request["Tags"] = with_tags(request.get("Tags") or [], {**owner.tags(), GENERATION_TAG: "1"})
         problems += service_model.check_create_request(_with_sample_roles(request))
         return request, s3_operations
 
@@ -774,20 +836,90 @@ class AmtTuningJobOperator(WaitingOperator):
             if isinstance(role, str) and _is_role_name(role):
                 definition["RoleArn"] = self.hook.expand_role(role)
 
-    def _log_created(self, name: str, arn: str, request: Mapping[str, Any]) -> None:
-        self.log.info("Created tuning job %s (%s).", name, arn)
+    def _log_created(self, claimed: Claimed, request: Mapping[str, Any]) -> None:
+        self.log.info("Created tuning job %s (%s).", claimed.name, claimed.arn)
         compute = estimated_max_compute(request)
         if compute is not None:
             self.log.info("It may consume %s instance-seconds at most, by the guide's estimate.", compute)
 
 
-_GENERATION_TAG = f"{TAG_PREFIX}generation"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """What an operator was asked for, checked.
+
+    :param request: the request, roles still unexpanded.
+    :param derived: whether the job's name is derived.
+    :param s3_operations: the S3 operations beside the request.
+    :param limit: ``max_ingestion_time``.
+    :param quota_timeout: how long to wait for a quota; ``None`` for not at all.
+    :param if_exists: what to do about an earlier try's job.
+    :param warm_start: ``WarmStartType``; ``None`` for no warm start.
+    """
+
+    request: dict[str, Any]
+    derived: bool
+    s3_operations: Any
+    limit: timedelta | None
+    quota_timeout: timedelta | None
+    if_exists: IfExists
+    warm_start: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """What a try knows from its beginning on, also after it waited for a quota.
+
+    :param timeout_at: when ``execution_timeout`` demands that the job is stopped.
+    :param quota_since: when a quota was first found used up.
+    :param quota_attempts: how often.
+    """
+
+    timeout_at: datetime | None
+    quota_since: datetime | None = None
+    quota_attempts: int = 0
+
+    @classmethod
+    def now(cls, execution_timeout: timedelta | None, deferrable: bool) -> _Begun:
+        if execution_timeout is None:
+            return cls(timeout_at=None)
+        margin = timedelta(0)
+        if not deferrable:
+            margin = min(_TIMEOUT_MARGIN, execution_timeout * _TIMEOUT_MARGIN_SHARE)
+        return cls(timeout_at=datetime.now(UTC) + execution_timeout - margin)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> _Begun:
+        timeout_at, since = state.get("timeout_at"), state.get("quota_since")
+        return cls(
+            timeout_at=None if timeout_at is None else datetime.fromisoformat(timeout_at),
+            quota_since=None if since is None else datetime.fromisoformat(since),
+            quota_attempts=int(state.get("quota_attempts") or 0),
+        )
+
+    def to_state(self) -> dict[str, Any]:
+        return {
+            "waits_for": "quota",
+            "timeout_at": None if self.timeout_at is None else self.timeout_at.isoformat(),
+            "quota_since": None if self.quota_since is None else self.quota_since.isoformat(),
+            "quota_attempts": self.quota_attempts,
+        }
+
+    def refused(self, since: datetime) -> _Begun:
+        return replace(self, quota_since=since, quota_attempts=self.quota_attempts + 1)
+
+    def deadline(self, created_at: datetime, limit: timedelta | None) -> tuple[datetime | None, str | None]:
+        """Return when the job is to be stopped, and the argument that says so."""
+        ends = [] if self.timeout_at is None else [(self.timeout_at, "execution_timeout")]
+        if limit is not None:
+            ends.append((created_at + limit, "max_ingestion_time"))
+        return min(ends) if ends else (None, None)
+
 
 #: Stands for a role that is given by name while the request is checked: the API wants an ARN.
 _SAMPLE_ROLE = "arn:aws:iam::000000000000:role/"
 
 
-def _collect(problems: list[AmtFieldError], check: Callable[[], _Checked]) -> _Checked | None:
+def _collect(problems: list[AmtFieldError], check: Callable[[], _Result]) -> _Result | None:
     """Return what the check returns; add the problems that it raises to the list."""
     try:
         return check()
@@ -796,21 +928,30 @@ def _collect(problems: list[AmtFieldError], check: Callable[[], _Checked]) -> _C
         return None
 
 
+def _choice(field: str, given: Any, choices: Sequence[str], problems: list[AmtFieldError]) -> str:
+    """Return the choice that was given; add a problem and return the first if it is none."""
+    text = given.value if isinstance(given, Enum) else given
+    if text in choices:
+        return str(text)
+    problems.append(AmtFieldError(field, given, f"one of {', '.join(choices)}", "give one of them"))
+    return choices[0]
+
+
 def _owner(context: Context) -> Owner:
     ti = context["ti"]
-    map_index = ti.map_index
-    return Owner(
-        dag_id=ti.dag_id,
-        run_id=ti.run_id,
-        task_id=ti.task_id,
-        map_index=-1 if map_index is None else map_index,
-    )
+    return Owner(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=_map_index(ti))
 
 
-def _with_tags(tags: Sequence[Any], ours: Mapping[str, str]) -> list[Any]:
-    """Return the tags with ours in place of others of the same key."""
-    kept = [tag for tag in tags if not (isinstance(tag, Mapping) and tag.get("Key") in ours)]
-    return [*kept, *to_tag_list(ours)]
+def _map_index(ti: Any) -> int:
+    return -1 if ti.map_index is None else int(ti.map_index)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _json_safe(value: Any) -> str:
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _definitions(request: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ class AmtQuotaTrigger(BaseTrigger):
         if self._newer:
             self.log.warning("Ignored, as stored by a newer release: %s", ", ".join(sorted(self._newer)))
         moment = datetime.fromisoformat(self.moment)
-        while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:
+        while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:  # noqa: ASYNC110 - only time passes
             await asyncio.sleep(min(left, _LONGEST_SLEEP_SECONDS))
         yield TriggerEvent(  # type: ignore[no-untyped-call]
             {"version": QUOTA_TRIGGER_VERSION, "event": "quota", "state": self.state}

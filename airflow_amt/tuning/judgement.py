@@ -50,8 +50,8 @@ class OutcomePolicy:
     an objective.
 
     How it decides: ``skip_on``, then ``fail_on``, each the more specific name first; a stopped job whose best
-    objective is as good as ``good_enough`` succeeds in place of failing. A job that failed or is being deleted
-    fails the task unless ``skip_on`` names it.
+    objective is as good as ``good_enough`` succeeds in place of failing. A job that failed or is being
+    deleted fails the task unless ``skip_on`` names it.
 
     :param fail_on: the reasons that fail the task, in place of the default; all others succeed.
     :param skip_on: the reasons that skip it.
@@ -63,9 +63,7 @@ class OutcomePolicy:
     good_enough: float | None = None
 
     @classmethod
-    def parse(
-        cls, *, fail_on: Any = None, skip_on: Any = None, good_enough: Any = None
-    ) -> OutcomePolicy:
+    def parse(cls, *, fail_on: Any = None, skip_on: Any = None, good_enough: Any = None) -> OutcomePolicy:
         """Build one from what a DAG's author gave.
 
         :raises AmtRequestError: a name is not known, is given twice, or the objective is no number.
@@ -74,7 +72,9 @@ class OutcomePolicy:
         fails = _names("fail_on", fail_on, problems)
         skips = _names("skip_on", skip_on, problems) or frozenset()
         for name in sorted((fails or frozenset()) & skips):
-            problems.append(AmtFieldError("skip_on", name, "fail_on names it too", "keep it in one of the two"))
+            problems.append(
+                AmtFieldError("skip_on", name, "fail_on names it too", "keep it in one of the two")
+            )
         enough = _number("good_enough", good_enough, problems)
         if problems:
             raise AmtRequestError(problems)

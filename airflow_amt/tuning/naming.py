@@ -124,7 +124,9 @@ def generation_of(name: str, owner: Owner) -> int | None:
 
 def request_digest(request: Mapping[str, Any]) -> str:
     """Return a digest of what a create request asks for: all of it but the name and the tags."""
-    asked = {key: value for key, value in request.items() if key not in ("HyperParameterTuningJobName", "Tags")}
+    asked = {
+        key: value for key, value in request.items() if key not in ("HyperParameterTuningJobName", "Tags")
+    }
     text = json.dumps(asked, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

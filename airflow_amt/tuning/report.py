@@ -16,7 +16,8 @@ def outcome_table(outcome: TuningOutcome) -> str:
         ("because", outcome.explanation),
         (
             "training jobs",
-            f"{jobs.launched} launched, {jobs.completed} completed, {jobs.failed} failed, {jobs.stopped} stopped",
+            f"{jobs.launched} launched: {jobs.completed} completed, {jobs.failed} failed, "
+            f"{jobs.stopped} stopped",
         ),
     ]
     if progress.runtime is not None:
