@@ -57,11 +57,8 @@ class PreviousRun:
         """Return the description of the job to start from; ``None`` if there is none."""
         names = self._from_airflow() if has_logical_date else self._from_aws()
         for name in names:
-            try:
-                description: dict[str, Any] = self._call(
-                    lambda name=name: self._hook().describe_tuning_job(name)
-                )
-            except AmtResourceNotFoundError:
+            description = self._describe(name)
+            if description is None:
                 self._log.info("Tuning job %s of an earlier run does not exist any more.", name)
                 continue
             progress = TuningProgress.from_describe(description)

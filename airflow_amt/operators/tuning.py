@@ -449,11 +449,10 @@ class AmtTuningJobOperator(WaitingOperator):
             if str(self.description_path).endswith("/")
             else str(self.description_path)
         )
-        whole = {
-            "tuning_job": self.patiently(lambda: self.hook.describe_tuning_job(name), name),
-            "training_jobs": self.patiently(lambda: list(self.hook.list_training_jobs(name)), name),
-        }
-        whole["tuning_job"].pop("ResponseMetadata", None)
+        description = self.patiently(lambda: self.hook.describe_tuning_job(name), name)
+        description.pop("ResponseMetadata", None)
+        training_jobs = self.patiently(lambda: list(self.hook.list_training_jobs(name)), name)
+        whole = {"tuning_job": description, "training_jobs": training_jobs}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(whole, default=_json_safe, indent=1))
         return str(path)

@@ -12,13 +12,13 @@ from airflow.listeners import hookimpl
 
 
 @hookimpl
-def on_task_instance_success(previous_state: Any, task_instance: Any) -> None:
+def on_task_instance_success(task_instance: Any) -> None:
     """Let the task record that its success was accepted."""
     _record(task_instance, "success")
 
 
 @hookimpl
-def on_task_instance_skipped(previous_state: Any, task_instance: Any) -> None:
+def on_task_instance_skipped(task_instance: Any) -> None:
     """Let the task record that its skip was accepted."""
     _record(task_instance, "skipped")
 

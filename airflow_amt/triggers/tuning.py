@@ -179,8 +179,8 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         decision = decide_on_kill(await self._task_state(), place=Place.TRIGGERER)
         if not decision.stop:
             self.log.warning(
-                "Airflow reports a kill, yet tuning job %s is not stopped: %s. If the task was killed, stop the "
-                "job with AmtStopTuningJobOperator or `airflow-amt reap`.",
+                "Airflow reports a kill, yet tuning job %s is not stopped: %s. If the task was killed, stop "
+                "the job with AmtStopTuningJobOperator or `airflow-amt reap`.",
                 self.tuning_job_name,
                 decision.reason,
             )
