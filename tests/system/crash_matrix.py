@@ -41,6 +41,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +94,10 @@ SETTINGS: Mapping[str, str] = {
     "LOGGING__LOGGING_LEVEL": "INFO",
 }
 
+#: How this campaign calls itself in the request log.
+_AGENT = "crash-matrix"
+#: How long the scheduler or a triggerer may be without a heartbeat before it is started again.
+SICK_SECONDS = 30.0
 REACH_SECONDS = 150.0
 END_SECONDS = 240.0
 #: After a thaw: the triggerer notices within two heartbeats, and a kill that it reports takes 30 s at most.
@@ -142,11 +147,15 @@ class Run:
     kill_supervisor: bool
     clear_when: str
     gate_seconds: float
+    #: Whether a try may adopt the tuning job of an earlier one.
+    adoption: bool = True
     run_id: str = ""
     #: State of the task instance when the kill came and when it was cleared; the monotonic time of that.
     killed_state: str | None = None
     cleared_state: str | None = None
     cleared_at: float | None = None
+    #: Whether AWS knew by then that the result had been delivered.
+    delivered_before: bool = False
     violations: list[str] = field(default_factory=list)
     jobs: list[dict[str, Any]] = field(default_factory=list)
 
@@ -206,20 +215,20 @@ class World:
     """PostgreSQL, an embedded AMT and a live Airflow, for the time of a `with` block.
 
     :param folder: gets everything; must be empty.
-    :param adoption: whether tries may adopt the tuning jobs of earlier ones.
     """
 
-    def __init__(
-        self, folder: Path, *, adoption: bool = True, settings: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.stop_points = folder / "stop-points"
-        self._adoption = adoption
         self._settings = {**SETTINGS, **(settings or {})}
         self._stack = contextlib.ExitStack()
         self.amt: RunningServer
         self.cluster: AirflowCluster
         self.client: Any
+        #: Components that ended or hung without being killed, and were started again.
+        self.revived: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+        self._calls_read = 0
 
     def __enter__(self) -> Self:
         self.stop_points.mkdir(parents=True)
@@ -230,14 +239,12 @@ class World:
                     self.folder / "amt", clock_rate=CLOCK_RATE, request_log=self.folder / "requests.jsonl"
                 )
             )
-            self.client = self.amt.client(REGION)
+            self.client = self.amt.client(REGION, user_agent_extra=_AGENT)
             stack.callback(self.client.close)
             environment = {
                 "PYTHONPATH": os.pathsep.join((str(HOOKS_FOLDER), str(ROOT))),
                 "AMT_STOP_POINTS": str(self.stop_points),
             }
-            if not self._adoption:
-                environment["AMT_WITHOUT_ADOPTION"] = "1"
             self.cluster = stack.enter_context(
                 AirflowCluster(
                     home=self.folder / "airflow",
@@ -263,11 +270,28 @@ class World:
     ) -> None:
         self._stack.close()
 
-    def tuning_jobs(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the descriptions of all tuning jobs with their tags, oldest first, by DAG run id."""
+    def calls(self) -> list[dict[str, Any]]:
+        """Return the calls of the request log, but for this campaign's own."""
+        with (self.folder / "requests.jsonl").open("rb") as file:
+            file.seek(self._calls_read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # it is being written
+                self._calls_read += len(line)
+                call = json.loads(line)
+                if _AGENT not in (call["user_agent"] or ""):
+                    self._calls.append(call)
+        return self._calls
+
+    def tuning_jobs(self, since: datetime | None = None) -> dict[str, list[dict[str, Any]]]:
+        """Return the descriptions of tuning jobs with their tags, oldest first, by DAG run id.
+
+        :param since: only those created later, by the embedded AMT's clock.
+        """
         found: dict[str, list[dict[str, Any]]] = {}
+        options = {} if since is None else {"CreationTimeAfter": since}
         pages = self.client.get_paginator("list_hyper_parameter_tuning_jobs").paginate(
-            SortBy="CreationTime", SortOrder="Ascending", MaxResults=100
+            SortBy="CreationTime", SortOrder="Ascending", MaxResults=100, **options
         )
         for summary in (one for page in pages for one in page["HyperParameterTuningJobSummaries"]):
             arn = summary["HyperParameterTuningJobArn"]
@@ -277,6 +301,18 @@ class World:
             )
             found.setdefault(tags["airflow-amt:run-id"], []).append({**description, "tags": tags})
         return found
+
+    def newest(self) -> datetime | None:
+        """Return when the newest tuning job was created."""
+        summaries = self.client.list_hyper_parameter_tuning_jobs(
+            SortBy="CreationTime", SortOrder="Descending", MaxResults=1
+        )["HyperParameterTuningJobSummaries"]
+        return summaries[0]["CreationTime"] if summaries else None
+
+    def revive(self) -> None:
+        """Start what ended or hangs again, as whatever looks after an Airflow in production does."""
+        for name in self.cluster.revive(SICK_SECONDS):
+            self.revived.append(name)
 
     def training_processes(self) -> dict[str, str]:
         """Return the living training processes' training job names, and the tuning jobs' names of these."""
@@ -298,7 +334,7 @@ class Watch:
         self._world = world
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch")
-        self._client = world.amt.client(REGION)
+        self._client = world.amt.client(REGION, user_agent_extra=_AGENT)
         self._owners: dict[str, str] = {}
         self.violations: dict[str, str] = {}
         self.error: BaseException | None = None
@@ -354,6 +390,7 @@ class Round:
         self.runs = runs
         self.victim = runs[0].cell.victim
         self._killed_at = 0.0
+        self._since: datetime | None = None
 
     def play(self, strike: Callable[[], None] | None = None) -> None:
         """Start all runs, kill, let follow what follows, and judge; violations are noted in the runs.
@@ -361,6 +398,7 @@ class Round:
         :param strike: what happens instead of the kill.
         :raises ViolationError: the runs did not come to their points.
         """
+        self._since = self._world.newest()
         with Watch(self._world) as watch:
             self._start()
             self._wait(self._all_there, REACH_SECONDS, "not all runs reached their points")
@@ -385,6 +423,8 @@ class Round:
         for run in self.runs:
             run.run_id = f"crash-{run.number}"
             self._folder(run).mkdir()
+            if not run.adoption:
+                (self._folder(run) / "without-adoption").touch()
             if run.cell.point != "waiting":
                 (self._folder(run) / "plan").write_text(run.stop_point)
             if run.cell.point in _LATE:
@@ -402,6 +442,7 @@ class Round:
     def _wait(self, reached: Callable[[], bool], seconds: float, otherwise: str) -> None:
         deadline = time.monotonic() + seconds
         while not reached():
+            self._world.revive()
             if time.monotonic() > deadline:
                 details = ", ".join(
                     f"{one.run_id} {one.cell} {one.mode} {self._state(one)}" for one in self.runs
@@ -413,7 +454,7 @@ class Round:
         described: Counter[str] = Counter()
         if any(run.cell.point == "waiting" for run in self.runs):
             names = self._names()
-            for call in self._world.amt.requests():
+            for call in self._world.calls():
                 if call["operation"] == "DescribeHyperParameterTuningJob" and call["status"] == 200:
                     described[names.get(call["tuning_job"], "")] += 1
         return all(self._is_there(run, described[run.run_id]) for run in self.runs)
@@ -422,14 +463,14 @@ class Round:
         """Return the run ids by the names of their tuning jobs."""
         return {
             job["HyperParameterTuningJobName"]: run_id
-            for run_id, jobs in self._world.tuning_jobs().items()
+            for run_id, jobs in self._world.tuning_jobs(self._since).items()
             for job in jobs
         }
 
     def _is_there(self, run: Run, described: int) -> bool:
         if run.cell.point != "waiting":
             return (self._folder(run) / "reached").exists()
-        # One is the last before the task defers, or the first poll; this very campaign asks too.
+        # The first is that of the first poll.
         if run.mode == "deferred":
             return self._state(run) == "deferred"
         return described >= 2 and self._state(run) == "running"
@@ -489,6 +530,7 @@ class Round:
         deadline = self._killed_at + END_SECONDS
         waiting = list(self.runs)
         while waiting:
+            self._world.revive()
             now = time.monotonic()
             if now > deadline:
                 for run in waiting:
@@ -511,6 +553,8 @@ class Round:
                 or state == "failed"
                 or (state == "success" and self._settled(run))
             ):
+                jobs = self._world.tuning_jobs(self._since).get(run.run_id, [])
+                run.delivered_before = any(_DELIVERED_TAG in job["tags"] for job in jobs)
                 run.cleared_state = state
                 run.cleared_at = time.monotonic()
                 self._cluster.clear(run.dag_id, run.run_id, [TASK_ID])
@@ -525,8 +569,8 @@ class Round:
     # -- the judgement --------------------------------------------------------------------------------
 
     def _judge(self) -> None:
-        everything = self._world.tuning_jobs()
-        calls = self._world.amt.requests()
+        everything = self._world.tuning_jobs(self._since)
+        calls = self._world.calls()
         for run in self.runs:
             run.jobs = [_summary(job) for job in everything.get(run.run_id, [])]
             try:
@@ -567,12 +611,6 @@ class Round:
             _must(len(jobs) == 1, f"nobody cleared it, yet it has {[_summary(one) for one in jobs]}")
             return
         first = names[0]
-        told = [
-            call["monotonic"] + call["seconds"]
-            for call in calls
-            if call["operation"] == "AddTags" and call["tuning_job"] == first and call["carried_out"]
-        ]
-        delivered = told if _DELIVERED_TAG in jobs[0]["tags"] else []
         stopped = [
             call
             for call in calls
@@ -583,7 +621,7 @@ class Round:
         _must(len(jobs) <= 2, f"one clear, yet it has {[_summary(one) for one in jobs]}")
         if len(jobs) == 1:
             _must(
-                not (run.cleared_state == "success" and delivered and delivered[0] < run.cleared_at),
+                not run.delivered_before,
                 "it was cleared when its result was delivered, yet it has one tuning job only",
             )
             return
@@ -693,6 +731,18 @@ class Results:
         return [line for line in self.lines if line["kind"] == "frozen"]
 
     @property
+    def revived(self) -> dict[str, int]:
+        """Components that had to be started again though nobody had killed them, and how often."""
+        return dict(
+            Counter(name for line in self.lines if line["kind"] == "revived" for name in line["names"])
+        )
+
+    def add_revived(self, names: Sequence[str]) -> None:
+        """Append which components had to be started again though nobody had killed them."""
+        if names:
+            self._append([{"kind": "revived", "number": self.next_number - 1, "names": list(names)}])
+
+    @property
     def next_number(self) -> int:
         """The number of the next run."""
         return 1 + max((line["number"] for line in self.lines), default=0)
@@ -722,6 +772,7 @@ class Results:
             "modes": dict(sorted(Counter(line["mode"] for line in self.runs).items())),
             "tuning_jobs": sum(count * number for count, number in jobs.items()),
             "runs_by_tuning_jobs": {str(count): number for count, number in sorted(jobs.items())},
+            "components_that_ended_by_themselves": self.revived,
             "frozen": [{key: line[key] for key in ("runs", "seconds", "ok")} for line in self.frozen],
         }
 
@@ -735,6 +786,7 @@ def campaign(
     seed: int,
     at_a_time: int,
     victims: Sequence[str] = VICTIMS,
+    adoption: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Play rounds until there are enough runs, and hits of each cell of these victims.
@@ -750,9 +802,13 @@ def campaign(
         drawn = draw_cells(draw, results.hits, min(at_a_time, missing), victim)
         first = results.next_number
         planned = [draw_run(draw, cell, first + index) for index, cell in enumerate(drawn)]
+        for run in planned:
+            run.adoption = adoption
         began = time.monotonic()
         Round(world, draw, planned).play()
         results.add(planned)
+        results.add_revived(world.revived)
+        world.revived.clear()
         say(
             f"{victim} killed under {len(planned)} runs in {time.monotonic() - began:.0f} s; "
             f"{len(results.runs)} runs, each cell {min(results.hits[cell] for cell in cells)} times or more, "
@@ -779,15 +835,18 @@ def frozen_triggerer(
     *,
     runs: int,
     seconds: float,
+    first: int,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Freeze one of two triggerers until its triggers are given to the other, and thaw it.
 
     Airflow (3.3) then reports a kill to triggers of tasks that nobody touched: their tuning jobs must go on.
+
+    :param first: number of the first run; no other run of this world has these.
     """
-    draw = random.Random(results.next_number)
+    draw = random.Random(first)
     cell = Cell("waiting", "triggerer", "retry")
-    planned = [draw_run(draw, cell, results.next_number + index) for index in range(runs)]
+    planned = [draw_run(draw, cell, first + index) for index in range(runs)]
     for run in planned:
         # Nothing may end before the triggerer has been thawed.
         run.gate_seconds = THAW_SECONDS
@@ -805,9 +864,7 @@ def frozen_triggerer(
         if "triggerer-2" in cluster.components:
             cluster.stop_component("triggerer-2", grace_seconds=0)
     stopped = {
-        call["tuning_job"]
-        for call in world.amt.requests()
-        if call["operation"] == "StopHyperParameterTuningJob"
+        call["tuning_job"] for call in world.calls() if call["operation"] == "StopHyperParameterTuningJob"
     }
     for run in planned:
         run.violations += [
@@ -864,7 +921,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     victims = options.victim or VICTIMS
     runs, hits = math.ceil(options.runs / shards), math.ceil(options.hits / shards)
     try:
-        with World(folder / "world", adoption=not options.without_adoption) as world:
+        with World(folder / "world") as world:
             campaign(
                 world,
                 results,
@@ -873,10 +930,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 seed=seed + 1000 * shard,
                 at_a_time=options.at_a_time,
                 victims=victims,
+                adoption=not options.without_adoption,
                 say=say,
             )
             if options.frozen_seconds and shard == 1 and not results.frozen:
-                frozen_triggerer(world, results, runs=8, seconds=options.frozen_seconds, say=say)
+                frozen_triggerer(
+                    world, results, runs=8, seconds=options.frozen_seconds, first=results.next_number, say=say
+                )
             left = world.training_processes()
             if left:
                 raise ViolationError(f"at the end these train: {sorted(left)}")

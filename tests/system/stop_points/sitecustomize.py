@@ -6,7 +6,8 @@ as it is; the one exception is made on request, to show that the matrix notices 
 
 `AMT_STOP_POINTS` names a folder that has, for each DAG run to be held up, a folder of its name with a file
 `plan`: the name of the point. Who reaches the point for the first time writes `reached` (JSON: process ids)
-and waits until there is a file `release`.
+and waits until there is a file `release`. With a file `without-adoption`, tuning jobs of earlier tries are
+not adopted.
 """
 
 from __future__ import annotations
@@ -25,18 +26,22 @@ from types import ModuleType
 from typing import Any
 
 FOLDER = "AMT_STOP_POINTS"
-WITHOUT_ADOPTION = "AMT_WITHOUT_ADOPTION"
 _CREATE = "CreateHyperParameterTuningJob"
 #: Nobody waits longer for a campaign that was killed itself.
 _LONGEST_SECONDS = 600.0
 
 
+def _folder() -> Path | None:
+    """Return the folder of the DAG run that this task process belongs to."""
+    root, run_id = os.environ.get(FOLDER), os.environ.get("AIRFLOW_CTX_DAG_RUN_ID")
+    return Path(root) / run_id if root and run_id else None
+
+
 def stop_at(point: str) -> None:
     """Wait here, if the DAG run of this task process is to be held up at this point."""
-    root, run_id = os.environ.get(FOLDER), os.environ.get("AIRFLOW_CTX_DAG_RUN_ID")
-    if not root or not run_id:
+    folder = _folder()
+    if folder is None:
         return
-    folder = Path(root) / run_id
     try:
         if (folder / "plan").read_text() != point:
             return
@@ -111,10 +116,14 @@ def _patch_comms(module: ModuleType) -> None:
 
 
 def _take_out_adoption(module: ModuleType) -> None:
-    def nothing(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Find no tuning job of an earlier try."""
+    def decide(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        folder = _folder()
+        if folder is None or not (folder / "without-adoption").exists():
+            return original(*args, **kwargs)
+        action = module.Existing.NEXT
+        return module.ExistingDecision(action=action, reason="adoption is taken out for a test")
 
-    _wrap(module.AmtTuningJobOperator, "_adoptable", nothing)
+    _wrap(module, "decide_existing", decide)
 
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
@@ -122,9 +131,8 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "botocore.client": _patch_client,
     "airflow.sdk.bases.operator": _patch_operator,
     "airflow.sdk.execution_time.comms": _patch_comms,
+    "airflow_amt._claim": _take_out_adoption,
 }
-if os.environ.get(WITHOUT_ADOPTION):
-    _PATCHES["airflow_amt.operators.tuning"] = _take_out_adoption
 
 
 class _Finder(MetaPathFinder):
