@@ -34,6 +34,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -80,19 +81,43 @@ HITS = 5
 #: Reached only when the tuning job is over.
 _LATE = frozenset({"resumed", "returning", "accepted"})
 
-#: How soon Airflow notices what is lost. Still longer than a busy machine holds anybody up.
-SETTINGS: Mapping[str, str] = {
-    "CORE__PARALLELISM": "48",
-    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
-    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "12",
-    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
-    "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "3",
-    "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "12",
-    "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "12",
-    "WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
-    # With kills on purpose there is always a log to read.
-    "LOGGING__LOGGING_LEVEL": "INFO",
-}
+#: Seconds after which Airflow takes something for lost: longer than a machine with two cores to itself holds
+#: anybody up, shorter than the defaults of 30 s and 5 minutes.
+_LOST_SECONDS = 12.0
+#: An import of Airflow's operators takes so long on such a machine; where it takes longer, all waits do.
+_IMPORT_SECONDS = 2.0
+
+
+def settings(patience: float) -> dict[str, str]:
+    """Return Airflow's settings.
+
+    :param patience: factor by which everything may take longer.
+    """
+    lost = str(math.ceil(patience * _LOST_SECONDS))
+    return {
+        "CORE__PARALLELISM": "48",
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
+        "WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": lost,
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "3",
+        "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": lost,
+        "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": lost,
+        "WORKERS__EXECUTION_API_TIMEOUT": str(math.ceil(patience * 30)),
+    }
+
+
+def measured_patience() -> float:
+    """Measure how much slower than two idle cores this machine is now; 1 if it is not."""
+    command = [
+        sys.executable,
+        "-c",
+        "import airflow.sdk.bases.operator, airflow.sdk.execution_time.task_runner",
+    ]
+    began = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    return min(10.0, max(1.0, (time.monotonic() - began) / _IMPORT_SECONDS))
+
 
 #: How this campaign calls itself in the request log.
 _AGENT = "crash-matrix"
@@ -102,7 +127,8 @@ REACH_SECONDS = 150.0
 END_SECONDS = 240.0
 #: After a thaw: the triggerer notices within two heartbeats, and a kill that it reports takes 30 s at most.
 THAW_SECONDS = 15.0
-_POLL_SECONDS = 0.3
+_POLL_SECONDS = 0.5
+_LOOK_SECONDS = 3.0
 
 
 class ViolationError(Exception):
@@ -215,12 +241,13 @@ class World:
     """PostgreSQL, an embedded AMT and a live Airflow, for the time of a `with` block.
 
     :param folder: gets everything; must be empty.
+    :param patience: factor by which everything may take longer than on two idle cores.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, patience: float) -> None:
         self.folder = folder
         self.stop_points = folder / "stop-points"
-        self._settings = {**SETTINGS, **(settings or {})}
+        self.patience = patience
         self._stack = contextlib.ExitStack()
         self.amt: RunningServer
         self.cluster: AirflowCluster
@@ -229,6 +256,7 @@ class World:
         self.revived: list[str] = []
         self._calls: list[dict[str, Any]] = []
         self._calls_read = 0
+        self._looked_at = 0.0
 
     def __enter__(self) -> Self:
         self.stop_points.mkdir(parents=True)
@@ -252,13 +280,14 @@ class World:
                     amt_endpoint=self.amt.endpoint,
                     region_name=REGION,
                     database_url=postgres.url,
-                    settings=self._settings,
+                    settings=settings(self.patience),
+                    start_timeout_seconds=self.patience * 120,
                     environment=environment,
                 )
             )
             for mode in MODES:
                 for retries in (0, RETRIES):
-                    self.cluster.wait_dag(f"crash_{mode}_{retries}")
+                    self.cluster.wait_dag(f"crash_{mode}_{retries}", self.patience * 60)
             self._stack = stack.pop_all()
         return self
 
@@ -311,8 +340,10 @@ class World:
 
     def revive(self) -> None:
         """Start what ended or hangs again, as whatever looks after an Airflow in production does."""
-        for name in self.cluster.revive(SICK_SECONDS):
-            self.revived.append(name)
+        if time.monotonic() < self._looked_at + _LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        self.revived += self.cluster.revive(self.patience * SICK_SECONDS)
 
     def training_processes(self) -> dict[str, str]:
         """Return the living training processes' training job names, and the tuning jobs' names of these."""
@@ -401,10 +432,12 @@ class Round:
         self._since = self._world.newest()
         with Watch(self._world) as watch:
             self._start()
-            self._wait(self._all_there, REACH_SECONDS, "not all runs reached their points")
+            self._wait(
+                self._all_there, self._world.patience * REACH_SECONDS, "not all runs reached their points"
+            )
             time.sleep(self._draw.uniform(0, 1))
-            for run in self.runs:
-                run.killed_state = self._state(run)
+            for run_id, state in self._states().items():
+                next(run for run in self.runs if run.run_id == run_id).killed_state = state
             (strike or self._kill)()
             self._killed_at = time.monotonic()
             self._follow()
@@ -436,16 +469,23 @@ class Round:
                 body={"logical_date": None, "dag_run_id": run.run_id, "conf": conf},
             )
 
-    def _state(self, run: Run) -> str | None:
-        return self._cluster.task_state(run.dag_id, run.run_id, TASK_ID)
+    def _states(self) -> dict[str, str | None]:
+        """Return the states of all task instances of the round by run id, in one request."""
+        answer = self._cluster.request(
+            "POST",
+            "/dags/~/dagRuns/~/taskInstances/list",
+            body={"dag_run_ids": [run.run_id for run in self.runs], "page_limit": 100},
+        )
+        return {one["dag_run_id"]: one["state"] for one in answer["task_instances"]}
 
     def _wait(self, reached: Callable[[], bool], seconds: float, otherwise: str) -> None:
         deadline = time.monotonic() + seconds
         while not reached():
             self._world.revive()
             if time.monotonic() > deadline:
+                states = self._states()
                 details = ", ".join(
-                    f"{one.run_id} {one.cell} {one.mode} {self._state(one)}" for one in self.runs
+                    f"{one.run_id} {one.cell} {one.mode} {states.get(one.run_id)}" for one in self.runs
                 )
                 raise ViolationError(f"{otherwise} within {seconds:g} s: {details}")
             time.sleep(_POLL_SECONDS)
@@ -457,7 +497,8 @@ class Round:
             for call in self._world.calls():
                 if call["operation"] == "DescribeHyperParameterTuningJob" and call["status"] == 200:
                     described[names.get(call["tuning_job"], "")] += 1
-        return all(self._is_there(run, described[run.run_id]) for run in self.runs)
+        states = self._states()
+        return all(self._is_there(run, described[run.run_id], states.get(run.run_id)) for run in self.runs)
 
     def _names(self) -> dict[str, str]:
         """Return the run ids by the names of their tuning jobs."""
@@ -467,13 +508,13 @@ class Round:
             for job in jobs
         }
 
-    def _is_there(self, run: Run, described: int) -> bool:
+    def _is_there(self, run: Run, described: int, state: str | None) -> bool:
         if run.cell.point != "waiting":
             return (self._folder(run) / "reached").exists()
         # The first is that of the first poll.
         if run.mode == "deferred":
-            return self._state(run) == "deferred"
-        return described >= 2 and self._state(run) == "running"
+            return state == "deferred"
+        return described >= 2 and state == "running"
 
     # -- the kill -------------------------------------------------------------------------------------
 
@@ -527,39 +568,35 @@ class Round:
     def _follow(self) -> None:
         for run in self.runs:
             (self._folder(run) / "release").touch()
-        deadline = self._killed_at + END_SECONDS
+        deadline = self._killed_at + self._world.patience * END_SECONDS
         waiting = list(self.runs)
         while waiting:
             self._world.revive()
-            now = time.monotonic()
+            now, states = time.monotonic(), self._states()
             if now > deadline:
                 for run in waiting:
+                    log = self._cluster.task_log(run.dag_id, run.run_id, TASK_ID)
                     run.violations.append(
-                        f"its task is {self._state(run)!r} {END_SECONDS:g} s after the kill; log:\n"
-                        + self._cluster.task_log(run.dag_id, run.run_id, TASK_ID)[-3000:]
+                        f"its task is {states.get(run.run_id)!r} {now - self._killed_at:.0f} s after the kill; "
+                        f"log:\n{log[-3000:]}"
                     )
                 return
             for run in waiting:
                 if now >= self._killed_at + run.gate_seconds:
                     self._gate(run).touch()
-            waiting = [run for run in waiting if not self._is_over(run)]
+            waiting = [run for run in waiting if not self._is_over(run, states.get(run.run_id))]
             time.sleep(_POLL_SECONDS)
 
-    def _is_over(self, run: Run) -> bool:
-        state = self._state(run)
-        if run.cell.follow == "clear" and run.cleared_at is None:
-            if (
-                run.clear_when == "at once"
-                or state == "failed"
-                or (state == "success" and self._settled(run))
-            ):
-                jobs = self._world.tuning_jobs(self._since).get(run.run_id, [])
-                run.delivered_before = any(_DELIVERED_TAG in job["tags"] for job in jobs)
-                run.cleared_state = state
-                run.cleared_at = time.monotonic()
-                self._cluster.clear(run.dag_id, run.run_id, [TASK_ID])
-            return False
-        return self._cluster.run_state(run.dag_id, run.run_id) in _OVER
+    def _is_over(self, run: Run, state: str | None) -> bool:
+        if run.cell.follow == "retry" or run.cleared_at is not None:
+            return state in _OVER
+        if run.clear_when == "at once" or state == "failed" or (state == "success" and self._settled(run)):
+            jobs = self._world.tuning_jobs(self._since).get(run.run_id, [])
+            run.delivered_before = any(_DELIVERED_TAG in job["tags"] for job in jobs)
+            run.cleared_state = state
+            run.cleared_at = time.monotonic()
+            self._cluster.clear(run.dag_id, run.run_id, [TASK_ID])
+        return False
 
     def _settled(self, run: Run) -> bool:
         """Whether whatever a task process does after its success has been done, or its process is gone."""
@@ -637,7 +674,7 @@ class Round:
         )
 
     def _judge_result(self, run: Run, jobs: Sequence[Mapping[str, Any]]) -> None:
-        state = self._state(run)
+        state = self._cluster.task_state(run.dag_id, run.run_id, TASK_ID)
         _must(
             state == "success",
             f"the task is {state!r}; log:\n{self._cluster.task_log(run.dag_id, run.run_id, TASK_ID)[-2500:]}",
@@ -849,7 +886,7 @@ def frozen_triggerer(
     planned = [draw_run(draw, cell, first + index) for index in range(runs)]
     for run in planned:
         # Nothing may end before the triggerer has been thawed.
-        run.gate_seconds = THAW_SECONDS
+        run.gate_seconds = world.patience * THAW_SECONDS
     cluster = world.cluster
 
     def freeze() -> None:
@@ -893,6 +930,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--at-a-time", type=int, default=14, metavar="N", help="runs that share a kill")
     parser.add_argument("--victim", action="append", choices=VICTIMS, help="kill only these; may be repeated")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        metavar="X",
+        help="factor by which everything may take longer than on two idle cores (default: measured)",
+    )
     parser.add_argument("--seed", type=int, help="of all choices (default: a random one)")
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="a part of the runs only")
     parser.add_argument("--results", type=Path, metavar="FILE", help="where a line is appended for each run")
@@ -916,12 +959,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(line: str) -> None:
         sys.stderr.write(f"{time.strftime('%H:%M:%S', time.gmtime())} {line}\n")
 
-    say(f"seed {seed}, in {folder}, results in {file}")
+    patience = options.patience or measured_patience()
+    say(f"seed {seed}, patience {patience:.1f}, in {folder}, results in {file}")
     results = Results(file)
     victims = options.victim or VICTIMS
     runs, hits = math.ceil(options.runs / shards), math.ceil(options.hits / shards)
     try:
-        with World(folder / "world") as world:
+        with World(folder / "world", patience) as world:
             campaign(
                 world,
                 results,

@@ -19,6 +19,7 @@ from tests.system.crash_matrix import (
     draw_cells,
     draw_run,
     frozen_triggerer,
+    measured_patience,
 )
 from tests.system.postgres import PostgresMissingError, programs
 
@@ -37,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(missing))
-    with World(tmp_path_factory.mktemp("crash")) as started:
+    with World(tmp_path_factory.mktemp("crash"), measured_patience()) as started:
         yield started
 
 
@@ -79,6 +80,6 @@ def test_a_missing_adoption_is_noticed(world: World) -> None:
 def test_a_triggerer_that_was_frozen_stops_no_tuning_job(world: World) -> None:
     results = Results(None)
 
-    frozen_triggerer(world, results, runs=3, seconds=20, first=1000)
+    frozen_triggerer(world, results, runs=3, seconds=world.patience * 20, first=1000)
 
     assert results.violations == []
