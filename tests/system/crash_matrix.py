@@ -85,7 +85,7 @@ _LATE = frozenset({"resumed", "returning", "accepted"})
 #: anybody up, shorter than the defaults of 30 s and 5 minutes.
 _LOST_SECONDS = 12.0
 #: An import of Airflow's operators takes so long on such a machine; where it takes longer, all waits do.
-_IMPORT_SECONDS = 2.0
+_IMPORT_SECONDS = 3.0
 
 
 def settings(patience: float) -> dict[str, str]:
@@ -577,8 +577,8 @@ class Round:
                 for run in waiting:
                     log = self._cluster.task_log(run.dag_id, run.run_id, TASK_ID)
                     run.violations.append(
-                        f"its task is {states.get(run.run_id)!r} {now - self._killed_at:.0f} s after the kill; "
-                        f"log:\n{log[-3000:]}"
+                        f"{now - self._killed_at:.0f} s after the kill its task is "
+                        f"{states.get(run.run_id)!r}; log:\n{log[-3000:]}"
                     )
                 return
             for run in waiting:
