@@ -591,12 +591,21 @@ class Round:
         if run.cell.follow == "retry" or run.cleared_at is not None:
             return state in _OVER
         if run.clear_when == "at once" or state == "failed" or (state == "success" and self._settled(run)):
-            jobs = self._world.tuning_jobs(self._since).get(run.run_id, [])
-            run.delivered_before = any(_DELIVERED_TAG in job["tags"] for job in jobs)
-            run.cleared_state = state
-            run.cleared_at = time.monotonic()
-            self._cluster.clear(run.dag_id, run.run_id, [TASK_ID])
+            self._clear(run, state)
         return False
+
+    def _clear(self, run: Run, state: str | None) -> None:
+        jobs = self._world.tuning_jobs(self._since).get(run.run_id, [])
+        run.delivered_before = any(_DELIVERED_TAG in job["tags"] for job in jobs)
+        began = time.monotonic()
+        try:
+            self._cluster.clear(run.dag_id, run.run_id, [TASK_ID])
+        except ClusterError as error:
+            # PostgreSQL found Airflow's own transactions in a deadlock and undid this one: a person asks again.
+            if "Database error" not in str(error):
+                raise
+            return
+        run.cleared_state, run.cleared_at = state, began
 
     def _settled(self, run: Run) -> bool:
         """Whether whatever a task process does after its success has been done, or its process is gone."""
