@@ -125,6 +125,8 @@ _AGENT = "crash-matrix"
 SICK_SECONDS = 30.0
 REACH_SECONDS = 150.0
 END_SECONDS = 240.0
+#: Between a success and the record that its result was delivered.
+DELIVERY_SECONDS = 8.0
 #: After a thaw: the triggerer notices within two heartbeats, and a kill that it reports takes 30 s at most.
 THAW_SECONDS = 15.0
 _POLL_SECONDS = 0.5
@@ -422,6 +424,7 @@ class Round:
         self.victim = runs[0].cell.victim
         self._killed_at = 0.0
         self._since: datetime | None = None
+        self._succeeded_at: dict[str, float] = {}
 
     def play(self, strike: Callable[[], None] | None = None) -> None:
         """Start all runs, kill, let follow what follows, and judge; violations are noted in the runs.
@@ -595,22 +598,27 @@ class Round:
         return False
 
     def _clear(self, run: Run, state: str | None) -> None:
-        jobs = self._world.tuning_jobs(self._since).get(run.run_id, [])
-        run.delivered_before = any(_DELIVERED_TAG in job["tags"] for job in jobs)
+        run.delivered_before = any(_DELIVERED_TAG in job["tags"] for job in self._jobs(run))
         began = time.monotonic()
         try:
             self._cluster.clear(run.dag_id, run.run_id, [TASK_ID])
         except ClusterError as error:
-            # PostgreSQL found Airflow's own transactions in a deadlock and undid this one: a person asks again.
+            # PostgreSQL found Airflow's own transactions in a deadlock and undid this one: asked for again.
             if "Database error" not in str(error):
                 raise
             return
         run.cleared_state, run.cleared_at = state, began
 
     def _settled(self, run: Run) -> bool:
-        """Whether whatever a task process does after its success has been done, or its process is gone."""
-        file = self._folder(run) / "reached"
-        return not file.exists() or not psutil.pid_exists(json.loads(file.read_text())["pid"])
+        """Whether whatever comes after a success has been done, or will not be done any more."""
+        if run.run_id not in self._succeeded_at:
+            self._succeeded_at[run.run_id] = time.monotonic()
+        if time.monotonic() - self._succeeded_at[run.run_id] > self._world.patience * DELIVERY_SECONDS:
+            return True
+        return any(_DELIVERED_TAG in job["tags"] for job in self._jobs(run))
+
+    def _jobs(self, run: Run) -> list[dict[str, Any]]:
+        return self._world.tuning_jobs(self._since).get(run.run_id, [])
 
     # -- the judgement --------------------------------------------------------------------------------
 
@@ -897,6 +905,8 @@ def frozen_triggerer(
         # Nothing may end before the triggerer has been thawed.
         run.gate_seconds = world.patience * THAW_SECONDS
     cluster = world.cluster
+    # The other triggerer must have had the time to take its triggers over.
+    seconds = max(seconds, world.patience * _LOST_SECONDS + 10)
 
     def freeze() -> None:
         cluster.start_component("triggerer-2")
