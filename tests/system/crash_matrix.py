@@ -628,7 +628,7 @@ class Round:
         for run in self.runs:
             run.jobs = [_summary(job) for job in everything.get(run.run_id, [])]
             try:
-                self._judge_jobs(run, everything.get(run.run_id, []), calls)
+                judge_jobs(run, everything.get(run.run_id, []), calls)
                 self._judge_result(run, everything.get(run.run_id, []))
             except ViolationError as violation:
                 run.violations.append(str(violation))
@@ -637,58 +637,6 @@ class Round:
             for training, job in left.items():
                 if any(one["name"] == job for one in run.jobs):
                     run.violations.append(f"the training process of {training} is left")
-
-    def _judge_jobs(
-        self, run: Run, jobs: Sequence[Mapping[str, Any]], calls: Sequence[Mapping[str, Any]]
-    ) -> None:
-        names = [job["HyperParameterTuningJobName"] for job in jobs]
-        created = [
-            call["tuning_job"]
-            for call in calls
-            if call["operation"] == "CreateHyperParameterTuningJob"
-            and call["carried_out"]
-            and call["tuning_job"] in names
-        ]
-        _must(created == names, f"calls created {created}, there are {names}")
-        _must(bool(jobs), "it has no tuning job")
-        for job in jobs:
-            _must(
-                job["HyperParameterTuningJobStatus"] in ("Completed", "Stopped", "Failed"),
-                f"{job['HyperParameterTuningJobName']} is {job['HyperParameterTuningJobStatus']} at the end",
-            )
-        for before, after in pairwise(jobs):
-            _must(
-                before["HyperParameterTuningEndTime"] <= after["CreationTime"],
-                f"two are active at once: {[_summary(one) for one in (before, after)]}",
-            )
-        if run.cleared_at is None:
-            _must(len(jobs) == 1, f"nobody cleared it, yet it has {[_summary(one) for one in jobs]}")
-            return
-        first = names[0]
-        stopped = [
-            call
-            for call in calls
-            if call["operation"] == "StopHyperParameterTuningJob"
-            and call["tuning_job"] == first
-            and call["carried_out"]
-        ]
-        _must(len(jobs) <= 2, f"one clear, yet it has {[_summary(one) for one in jobs]}")
-        if len(jobs) == 1:
-            _must(
-                not run.delivered_before,
-                "it was cleared when its result was delivered, yet it has one tuning job only",
-            )
-            return
-        # The state may have changed between the look at it and the clear; the tag comes only after success.
-        for_that = (
-            jobs[0]["HyperParameterTuningJobStatus"] == "Stopped"
-            and any(call["monotonic"] >= run.cleared_at for call in stopped)
-            and run.cleared_state not in _OVER
-        )
-        _must(
-            for_that or _DELIVERED_TAG in jobs[0]["tags"],
-            f"it was cleared when it was {run.cleared_state!r}, yet it has {[_summary(one) for one in jobs]}",
-        )
 
     def _judge_result(self, run: Run, jobs: Sequence[Mapping[str, Any]]) -> None:
         state = self._cluster.task_state(run.dag_id, run.run_id, TASK_ID)
@@ -714,6 +662,64 @@ class Round:
             and counters["Completed"] == len(run.results),
             f"its last tuning job is {_summary(last)} with {counters}",
         )
+
+
+def judge_jobs(run: Run, jobs: Sequence[Mapping[str, Any]], calls: Sequence[Mapping[str, Any]]) -> None:
+    """Judge the tuning jobs of a run.
+
+    :param run: the run, over.
+    :param jobs: descriptions of all its tuning jobs with their `tags`, oldest first.
+    :param calls: the request log.
+    :raises ViolationError: there was more than one when there must not be, or one is not over.
+    """
+    names = [job["HyperParameterTuningJobName"] for job in jobs]
+    created = [
+        call["tuning_job"]
+        for call in calls
+        if call["operation"] == "CreateHyperParameterTuningJob"
+        and call["carried_out"]
+        and call["tuning_job"] in names
+    ]
+    _must(created == names, f"calls created {created}, there are {names}")
+    _must(bool(jobs), "it has no tuning job")
+    for job in jobs:
+        _must(
+            job["HyperParameterTuningJobStatus"] in ("Completed", "Stopped", "Failed"),
+            f"{job['HyperParameterTuningJobName']} is {job['HyperParameterTuningJobStatus']} at the end",
+        )
+    for before, after in pairwise(jobs):
+        _must(
+            before["HyperParameterTuningEndTime"] <= after["CreationTime"],
+            f"two are active at once: {[_summary(one) for one in (before, after)]}",
+        )
+    if run.cleared_at is None:
+        _must(len(jobs) == 1, f"nobody cleared it, yet it has {[_summary(one) for one in jobs]}")
+        return
+    first = names[0]
+    stopped = [
+        call
+        for call in calls
+        if call["operation"] == "StopHyperParameterTuningJob"
+        and call["tuning_job"] == first
+        and call["carried_out"]
+    ]
+    _must(len(jobs) <= 2, f"one clear, yet it has {[_summary(one) for one in jobs]}")
+    if len(jobs) == 1:
+        _must(
+            not run.delivered_before,
+            "it was cleared when its result was delivered, yet it has one tuning job only",
+        )
+        return
+    # The state may have changed between the look at it and the clear; the tag comes only after success.
+    for_that = (
+        jobs[0]["HyperParameterTuningJobStatus"] == "Stopped"
+        and any(call["monotonic"] >= run.cleared_at for call in stopped)
+        and run.cleared_state not in _OVER
+    )
+    _must(
+        for_that or _DELIVERED_TAG in jobs[0]["tags"],
+        f"it was cleared when it was {run.cleared_state!r}, yet it has {[_summary(one) for one in jobs]}",
+    )
 
 
 _OVER = frozenset({"success", "failed"})
