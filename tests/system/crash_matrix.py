@@ -14,7 +14,8 @@ processes and Airflow's REST API, never from what the provider says:
 - a task instance never has two active tuning jobs, or training processes of two;
 - it has one tuning job in all; two only if a person cleared the task when its result had been delivered (AWS
   had been told so by a tag), or while it was alive, and the first had been stopped for that;
-- it ends in success, with the result that its last tuning job certainly comes to;
+- it ends in success, with the result that its last tuning job certainly comes to; whoever lives on records
+  that this was delivered;
 - at the end nothing trains.
 
 Then one of two triggerers is frozen and thawed (``--frozen-seconds``), which must stop no tuning job.
@@ -191,6 +192,12 @@ class Run:
     def dag_id(self) -> str:
         """The DAG that has its mode and retries."""
         return f"crash_{self.mode}_{self.retries}"
+
+    @property
+    def records_delivery(self) -> bool:
+        """Whether the process that brought the success lived to record the delivery."""
+        killed = self.cell.point == "accepted" and self.cell.victim in ("worker", "scheduler")
+        return not killed or self.cleared_at is not None
 
     @property
     def best(self) -> float:
@@ -622,7 +629,21 @@ class Round:
 
     # -- the judgement --------------------------------------------------------------------------------
 
+    def _wait_for_deliveries(self) -> None:
+        """Wait until all that lived to record the delivery of their results have done so."""
+        owing = [run for run in self.runs if run.records_delivery]
+        deadline = time.monotonic() + self._world.patience * DELIVERY_SECONDS
+        while owing and time.monotonic() < deadline:
+            everything = self._world.tuning_jobs(self._since)
+            owing = [
+                run for run in owing if _DELIVERED_TAG not in everything.get(run.run_id, _NONE)[-1]["tags"]
+            ]
+            time.sleep(_POLL_SECONDS)
+        for run in owing:
+            run.violations.append("it succeeded, and nobody recorded that its result was delivered")
+
     def _judge(self) -> None:
+        self._wait_for_deliveries()
         everything = self._world.tuning_jobs(self._since)
         calls = self._world.calls()
         for run in self.runs:
@@ -724,6 +745,8 @@ def judge_jobs(run: Run, jobs: Sequence[Mapping[str, Any]], calls: Sequence[Mapp
 
 _OVER = frozenset({"success", "failed"})
 _DELIVERED_TAG = "airflow-amt:delivered"
+#: Stands for the tuning jobs of a run that has none.
+_NONE: Sequence[Mapping[str, Any]] = ({"tags": {}},)
 
 
 def _must(condition: bool, otherwise: str) -> None:

@@ -69,6 +69,21 @@ def test_killed_workers_leave_one_tuning_job_a_task_that_is_retried_or_cleared(w
     assert violations(play(world, cells, 2)) == []
 
 
+def test_a_cleared_task_starts_another_tuning_job_only_if_the_first_ones_result_was_delivered(
+    world: World,
+) -> None:
+    draw = random.Random(4)
+    cells = [Cell("waiting", "triggerer", "clear"), Cell("accepted", "worker", "clear")]
+    for cell, jobs in zip(cells, (2, 1), strict=True):
+        run = draw_run(draw, cell, next(_numbers))
+        run.clear_when = "over"
+
+        Round(world, draw, [run]).play()
+
+        assert violations([run]) == []
+        assert len(run.jobs) == jobs
+
+
 def test_a_missing_adoption_is_noticed(world: World) -> None:
     cells = [Cell(point, "worker", "retry") for point in ("unanswered", "answered", "waiting", "returning")]
 
