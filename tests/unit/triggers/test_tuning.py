@@ -211,7 +211,7 @@ def test_a_kill_stops_the_job(state: str | None, monkeypatch: pytest.MonkeyPatch
     asked = kill(hook, state, monkeypatch)
     assert asked == [(OWNER.dag_id, OWNER.run_id, OWNER.task_id, -1)]
     assert hook.named("stop") == [
-        (NAME, "on_kill", f"the deferred task was killed, its state is {state or 'cleared'}")
+        (NAME, "on_kill", f"the task was killed, its state is {state or 'cleared'}")
     ]
 
 
