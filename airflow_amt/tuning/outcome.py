@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_amt.tuning.criteria import API_PATHS, LARGEST_FLOAT, CompletionReason
-from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult
+from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult, iso
 from airflow_amt.tuning.naming import STOPPED_BY_TAG, STOPPED_DETAIL_TAG
 from airflow_amt.tuning.progress import (
     TrainingJobCounters,
@@ -115,9 +115,9 @@ class TuningOutcome:
                 "Failed": progress.objectives.failed,
             },
             "not_improving": progress.not_improving_count,
-            "convergence_detected_at": _iso(progress.convergence_detected_at),
-            "created_at": _iso(progress.created_at),
-            "ended_at": _iso(progress.ended_at),
+            "convergence_detected_at": iso(progress.convergence_detected_at),
+            "created_at": iso(progress.created_at),
+            "ended_at": iso(progress.ended_at),
             "runtime_seconds": None if progress.runtime is None else progress.runtime.total_seconds(),
             "training_seconds": self.training_seconds,
             "estimated_max_compute_seconds": self.estimated_max_compute_seconds,
@@ -325,7 +325,7 @@ def _met_criteria(progress: TuningProgress, jobs: list[TrainingJobResult]) -> li
     ):
         add(CompletionReason.TARGET_REACHED, target, best)
     if criteria.complete_on_convergence and progress.convergence_detected_at is not None:
-        add(CompletionReason.CONVERGED, "Enabled", _iso(progress.convergence_detected_at))
+        add(CompletionReason.CONVERGED, "Enabled", iso(progress.convergence_detected_at))
     patience, count = criteria.max_training_jobs_not_improving, progress.not_improving_count
     if patience is not None and count is not None and count >= patience:
         add(CompletionReason.NOT_IMPROVING, patience, count)
@@ -403,7 +403,3 @@ def _float32(value: float) -> float:
 def _failure_reasons(jobs: Iterable[TrainingJobResult]) -> tuple[tuple[str, int], ...]:
     reasons = Counter(job.failure_reason or "no reason given" for job in jobs if job.status == "Failed")
     return tuple(reasons.most_common(_MOST_REASONS))
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.astimezone(UTC).isoformat()
