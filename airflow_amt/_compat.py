@@ -7,6 +7,7 @@ import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def __getattr__(name: str) -> Any:
     if name != "BaseBranchOperator":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:  # Airflow 3.3 and later
-        from airflow.sdk import BaseBranchOperator
-    except ImportError:  # a dependency of Airflow itself
-        from airflow.providers.standard.operators.branch import BaseBranchOperator
-    return BaseBranchOperator
+        from airflow.sdk import BaseBranchOperator as Base
+    except ImportError:  # from a provider that Airflow itself depends on
+        return import_module("airflow.providers.standard.operators.branch").BaseBranchOperator
+    return Base

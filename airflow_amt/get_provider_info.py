@@ -29,11 +29,22 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": integration,
-                "python-modules": ["airflow_amt.operators.tuning", "airflow_amt.operators.stop"],
+                "python-modules": [
+                    "airflow_amt.operators.tuning",
+                    "airflow_amt.operators.stop",
+                    "airflow_amt.operators.branch",
+                    "airflow_amt.operators.best",
+                    "airflow_amt.operators.export",
+                ],
             }
         ],
         "sensors": [{"integration-name": integration, "python-modules": ["airflow_amt.sensors.tuning"]}],
         "hooks": [{"integration-name": integration, "python-modules": ["airflow_amt.hooks.tuning"]}],
-        "triggers": [{"integration-name": integration, "python-modules": ["airflow_amt.triggers.tuning"]}],
+        "triggers": [
+            {
+                "integration-name": integration,
+                "python-modules": ["airflow_amt.triggers.tuning", "airflow_amt.triggers.ended"],
+            }
+        ],
         "extra-links": ["airflow_amt.links.tuning.AmtTuningJobLink"],
     }

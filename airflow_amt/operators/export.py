@@ -183,7 +183,7 @@ class AmtExportTrainingJobsOperator(TuningJobTask, BaseOperator):
                         "correct the URI",
                     )
                 )
-        if problems or path is None:
+        if path is None or problems:
             raise AmtRequestError(problems)
         return name, path
 
@@ -235,8 +235,7 @@ def write_whole(path: ObjectStoragePath, content: bytes) -> None:
     and moved there, its folders made if they are missing.
     """
     if path.protocol not in ("file", "local", ""):
-        with path.open("wb") as file:
-            file.write(content)
+        path.write_bytes(content)
         return
     place = Path(path.path)
     place.parent.mkdir(parents=True, exist_ok=True)
