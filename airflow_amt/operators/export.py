@@ -161,7 +161,7 @@ class AmtExportTrainingJobsOperator(TuningJobTask, BaseOperator):
             name = require_name("tuning_job_name", self.tuning_job_name)
         except AmtRequestError as error:
             problems += error.problems
-        given = self.destination
+        given: Any = self.destination
         if not isinstance(given, str) or not given.strip() or given.endswith("/"):
             problems.append(
                 AmtFieldError(
@@ -183,7 +183,7 @@ class AmtExportTrainingJobsOperator(TuningJobTask, BaseOperator):
                         "correct the URI",
                     )
                 )
-        if path is None or problems:
+        if problems or path is None:
             raise AmtRequestError(problems)
         return name, path
 

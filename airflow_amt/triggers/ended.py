@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -65,13 +65,13 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
     an outage, nor of a permission that somebody can still give.
 
     Delivery is at least once. On Airflow 3.3 and later where the watcher is is kept in the state store of
-    the asset: a job that ended while no triggerer ran is delivered however long that was, and a restart
-    repeats only what was found in its last ten seconds or so. Before 3.3 nothing survives a restart: it
-    delivers again what ended within ``lookback``, and misses what ended earlier while nobody looked. So let
-    the DAG be idempotent by ``tuning_job_arn``.
+    the asset: a job that ended while no triggerer ran, or while the DAG was paused, is delivered up to seven
+    days later, and a restart repeats only what was found in the last seconds before it. Before 3.3 nothing
+    survives a restart: it delivers again what ended within ``lookback``, and misses what ended earlier while
+    nobody looked. So let the DAG be idempotent by ``tuning_job_arn``.
 
     What it does not do: the first time, it does not tell of jobs that ended more than ``lookback`` ago. A
-    change of its arguments makes it another watcher, which begins anew.
+    change of its filters or connection makes it another watcher, which begins anew.
 
     :param name_prefix: only jobs whose name begins so.
     :param name_contains: only jobs whose name contains this.
@@ -105,7 +105,7 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
         version: int = TRIGGER_VERSION,
         **newer: Any,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         problems: list[AmtFieldError] = []
         _check_name(problems, "name_prefix", name_prefix)
         _check_name(problems, "name_contains", name_contains)
@@ -167,11 +167,10 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
                 self.version,
                 ", ".join(sorted(self._newer)),
             )
-        # In the thread that reads, where the hook is built: not here, where it would block all triggers.
         stored = await self._load()
         reader = EndedJobsReader(
-            lambda **filters: self.hook.list_tuning_jobs(**filters),
-            lambda arn: self.hook.tags(arn),
+            self._list_jobs,
+            self._read_tags,
             self._filter(),
             log=self.log,
             since=datetime.now(UTC) - timedelta(seconds=self.lookback),
@@ -219,6 +218,14 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
             if not failures and waiting is None and (changed or now - saved_at >= _SAVE_SECONDS):
                 waiting, changed = (now, reader.state), False
             await asyncio.sleep(delay * random.uniform(1, 1 + _JITTER))  # noqa: S311 - only spread
+
+    # The hook is built in the thread that reads: here it would block all triggers.
+
+    def _list_jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        return self.hook.list_tuning_jobs(**filters)
+
+    def _read_tags(self, arn: str) -> dict[str, str] | None:
+        return self.hook.tags(arn)
 
     def _filter(self) -> JobFilter:
         return JobFilter(

@@ -1,6 +1,7 @@
 """Finding the tuning jobs that ended since somebody began to look: each one once, none left out.
 
-No Airflow here and no sleeping, as in :mod:`airflow_amt.watch.polling`: the caller waits, and keeps the state.
+No Airflow here and no sleeping, as in :mod:`airflow_amt.watch.polling`: the caller waits, and keeps the
+state.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ STATE_VERSION = 1
 #: How far each read reaches back beyond the last one: for clocks that differ, and for a list that shows a
 #: change later than a description does. What was found in that time is remembered, so none is told twice.
 OVERLAP = timedelta(minutes=15)
+
+
+#: How far back a reader looks that goes on from a state: one that was stopped for a year shall not tell of a
+#: year of jobs.
+LONGEST_CATCH_UP = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +88,7 @@ class EndedJobsReader:
     :param wanted: which jobs are looked for.
     :param log: where trouble is told.
     :param since: from when on (aware): a job that ended before is not found.
-    :param state: where an earlier reader stopped (:attr:`state`); goes before ``since``.
+    :param state: where an earlier reader stopped (:attr:`state`), up to seven days ago; goes before ``since``.
     """
 
     def __init__(
@@ -105,7 +111,7 @@ class EndedJobsReader:
         self._left_out: dict[str, str] = {}
         if state is not None:
             self._since = datetime.fromisoformat(state["since"])
-            self._floor = datetime.fromisoformat(state["floor"])
+            self._floor = max(datetime.fromisoformat(state["floor"]), datetime.now(UTC) - LONGEST_CATCH_UP)
             self._found = dict(state["found"])
 
     @property
