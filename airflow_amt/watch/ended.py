@@ -88,7 +88,7 @@ class EndedJobsReader:
     :param wanted: which jobs are looked for.
     :param log: where trouble is told.
     :param since: from when on (aware): a job that ended before is not found.
-    :param state: where an earlier reader stopped (:attr:`state`), up to seven days ago; goes before ``since``.
+    :param state: where an earlier reader stopped (:attr:`state`); goes before ``since``.
     """
 
     def __init__(
