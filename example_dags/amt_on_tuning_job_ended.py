@@ -50,14 +50,11 @@ def amt_on_tuning_job_ended() -> None:
         by_arn = {payload["tuning_job_arn"]: payload["tuning_job_name"] for payload in payloads}
         return sorted(by_arn.values())
 
-    @task(map_index_template="{{ tuning_job_name }}")
+    @task(map_index_template="{{ task.op_kwargs['tuning_job_name'] }}")
     def why_it_ended(tuning_job_name: str) -> str:
         """Read the outcome of a tuning job that this DAG did not make."""
-        from airflow.sdk import get_current_context
-
         from airflow_amt.hooks.tuning import AmtHook
 
-        get_current_context()["tuning_job_name"] = tuning_job_name  # type: ignore[typeddict-unknown-key]
         outcome = AmtHook().outcome(tuning_job_name)
         log.info("%s", outcome.explanation)
         return outcome.reason.value

@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 
 MODELS_CONNECTION = "models"
 
+#: Both are in XCom also when the task that tuned failed.
+TUNING_JOB = "{{ ti.xcom_pull(task_ids='tune', key='tuning_job_name') }}"
+OUTCOME = "{{ ti.xcom_pull(task_ids='tune', key='outcome') }}"
+
 REQUEST: dict[str, Any] = {
     "HyperParameterTuningJobConfig": {
         "Strategy": "Bayesian",
@@ -87,14 +91,13 @@ def amt_platform() -> None:
     )
     export = AmtExportTrainingJobsOperator(
         task_id="export",
-        tuning_job_name=tune.output["tuning_job_name"],  # type: ignore[arg-type]
+        tuning_job_name=TUNING_JOB,
         destination="{{ params.report }}",
         trigger_rule="all_done",
     )
-    # A tuning job that failed fails its task; the outcome is in XCom all the same.
     judge = AmtOutcomeBranchOperator(
         task_id="judge",
-        outcome="{{ ti.xcom_pull(task_ids='tune', key='outcome') }}",
+        outcome=OUTCOME,
         branches={"failed": "reject", "no_outcome": "reject", "good_enough": "best"},
         default="reject",
         good_enough="{{ params.good_enough }}",
@@ -102,10 +105,8 @@ def amt_platform() -> None:
     )
     best = AmtBestTrainingJobOperator(
         task_id="best",
-        tuning_job_name=tune.output["tuning_job_name"],  # type: ignore[arg-type]
+        tuning_job_name=TUNING_JOB,
         require_objective="{{ params.good_enough }}",
-        # The tuning job may have been stopped, and its task have failed: the branch has judged that.
-        trigger_rule="none_failed_min_one_success",
     )
     register = SageMakerRegisterModelVersionOperator(
         task_id="register",
@@ -117,7 +118,7 @@ def amt_platform() -> None:
     )
     gate = AmtOutcomeBranchOperator(
         task_id="gate",
-        outcome="{{ ti.xcom_pull(task_ids='tune', key='outcome') }}",
+        outcome=OUTCOME,
         branches={"target_reached": "approve"},
         default="ask_a_person",
     )
@@ -125,9 +126,9 @@ def amt_platform() -> None:
     @task
     def approve(model_package_arn: Any) -> str:
         """Promote the model: what watches the registry deploys what is approved."""
-        from airflow.providers.amazon.aws.hooks.sagemaker import SageMakerHook
+        from airflow_amt.hooks.tuning import AmtHook
 
-        SageMakerHook(aws_conn_id=MODELS_CONNECTION).conn.update_model_package(
+        AmtHook(aws_conn_id=MODELS_CONNECTION).conn.update_model_package(
             ModelPackageArn=model_package_arn,
             ModelApprovalStatus="Approved",
             ApprovalDescription="The tuning job reached its target.",
