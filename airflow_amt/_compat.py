@@ -11,13 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from airflow.sdk import BaseBranchOperator
+    from airflow.sdk import BranchMixIn
     from airflow.sdk.configuration import conf
     from airflow.sdk.exceptions import (
         AirflowException,
         AirflowFailException,
         AirflowSensorTimeout,
         AirflowSkipException,
+        AirflowTaskTimeout,
     )
 else:
     try:  # Airflow 3.2 and later
@@ -27,6 +28,7 @@ else:
             AirflowFailException,
             AirflowSensorTimeout,
             AirflowSkipException,
+            AirflowTaskTimeout,
         )
     except ImportError:  # Airflow 3.1
         from airflow.configuration import conf
@@ -35,6 +37,7 @@ else:
             AirflowFailException,
             AirflowSensorTimeout,
             AirflowSkipException,
+            AirflowTaskTimeout,
         )
 
 __all__ = [
@@ -42,11 +45,14 @@ __all__ = [
     "AirflowFailException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
-    "BaseBranchOperator",
+    "AirflowTaskTimeout",
+    "BranchMixIn",
     "asset_state_stores",
+    "count",
     "default_deferrable",
     "in_thread",
     "read_task_state",
+    "run_succeeded",
 ]
 
 _Result = TypeVar("_Result")
@@ -62,7 +68,7 @@ def default_deferrable() -> bool:
 
 
 def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
-    """Read the state of a task instance from inside a triggerer; blocking.
+    """Read the state of a task instance from inside a triggerer or a task; blocking.
 
     :return: the state; ``None`` if it has none (cleared) or if the task instance is gone.
     :raises Exception: whatever the supervisor answers when the state cannot be read.
@@ -76,6 +82,22 @@ def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> s
     key = task_id if map_index < 0 else f"{task_id}_{map_index}"
     state = (states.get(run_id) or {}).get(key)
     return None if state is None else str(getattr(state, "value", state))
+
+
+def run_succeeded(dag_id: str, run_id: str) -> bool:
+    """Say, from inside a task, whether a DAG run exists and was a success."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return bool(RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id], states=["success"]))
+
+
+def count(metric: str, tags: dict[str, str] | None = None) -> None:
+    """Add one to a metric of Airflow's (StatsD, OpenTelemetry)."""
+    try:  # Airflow 3.2 and later
+        from airflow.sdk.observability import stats
+    except ImportError:  # Airflow 3.1
+        from airflow.stats import Stats as stats  # type: ignore[no-redef] # noqa: N813
+    stats.incr(metric, tags=tags or {})
 
 
 @cache
@@ -121,10 +143,10 @@ def asset_state_stores(trigger: Any) -> list[Any]:
 
 def __getattr__(name: str) -> Any:
     # Not at the top: only the branching operator needs it, and everything imports this module.
-    if name != "BaseBranchOperator":
+    if name != "BranchMixIn":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:  # Airflow 3.3 and later
-        from airflow.sdk import BaseBranchOperator as Base
+        from airflow.sdk import BranchMixIn as Mixin
     except ImportError:  # from a provider that Airflow itself depends on
-        return import_module("airflow.providers.standard.operators.branch").BaseBranchOperator
-    return Base
+        return import_module("airflow.providers.standard.operators.branch").BranchMixIn
+    return Mixin

@@ -43,8 +43,13 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": integration,
-                "python-modules": ["airflow_amt.triggers.tuning", "airflow_amt.triggers.ended"],
+                "python-modules": [
+                    "airflow_amt.triggers.tuning",
+                    "airflow_amt.triggers.quota",
+                    "airflow_amt.triggers.ended",
+                ],
             }
         ],
+        "plugins": [{"name": "airflow_amt", "plugin-class": "airflow_amt.plugin.plugin.AmtPlugin"}],
         "extra-links": ["airflow_amt.links.tuning.AmtTuningJobLink"],
     }

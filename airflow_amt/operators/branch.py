@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_amt._compat import BaseBranchOperator
+from airflow.sdk import BaseOperator
+
+from airflow_amt._compat import BranchMixIn
 from airflow_amt._tasks import CONNECTION_FIELDS, TuningJobTask, require_name
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.links.tuning import AmtTuningJobLink
@@ -25,15 +27,15 @@ _PAUSE_SECONDS = 5.0
 _NOT_GIVEN: Any = object()
 
 
-class AmtOutcomeBranchOperator(TuningJobTask, BaseBranchOperator):
+class AmtOutcomeBranchOperator(TuningJobTask, BaseOperator, BranchMixIn):
     """Go on with some of the tasks that follow, and skip the others, by why a tuning job ended.
 
     How it works: the keys of ``branches`` are the reasons of the outcome and groups of them. The first that
-    fits, in this order, decides: the reason; ``no_model`` (no training job has an objective); with
-    ``good_enough`` set, ``good_enough`` or ``not_good_enough``; ``succeeded`` (the job came to its own end),
-    ``stopped`` (by whomever) or ``failed``. If none has a branch, the default does. Keys are checked while
-    the DAG is parsed. Skipping is Airflow's own (``BaseBranchOperator``), and the task's return value is the
-    list of the ids that it goes on with.
+    fits, in this order, decides: ``stopped_by_provider:<who>``; the reason; ``no_model`` (no training job
+    has an objective); with ``good_enough`` set, ``good_enough`` or ``not_good_enough``; ``succeeded`` (the
+    job came to its own end), ``stopped`` (by whomever) or ``failed``. If none has a branch, the default
+    does. Keys are checked while the DAG is parsed. Skipping is Airflow's own, and the task's return value is
+    the list of the ids that it goes on with.
 
     A tuning job that did not succeed fails the task that ran it, unless its policy says otherwise; the
     outcome is in XCom all the same. To branch then, give this task ``trigger_rule="all_done"``, and tasks
@@ -57,6 +59,10 @@ class AmtOutcomeBranchOperator(TuningJobTask, BaseBranchOperator):
         ``tuning_job_name`` is given.
     :raises AmtFieldError: there is no outcome (and no branch ``no_outcome``), or the job is not over.
     """
+
+    # What BaseBranchOperator sets. That class itself is no base here: Airflow 3.3 gives a mapped task of an
+    # operator with a base that has no __init__ of its own None for inlets, and then fails on it.
+    inherits_from_skipmixin = True
 
     template_fields: Sequence[str] = ("outcome", "tuning_job_name", "good_enough", *CONNECTION_FIELDS)
     template_fields_renderers: ClassVar[dict[str, str]] = {"outcome": "json"}
@@ -101,8 +107,8 @@ class AmtOutcomeBranchOperator(TuningJobTask, BaseBranchOperator):
         self.verify = verify
         self.botocore_config = botocore_config
 
-    def choose_branch(self, context: Context) -> list[str]:
-        """Return the ids of the tasks to go on with."""
+    def execute(self, context: Context) -> list[str]:
+        """Choose, skip the others, and return the ids of the tasks to go on with."""
         outcome = self.outcome if self.tuning_job_name is None else self._read(context, self.tuning_job_name)
         chosen = branch_on_outcome(outcome, self.branches, self.default, good_enough=self.good_enough)
         self.log.info(
@@ -110,6 +116,7 @@ class AmtOutcomeBranchOperator(TuningJobTask, BaseBranchOperator):
             ", ".join(outcome_keys(outcome, good_enough=self.good_enough)),
             ", ".join(chosen) or "nothing; all that follows is skipped",
         )
+        self.do_branch(context, chosen)
         return chosen
 
     def _read(self, context: Context, given: str) -> dict[str, Any]:

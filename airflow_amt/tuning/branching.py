@@ -15,6 +15,7 @@ from typing import Any
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.criteria import CompletionReason, ObjectiveType
 from airflow_amt.tuning.history import finite
+from airflow_amt.tuning.judgement import known_names
 from airflow_amt.tuning.progress import TuningJobStatus
 from airflow_amt.tuning.values import parse_number
 
@@ -36,7 +37,7 @@ class OutcomeGroup(str, Enum):
 
 #: All keys that branches may have, the reasons first.
 BRANCH_KEYS: tuple[str, ...] = tuple(
-    dict.fromkeys([*(reason.value for reason in CompletionReason), *(group.value for group in OutcomeGroup)])
+    dict.fromkeys([*known_names(), *(group.value for group in OutcomeGroup)])
 )
 
 _QUALITY = (OutcomeGroup.GOOD_ENOUGH.value, OutcomeGroup.NOT_GOOD_ENOUGH.value)
@@ -83,9 +84,10 @@ def branch_on_outcome(
 def outcome_keys(outcome: Any, *, good_enough: float | str | None = None) -> tuple[str, ...]:
     """Return the keys of branches that fit an outcome, the most specific one first.
 
-    In this order: the reason itself; ``no_model`` if no training job has an objective; ``good_enough`` or
-    ``not_good_enough`` if that was asked for and there is a model; and one of ``succeeded`` (the tuning job
-    came to its own end), ``stopped`` (by whomever) and ``failed`` (all else).
+    In this order: who stopped it (``stopped_by_provider:operator``, ``:policy``, ``:deadline``, ...); the
+    reason; ``no_model`` if no training job has an objective; ``good_enough`` or ``not_good_enough`` if that
+    was asked for and there is a model; and one of ``succeeded`` (the tuning job came to its own end),
+    ``stopped`` (by whomever) and ``failed`` (all else).
 
     :param outcome: as in :func:`branch_on_outcome`.
     :param good_enough: as in :func:`branch_on_outcome`.
@@ -95,6 +97,8 @@ def outcome_keys(outcome: Any, *, good_enough: float | str | None = None) -> tup
     if facts is None:
         return (OutcomeGroup.NO_OUTCOME.value,)
     keys = [str(facts["reason"])]
+    if keys[0] == CompletionReason.STOPPED_BY_PROVIDER.value:
+        keys.insert(0, f"{keys[0]}:{(facts.get('evidence') or {}).get('stopped_by')}")
     bar = _bar(good_enough)
     objective = finite((facts.get("best_training_job") or {}).get("objective"))
     if objective is None:
