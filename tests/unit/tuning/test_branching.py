@@ -97,7 +97,11 @@ def test_an_objective_without_a_direction_cannot_be_judged() -> None:
     [
         ({}, {}, ["branches"]),
         (["failed"], {}, ["branches"]),
-        ({"target-reached": "a", "convergd": "b"}, {}, ["branches['target-reached']", "branches['convergd']"]),
+        (
+            {"target-reached": "a", "convergd": "b"},
+            {},
+            ["branches['target-reached']", "branches['convergd']"],
+        ),
         ({"failed": ""}, {}, ["branches['failed']"]),
         ({"failed": []}, {}, ["branches['failed']"]),
         ({"failed": ["a", 7]}, {}, ["branches['failed']"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
@@ -49,7 +50,7 @@ def test_nothing_is_lost_and_no_worse_one_comes_first(
     assert sorted(one.name for _, one in ranked) == sorted(one.name for one in jobs)
     values = [one.objective for rank, one in ranked if rank is not None]
     assert [rank for rank, _ in ranked if rank is not None] == list(range(1, len(values) + 1))
-    for better, worse in zip(values, values[1:], strict=False):
+    for better, worse in itertools.pairwise(values):
         assert better is not None
         assert worse is not None
         assert not direction.better(worse, better)
