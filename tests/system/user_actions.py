@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -32,7 +32,7 @@ import psutil
 from packaging.version import Version
 
 from airflow_amt.local import RunningServer, running
-from tests.system.cluster import AirflowCluster
+from tests.system.cluster import AirflowCluster, ClusterError
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -136,7 +136,7 @@ class Stage:
         def reached() -> bool:
             nonlocal found
             found = training_processes(self.amt, name)
-            return len(found) == number
+            return bool(len(found) == number)
 
         self.wait(reached, lambda: f"{name} has {len(found)} training processes", START_SECONDS)
         return found
@@ -221,33 +221,39 @@ class Stage:
         """Wait until the second try waits for a tuning job, and say for which."""
         waiting = "deferred" if started.mode == "deferred" else "running"
         instance: dict[str, Any] = {}
+        name: str | None = None
+        jobs: dict[str, str] = {}
 
         def reached() -> bool:
-            nonlocal instance
+            nonlocal instance, name, jobs
             instance = self.cluster.task_instance(started.dag_id, started.run_id, "tune")
-            return instance["try_number"] == 2 and instance["state"] == waiting
+            if instance["try_number"] != 2 or instance["state"] != waiting:
+                return False
+            try:
+                name = self.cluster.xcom(started.dag_id, started.run_id, "tune", "tuning_job_name")
+            except KeyError:
+                return False
+            jobs = self.jobs_of(started.run_id)
+            # The name may still be the one that the first try pushed.
+            return [job for job, status in jobs.items() if status != "Stopped"] == [name]
 
-        self.wait(reached, lambda: f"the second try is not {waiting}: {instance}", START_SECONDS)
-        name = self.cluster.wait_xcom(
-            started.dag_id, started.run_id, "tune", "tuning_job_name", timeout_seconds=START_SECONDS
-        )
+        def describe() -> str:
+            return f"try {instance['try_number']} is {instance['state']} and waits for {name}; jobs: {jobs}"
+
+        self.wait(reached, describe, START_SECONDS)
         if started.mode == "deferred":
-            self.wait_watched(started.dag_id, started.run_id, name)
-        if name == started.job:
-            time.sleep(WATCH_SECONDS)  # a late kill of the first try would stop it now
-            fate = Fate.ADOPTED
-        else:
-            self.wait(
-                lambda: self.status(started.job) == "Stopped",
-                lambda: f"{started.job} was left for {name} and runs on",
-                STOP_SECONDS,
-            )
-            fate = Fate.REPLACED
-        jobs = self.jobs_of(started.run_id)
-        active = [job for job, status in jobs.items() if status in ("InProgress", "Stopping")]
-        if active != [name]:
-            raise AssertionError(f"{name} is waited for, but these are active: {active}, of {jobs}")
-        return Observed(fate, task_state=self.task_state(started), notes={"jobs": len(jobs)})
+            self.wait_watched(started.dag_id, started.run_id, str(name))
+        # A late kill of the first try would stop the job now.
+        until = time.monotonic() + WATCH_SECONDS
+        while time.monotonic() < until:
+            if not reached():
+                raise AssertionError(describe())
+            time.sleep(0.25)
+        return Observed(
+            Fate.ADOPTED if name == started.job else Fate.REPLACED,
+            task_state=instance["state"],
+            notes={"jobs": len(jobs)},
+        )
 
     def still_watched(self, started: Started) -> None:
         """Show that somebody still waits for the job: stopped by another hand, its task ends."""
@@ -331,6 +337,14 @@ def _clear(stage: Stage, started: Started) -> Observed:
 
 
 def _delete_run(stage: Stage, started: Started) -> Observed:
+    try:
+        stage.cluster.delete_run(started.dag_id, started.run_id)
+    except ClusterError as refused:
+        if "cannot be deleted in running state" not in str(refused):
+            raise
+    else:
+        raise AssertionError("a running DAG run could be deleted")
+    stage.cluster.set_run_state(started.dag_id, started.run_id, "failed")
     stage.cluster.delete_run(started.dag_id, started.run_id)
     return _ended(stage, started, None)
 
@@ -510,7 +524,7 @@ ROWS: Mapping[str, Row] = {
     ),
     "clear": Row(what="clear", dag="retry", play=_clear, sync=_NEXT_TRY, deferred=_NEXT_TRY),
     "delete_run": Row(
-        what="delete the DAG run",
+        what="mark the DAG run failed and delete it at once",
         dag="plain",
         play=_delete_run,
         sync=_always(Fate.STOPPED),
@@ -685,13 +699,13 @@ def play(stage: Stage, cell: Cell) -> Result:
         observed = row.play(stage, started)
         if observed.fate not in expected:
             problem = f"the tuning job: {observed.fate.value}"
-    except Exception:  # noqa: BLE001 - one cell that breaks must not hide how the others came out
-        problem = traceback.format_exc()
+    except Exception as error:  # noqa: BLE001 - one cell that breaks must not hide how the others came out
+        problem = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
     try:
         if started is not None:
             stage.end(started)
-    except Exception:  # noqa: BLE001 - as above
-        problem = f"{problem or ''}\nafterwards: {traceback.format_exc()}"
+    except Exception as error:  # noqa: BLE001 - as above
+        problem = f"{problem or ''}afterwards {type(error).__name__}: {error}\n{traceback.format_exc()}"
     return Result(cell.row, cell.mode, [fate.value for fate in expected], observed, problem)
 
 
@@ -712,12 +726,13 @@ def play_all(stage: Stage, chosen: Iterable[Cell], say: Callable[[str], None]) -
     for cell in chosen:
         stage.cluster.wait_dag(f"{ROWS[cell.row].dag}_{cell.mode}")
     with ThreadPoolExecutor(PARALLEL) as pool:
-        for result in pool.map(lambda cell: play(stage, cell), [c for c in chosen if not ROWS[c.row].alone]):
-            tell(result)
+        together = [pool.submit(play, stage, cell) for cell in chosen if not ROWS[cell.row].alone]
+        for one in as_completed(together):
+            tell(one.result())
     for cell in chosen:
         if ROWS[cell.row].alone:
             tell(play(stage, cell))
-    return results
+    return sorted(results, key=lambda result: chosen.index(Cell(result.row, result.mode)))
 
 
 # -- the command ------------------------------------------------------------------------------------------

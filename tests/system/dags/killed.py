@@ -40,7 +40,7 @@ def tune(mode: str, **options: Any) -> AmtTuningJobOperator:
 @task
 def fail_when_told() -> None:
     """Wait for the path in the run's configuration, then fail."""
-    path = Path(get_current_context()["dag_run"].conf["fail"])
+    path = Path((get_current_context()["dag_run"].conf or {})["fail"])
     while not path.exists():
         time.sleep(0.2)
     raise ValueError("failed on purpose")
