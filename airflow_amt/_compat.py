@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         AirflowFailException,
         AirflowSensorTimeout,
         AirflowSkipException,
+        AirflowTaskTimeout,
     )
 else:
     try:  # Airflow 3.2 and later
@@ -25,6 +26,7 @@ else:
             AirflowFailException,
             AirflowSensorTimeout,
             AirflowSkipException,
+            AirflowTaskTimeout,
         )
     except ImportError:  # Airflow 3.1
         from airflow.configuration import conf
@@ -33,6 +35,7 @@ else:
             AirflowFailException,
             AirflowSensorTimeout,
             AirflowSkipException,
+            AirflowTaskTimeout,
         )
 
 __all__ = [
@@ -40,9 +43,12 @@ __all__ = [
     "AirflowFailException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
+    "AirflowTaskTimeout",
+    "count",
     "default_deferrable",
     "in_thread",
     "read_task_state",
+    "run_succeeded",
 ]
 
 _Result = TypeVar("_Result")
@@ -58,7 +64,7 @@ def default_deferrable() -> bool:
 
 
 def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
-    """Read the state of a task instance from inside a triggerer; blocking.
+    """Read the state of a task instance from inside a triggerer or a task; blocking.
 
     :return: the state; ``None`` if it has none (cleared) or if the task instance is gone.
     :raises Exception: whatever the supervisor answers when the state cannot be read.
@@ -72,6 +78,22 @@ def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> s
     key = task_id if map_index < 0 else f"{task_id}_{map_index}"
     state = (states.get(run_id) or {}).get(key)
     return None if state is None else str(getattr(state, "value", state))
+
+
+def run_succeeded(dag_id: str, run_id: str) -> bool:
+    """Say, from inside a task, whether a DAG run exists and was a success."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return bool(RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id], states=["success"]))
+
+
+def count(metric: str, tags: dict[str, str] | None = None) -> None:
+    """Add one to a metric of Airflow's (StatsD, OpenTelemetry)."""
+    try:  # Airflow 3.2 and later
+        from airflow.sdk.observability import stats
+    except ImportError:  # Airflow 3.1
+        from airflow.stats import Stats as stats  # type: ignore[no-redef] # noqa: N813
+    stats.incr(metric, tags=tags or {})
 
 
 @cache
