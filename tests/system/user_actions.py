@@ -32,7 +32,7 @@ import psutil
 from packaging.version import Version
 
 from airflow_amt.local import RunningServer, running
-from tests.system.cluster import AirflowCluster, ClusterError
+from tests.system.cluster import TASK_TERMINAL, AirflowCluster, ClusterError
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -388,16 +388,43 @@ def _term(*, parent: bool, retried: bool) -> Play:
     return play
 
 
-def _teardown(state: str) -> Play:
+def _with_teardown(press: Callable[[Stage, Started], None]) -> Play:
+    """Press something and see whether the teardown beside the task runs, and what becomes of the job."""
+
     def play(stage: Stage, started: Started) -> Observed:
-        stage.cluster.set_task_state(started.dag_id, started.run_id, "tune", state)
-        ran = stage.cluster.wait_task(started.dag_id, started.run_id, "stop", timeout_seconds=START_SECONDS)
+        press(stage, started)
+        state = ""
+        began = time.monotonic()
+
+        def over() -> bool:
+            nonlocal state
+            state = str(stage.task_state(started, "stop"))
+            return state in TASK_TERMINAL
+
+        stage.wait(over, lambda: f"the teardown is {state}", START_SECONDS)
         observed = stage.watch(started, until=ENDED, within=STOP_SECONDS)
+        if observed.seconds is not None:
+            observed.seconds = round(time.monotonic() - began, 1)
         observed.task_state = stage.task_state(started)
-        observed.notes = {"teardown": ran}
+        observed.notes = {"teardown": state}
+        if state == "success":
+            told = stage.cluster.xcom(started.dag_id, started.run_id, "stop")
+            observed.notes["name"] = told["tuning_job_name"] == started.job
         return observed
 
     return play
+
+
+def _press_task(state: str) -> Callable[[Stage, Started], None]:
+    return lambda stage, started: stage.cluster.set_task_state(started.dag_id, started.run_id, "tune", state)
+
+
+def _press_run(stage: Stage, started: Started) -> None:
+    stage.cluster.set_run_state(started.dag_id, started.run_id, "failed")
+
+
+def _press_sibling(stage: Stage, started: Started) -> None:
+    (started.path / "fail").touch()
 
 
 def _restart_triggerer(stage: Stage, started: Started) -> Observed:
@@ -606,16 +633,37 @@ ROWS: Mapping[str, Row] = {
     "teardown_failed": Row(
         what="mark failed, a stop operator as teardown",
         dag="teardown",
-        play=_teardown("failed"),
+        play=_with_teardown(_press_task("failed")),
         sync=_always(Fate.STOPPED),
         deferred=_always(Fate.STOPPED),
     ),
     "teardown_success": Row(
         what="mark success, a stop operator as teardown",
         dag="teardown",
-        play=_teardown("success"),
+        play=_with_teardown(_press_task("success")),
         sync=_always(Fate.STOPPED),
         deferred=_always(Fate.STOPPED),
+    ),
+    "teardown_fail_run": Row(
+        what="mark the DAG run failed, a stop operator as teardown",
+        dag="teardown",
+        play=_with_teardown(_press_run),
+        sync=_always(Fate.STOPPED),
+        deferred=_always(Fate.STOPPED),
+    ),
+    "teardown_fail_fast": Row(
+        what="fail_fast: a sibling fails, a stop operator as teardown",
+        dag="teardown_fail_fast",
+        play=_with_teardown(_press_sibling),
+        sync=_always(Fate.STOPPED),
+        deferred=_always(Fate.STOPPED),
+    ),
+    "teardown_of_setup": Row(
+        what="mark failed, a stop operator as teardown of the task as its setup",
+        dag="teardown_of_setup",
+        play=_with_teardown(_press_task("failed")),
+        sync=_always(Fate.STOPPED),
+        deferred=_FROM_33,
     ),
     "triggerer_restart": Row(
         what="SIGTERM of the triggerer, restart",

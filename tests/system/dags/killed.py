@@ -18,8 +18,8 @@ from airflow_amt.operators.tuning import AmtTuningJobOperator
 from tests.system.dags.scripted import SCENARIOS, request
 
 #: Seconds of the limits that are to pass: long enough for the training processes to be there before.
-TASK_LIMIT_SECONDS = 25.0
-RUN_LIMIT_SECONDS = 60.0
+TASK_LIMIT_SECONDS = 45.0
+RUN_LIMIT_SECONDS = 75.0
 
 MODES = {"sync": False, "deferred": True}
 
@@ -64,13 +64,19 @@ for mode in MODES:
     with DAG(dag_id=f"fail_fast_{mode}", schedule=None, fail_fast=True, default_args={"retries": 0}):
         tune(mode)
         fail_when_told()
-    with DAG(dag_id=f"teardown_{mode}", schedule=None):
-        tuned = tune(mode)
-        stop = AmtStopTuningJobOperator(
-            task_id="stop",
-            tuning_job_name="{{ ti.xcom_pull(task_ids='tune', key='tuning_job_name') }}",
-            reason="the DAG run is over",
-            check_interval=1,
-            deferrable=True,
-        )
-        tuned >> stop.as_teardown(setups=tuned)
+    for kind in ("teardown", "teardown_of_setup", "teardown_fail_fast"):
+        with DAG(dag_id=f"{kind}_{mode}", schedule=None, fail_fast=kind == "teardown_fail_fast"):
+            tuned = tune(mode)
+            stop = AmtStopTuningJobOperator(
+                task_id="stop",
+                tuning_job_name="{{ ti.xcom_pull(task_ids='tune', key='tuning_job_name') }}",
+                reason="the DAG run is over",
+                check_interval=1,
+                deferrable=True,
+            )
+            if kind == "teardown_of_setup":
+                tuned >> stop.as_teardown(setups=tuned)
+            else:
+                tuned >> stop.as_teardown()
+            if kind == "teardown_fail_fast":
+                fail_when_told()
