@@ -42,11 +42,13 @@ CLOCK_RATE = 20.0
 
 #: How long a stop may take. Airflow tells a worker's task within about 9 s and a trigger within 2 s; the rest
 #: is for a busy machine.
-STOP_SECONDS = 90.0
-#: How long a job that shall run on is watched after all that happens to its task has happened.
+STOP_SECONDS = 240.0
+#: How long a job that shall run on is watched after all that happens to its task has happened, and one that
+#: shall be stopped: the first is an observation, the second a limit.
 WATCH_SECONDS = 15.0
+SETTLE_SECONDS = 90.0
 #: Each waits for a process to start and import Airflow, on a machine with two cores.
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 #: Rows that are tried at the same time.
 PARALLEL = 8
 
@@ -70,7 +72,10 @@ class Fate(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A task that waits for a tuning job of two endless training jobs."""
+    """A task that waits for a tuning job of two endless training jobs.
+
+    :param settle_seconds: how long the job is watched after all that happens to its task has happened.
+    """
 
     mode: str
     dag_id: str
@@ -78,6 +83,7 @@ class Started:
     job: str
     path: Path
     processes: tuple[psutil.Process, ...]
+    settle_seconds: float
 
 
 @dataclass(slots=True)
@@ -105,7 +111,7 @@ class Stage:
         self.folder = folder
         self.client = amt.client(REGION)
 
-    def start(self, dag: str, mode: str) -> Started:
+    def start(self, dag: str, mode: str, settle_seconds: float) -> Started:
         """Start a DAG run and wait until its task waits, and its training processes run."""
         dag_id = f"{dag}_{mode}"
         path = Path(tempfile.mkdtemp(prefix=f"{dag_id}-", dir=self.folder))
@@ -118,7 +124,7 @@ class Stage:
         if mode == "deferred":
             self.wait_watched(dag_id, run_id, name)
         processes = self.wait_processes(name)
-        return Started(mode, dag_id, run_id, name, path, tuple(processes))
+        return Started(mode, dag_id, run_id, name, path, tuple(processes), settle_seconds)
 
     def wait_watched(self, dag_id: str, run_id: str, name: str) -> None:
         """Wait until the trigger of the latest try has read the tuning job.
@@ -178,7 +184,7 @@ class Stage:
     def watch(self, started: Started, *, until: Collection[str | None] | None, within: float) -> Observed:
         """See whether the job is stopped.
 
-        :param until: states of the task, after which the job is watched only `WATCH_SECONDS` longer.
+        :param until: states of the task, after which the job is watched only as long as it settles.
         :param within: seconds after which the job counts as one that runs on, whatever the task does.
         """
         began = time.monotonic()
@@ -192,9 +198,11 @@ class Stage:
             state = self.task_state(started)
             if settled is None and until is not None and state in until:
                 settled = now
-            over = now - began > within or (settled is not None and now - settled > WATCH_SECONDS)
+            over = now - began > within or (settled is not None and now - settled > started.settle_seconds)
             # A stop that has begun is no job that runs on.
             if over and status == "InProgress":
+                if until is not None and settled is None:
+                    raise AssertionError(f"the task is {state} after {within:g} s, not one of {until}")
                 alive = [process for process in started.processes if process.is_running()]
                 if len(alive) != len(started.processes):
                     raise AssertionError(f"{started.job} is in progress with {len(alive)} training processes")
@@ -527,8 +535,6 @@ def _always(*fates: Fate) -> Mapping[str, Collection[Fate]]:
     return {"3.1": fates}
 
 
-#: Before 3.3, Airflow tells no trigger that its task was killed.
-_FROM_33: Mapping[str, Collection[Fate]] = {"3.1": (Fate.RUNS_ON,), "3.3": (Fate.STOPPED,)}
 _NEXT_TRY = _always(Fate.ADOPTED, Fate.REPLACED)
 
 ROWS: Mapping[str, Row] = {
@@ -537,17 +543,21 @@ ROWS: Mapping[str, Row] = {
         dag="plain",
         play=_mark("failed"),
         sync=_always(Fate.STOPPED),
-        deferred=_FROM_33,
+        deferred=_always(Fate.STOPPED),
     ),
     "mark_success": Row(
-        what="mark success", dag="plain", play=_mark("success"), sync=_always(Fate.STOPPED), deferred=_FROM_33
+        what="mark success",
+        dag="plain",
+        play=_mark("success"),
+        sync=_always(Fate.STOPPED),
+        deferred=_always(Fate.STOPPED),
     ),
     "mark_failed_retry_left": Row(
         what="mark failed, a retry left",
         dag="retry",
         play=_mark("failed"),
         sync=_always(Fate.STOPPED),
-        deferred=_FROM_33,
+        deferred=_always(Fate.STOPPED),
     ),
     "clear": Row(what="clear", dag="retry", play=_clear, sync=_NEXT_TRY, deferred=_NEXT_TRY),
     "delete_run": Row(
@@ -555,14 +565,14 @@ ROWS: Mapping[str, Row] = {
         dag="plain",
         play=_delete_run,
         sync=_always(Fate.STOPPED),
-        deferred=_FROM_33,
+        deferred=_always(Fate.STOPPED),
     ),
     "fail_run": Row(
         what="mark the DAG run failed",
         dag="plain",
         play=_fail_run,
         sync=_always(Fate.STOPPED),
-        deferred=_FROM_33,
+        deferred=_always(Fate.STOPPED),
     ),
     "execution_timeout": Row(
         what="execution_timeout",
@@ -583,14 +593,14 @@ ROWS: Mapping[str, Row] = {
         dag="run_limit",
         play=_let_pass("skipped", "failed"),
         sync=_always(Fate.STOPPED),
-        deferred=_FROM_33,
+        deferred=_always(Fate.STOPPED),
     ),
     "fail_fast": Row(
         what="fail_fast: a sibling fails",
         dag="fail_fast",
         play=_fail_sibling,
         sync=_always(Fate.STOPPED),
-        deferred=_FROM_33,
+        deferred=_always(Fate.STOPPED),
     ),
     "pause": Row(
         what="pause the DAG",
@@ -663,7 +673,7 @@ ROWS: Mapping[str, Row] = {
         dag="teardown_of_setup",
         play=_with_teardown(_press_task("failed")),
         sync=_always(Fate.STOPPED),
-        deferred=_FROM_33,
+        deferred=_always(Fate.STOPPED),
     ),
     "triggerer_restart": Row(
         what="SIGTERM of the triggerer, restart",
@@ -743,7 +753,8 @@ def play(stage: Stage, cell: Cell) -> Result:
     problem: str | None = None
     started: Started | None = None
     try:
-        started = stage.start(row.dag, cell.mode)
+        settle = SETTLE_SECONDS if set(expected) == {Fate.STOPPED} else WATCH_SECONDS
+        started = stage.start(row.dag, cell.mode, settle)
         observed = row.play(stage, started)
         if observed.fate not in expected:
             problem = f"the tuning job: {observed.fate.value}"
