@@ -122,7 +122,9 @@ async def in_thread(call: Callable[[], _Result], *, urgent: bool = False) -> _Re
     if _asks_through_asgiref():
         from asgiref.sync import sync_to_async
 
-        return await sync_to_async(call, thread_sensitive=False, executor=_threads(urgent))()
+        # Shielded: asgiref would hand a cancellation on to a question that the thread has just asked, whose
+        # answer the triggerer then takes for that of its own next question, and dies of (seen with 3.1.8).
+        return await asyncio.shield(sync_to_async(call, thread_sensitive=False, executor=_threads(urgent))())
     # Airflow finds a trigger's own log, which people see as the task's, by a context variable.
     context = contextvars.copy_context()
     return await asyncio.get_running_loop().run_in_executor(_threads(urgent), lambda: context.run(call))

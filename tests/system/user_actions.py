@@ -29,6 +29,7 @@ from typing import Any
 
 import airflow
 import psutil
+from botocore.exceptions import ClientError
 from packaging.version import Version
 
 from airflow_amt.local import RunningServer, running
@@ -279,7 +280,15 @@ class Stage:
             self.cluster.set_task_state(started.dag_id, started.run_id, "tune", "failed")
         for name, status in self.jobs_of(started.run_id).items():
             if status == "InProgress":
-                self.client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+                self.stop(name)
+
+    def stop(self, name: str) -> None:
+        """Stop a tuning job, unless somebody else is quicker."""
+        try:
+            self.client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ValidationException" or self.status(name) == "InProgress":
+                raise
 
     def process_of(self, started: Started) -> psutil.Process:
         """Return the process on a worker that runs the task."""
