@@ -785,9 +785,7 @@ def play_all(stage: Stage, chosen: Iterable[Cell], say: Callable[[str], None]) -
 
     def tell(result: Result) -> None:
         outcome = result.observed.fate.value if result.observed else "-"
-        held = (
-            "holds" if result.problem is None else f"DOES NOT HOLD: {result.problem.strip().splitlines()[-1]}"
-        )
+        held = "holds" if result.problem is None else f"DOES NOT HOLD: {result.problem.partition(chr(10))[0]}"
         say(f"{time.monotonic() - began:5.0f} s  {result.row} ({result.mode}): {outcome}; {held}")
         results.append(result)
 
@@ -848,6 +846,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--airflow", choices=("3.1", "3.2", "3.3"), default=minor())
     parser.add_argument("--only", action="append", default=[], choices=tuple(ROWS), metavar="ROW")
     parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="work in this new folder")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="of the rows whose time runs out; the task must have begun to wait before",
+    )
     options = parser.parse_args(arguments)
     if options.airflow != minor():
         again = list(sys.argv[1:] if arguments is None else arguments)
@@ -869,7 +874,7 @@ def main(arguments: list[str] | None = None) -> int:
             amt_endpoint=amt.endpoint,
             region_name=REGION,
             settings=SETTINGS,
-            environment={"PYTHONPATH": str(ROOT)},
+            environment={"PYTHONPATH": str(ROOT), "AMT_TEST_LIMIT_SECONDS": str(options.limit)},
         ) as cluster,
     ):
         results = play_all(Stage(cluster, amt, folder), cells(options.only), say)
