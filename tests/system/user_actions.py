@@ -252,12 +252,16 @@ class Stage:
         self.wait(reached, describe, START_SECONDS)
         if started.mode == "deferred":
             self.wait_watched(started.dag_id, started.run_id, str(name))
-        # A late kill of the first try would stop the job now.
-        until = time.monotonic() + WATCH_SECONDS
-        while time.monotonic() < until:
+        # It must stay so: a late kill of the first try would stop the job now.
+        since = time.monotonic()
+
+        def stays_so() -> bool:
+            nonlocal since
             if not reached():
-                raise AssertionError(describe())
-            time.sleep(0.25)
+                since = time.monotonic()
+            return time.monotonic() - since > WATCH_SECONDS
+
+        self.wait(stays_so, describe, START_SECONDS)
         return Observed(
             Fate.ADOPTED if name == started.job else Fate.REPLACED,
             task_state=instance["state"],
