@@ -52,6 +52,7 @@ SETTLE_SECONDS = 90.0
 START_SECONDS = 300.0
 #: Rows that are tried at the same time.
 PARALLEL = 8
+POLL_SECONDS = 0.5
 
 #: Airflow notices lost triggerers and workers in seconds instead of minutes.
 SETTINGS: Mapping[str, str] = {
@@ -111,6 +112,8 @@ class Stage:
         self.amt = amt
         self.folder = folder
         self.client = amt.client(REGION)
+        # The DAG run of every tuning job seen: its tag never changes.
+        self._run_of: dict[str, str] = {}
 
     def start(self, dag: str, mode: str, settle_seconds: float) -> Started:
         """Start a DAG run and wait until its task waits, and its training processes run."""
@@ -167,14 +170,14 @@ class Stage:
     def jobs_of(self, run_id: str) -> dict[str, str]:
         """Return name and status of every tuning job that a DAG run started."""
         pages = self.client.get_paginator("list_hyper_parameter_tuning_jobs").paginate()
-        names = [
-            one["HyperParameterTuningJobName"]
+        statuses = {
+            one["HyperParameterTuningJobName"]: one["HyperParameterTuningJobStatus"]
             for page in pages
             for one in page["HyperParameterTuningJobSummaries"]
-        ]
-        return {
-            name: self.status(name) for name in names if self.tags(name).get("airflow-amt:run-id") == run_id
         }
+        for name in statuses.keys() - self._run_of.keys():
+            self._run_of[name] = self.tags(name)["airflow-amt:run-id"]
+        return {name: status for name, status in statuses.items() if self._run_of[name] == run_id}
 
     def task_state(self, started: Started, task_id: str = "tune") -> str | None:
         """Return the task's state; None if it has none, or is gone."""
@@ -210,7 +213,7 @@ class Stage:
                 return Observed(Fate.RUNS_ON, task_state=state)
             if now - began > within + STOP_SECONDS:
                 raise AssertionError(f"{started.job} is {status} for {now - began:.0f} s")
-            time.sleep(0.25)
+            time.sleep(POLL_SECONDS)
 
     def stopped(self, started: Started, seconds: float) -> Observed:
         """Return what is to be said of a job that was stopped, and check that nothing of it is left."""
@@ -309,7 +312,7 @@ class Stage:
         while not reached():
             if time.monotonic() > deadline:
                 raise AssertionError(f"after {seconds:g} s: {describe()}")
-            time.sleep(0.25)
+            time.sleep(POLL_SECONDS)
 
 
 def training_processes(amt: RunningServer, tuning_job_name: str) -> list[psutil.Process]:
@@ -842,6 +845,20 @@ def table(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
+def keep(results: Iterable[Result], *, whole: bool) -> None:
+    """Write the results of this minor to the folder of results, in place of those of the same cells.
+
+    :param whole: whether these are all of them.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"user-actions-{minor()}.json"
+    kept: dict[str, Any] = {} if whole or not path.exists() else json.loads(path.read_text())["rows"]
+    kept |= {f"{result.row}/{result.mode}": result.to_dict() for result in results}
+    order = [f"{cell.row}/{cell.mode}" for cell in cells()]
+    ordered = {key: kept[key] for key in order if key in kept}
+    path.write_text(json.dumps({"airflow": airflow.__version__, "rows": ordered}, indent=1) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Try the rows on one Airflow minor; 0 if all hold."""
     parser = argparse.ArgumentParser(
@@ -883,10 +900,7 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         results = play_all(Stage(cluster, amt, folder), cells(options.only), say)
     sys.stdout.write(f"Airflow {airflow.__version__}\n\n{table(results)}\n")
-    if not options.only:
-        RESULTS.mkdir(exist_ok=True)
-        kept = {"airflow": airflow.__version__, "rows": [result.to_dict() for result in results]}
-        (RESULTS / f"user-actions-{minor()}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    keep(results, whole=not options.only)
     return 0 if all(result.problem is None for result in results) else 1
 
 
