@@ -46,7 +46,7 @@ REQUEST: dict[str, Any] = {
         "RoleArn": "arn:aws:iam::000000000000:role/sagemaker-training",
         "OutputDataConfig": {"S3OutputPath": "s3://models/retraining"},
         "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 10},
-        "StoppingCondition": {"MaxRuntimeInSeconds": 600},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 7200},
     },
 }
 
