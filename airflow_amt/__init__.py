@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from airflow_amt.hooks.tuning import AmtHook
     from airflow_amt.links.tuning import AmtTuningJobLink
+    from airflow_amt.operators.reap import AmtReapTuningJobsOperator
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
     from airflow_amt.operators.tuning import AmtTuningJobOperator
     from airflow_amt.sensors.tuning import AmtTuningJobSensor
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         AmtAwaitedJobFailed,
         AmtAwaitedJobStopped,
         AmtOwnJobEndedError,
+        AmtReapError,
         AmtTaskKilled,
         AmtTuningJobError,
         AmtTuningJobFailed,
@@ -60,6 +62,8 @@ __all__ = [
     "AmtHook",
     "AmtJobExistsError",
     "AmtOwnJobEndedError",
+    "AmtReapError",
+    "AmtReapTuningJobsOperator",
     "AmtRequestError",
     "AmtResourceInUseError",
     "AmtResourceLimitExceededError",
@@ -107,6 +111,7 @@ _MODULES = {
             "AmtAwaitedJobFailed",
             "AmtAwaitedJobStopped",
             "AmtOwnJobEndedError",
+            "AmtReapError",
             "AmtTaskKilled",
             "AmtTuningJobError",
             "AmtTuningJobFailed",
@@ -127,6 +132,7 @@ _MODULES = {
         "airflow_amt.tuning",
     ),
     "AmtHook": "airflow_amt.hooks.tuning",
+    "AmtReapTuningJobsOperator": "airflow_amt.operators.reap",
     "AmtStopTuningJobOperator": "airflow_amt.operators.stop",
     "AmtTuningJobLink": "airflow_amt.links.tuning",
     "AmtTuningJobOperator": "airflow_amt.operators.tuning",

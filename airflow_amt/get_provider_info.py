@@ -29,7 +29,11 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": integration,
-                "python-modules": ["airflow_amt.operators.tuning", "airflow_amt.operators.stop"],
+                "python-modules": [
+                    "airflow_amt.operators.tuning",
+                    "airflow_amt.operators.stop",
+                    "airflow_amt.operators.reap",
+                ],
             }
         ],
         "sensors": [{"integration-name": integration, "python-modules": ["airflow_amt.sensors.tuning"]}],
