@@ -129,7 +129,7 @@ def read_run_state(dag_id: str, run_id: str) -> str | None:
 def read_dag_known(dag_id: str) -> bool | None:
     """Read from inside a worker whether Airflow knows a DAG; blocking.
 
-    :return: ``None`` if that cannot be told: Airflow 3.1's execution API has DAG runs only, and there is none.
+    :return: ``None`` if that cannot be told: to Airflow 3.1's workers a DAG is its runs, and there is none.
     :raises Exception: whatever the supervisor answers when it cannot be read.
     """
     from airflow.sdk.exceptions import AirflowRuntimeError

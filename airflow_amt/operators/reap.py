@@ -36,9 +36,9 @@ class AmtReapTuningJobsOperator(LazyHook, BaseOperator):
 
     How it works: all tuning jobs in progress of the connection's account and region are listed, and those
     with ownership tags judged by their task instance's state, read through Airflow's execution API
-    (:mod:`airflow_amt.tuning.reaping` has the rules). Every doubt keeps a job. Before one is stopped, its tags and
-    its task instance are read anew. A job that is stopped carries ``airflow-amt:stopped-by = reaper`` and
-    the reason.
+    (:mod:`airflow_amt.tuning.reaping` has the rules). Every doubt keeps a job. Before one is stopped, its
+    tags and its task instance are read anew. A job that is stopped carries ``airflow-amt:stopped-by =
+    reaper`` and the reason.
 
     What it does not do: it never touches a job without ownership tags, of another Airflow deployment
     (``[amt] deployment``), of a DAG that this Airflow does not know, with the tag ``airflow-amt:keep``, or
@@ -52,7 +52,8 @@ class AmtReapTuningJobsOperator(LazyHook, BaseOperator):
     "orphans_not_listed", "errors"}``; ``orphans`` lists 50 at most, each with ``tuning_job_name``, its owner,
     ``age_seconds``, ``code``, ``reason`` and ``stopped``.
 
-    :param dry_run: tell only, stop nothing (templated).
+    :param stop_orphans: stop them; ``False`` is a dry run, which only tells (templated). Not called
+        ``dry_run``, which is a method of every operator.
     :param grace: seconds, or a ``timedelta``, that a job gets before it can be an orphan (templated).
     :param dag_ids: only jobs of these DAGs, which Airflow need not know; a list, or ids separated by commas
         (templated). Default: all.
@@ -69,7 +70,7 @@ class AmtReapTuningJobsOperator(LazyHook, BaseOperator):
     """
 
     template_fields: Sequence[str] = (
-        "dry_run",
+        "stop_orphans",
         "grace",
         "dag_ids",
         "name_contains",
@@ -81,7 +82,7 @@ class AmtReapTuningJobsOperator(LazyHook, BaseOperator):
     def __init__(
         self,
         *,
-        dry_run: bool | str = True,
+        stop_orphans: bool | str = False,
         grace: float | str | timedelta = 600,
         dag_ids: Sequence[str] | str | None = None,
         name_contains: str | None = None,
@@ -93,7 +94,7 @@ class AmtReapTuningJobsOperator(LazyHook, BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.dry_run = dry_run
+        self.stop_orphans = stop_orphans
         self.grace = grace
         self.dag_ids = dag_ids
         self.name_contains = name_contains
@@ -122,12 +123,12 @@ class AmtReapTuningJobsOperator(LazyHook, BaseOperator):
     def _reap(self) -> ReapReport:
         from airflow_amt.watch.reaping import Reaper
 
-        policy, dry_run, name_contains = self._checked()
+        policy, stop_orphans, name_contains = self._checked()
         return Reaper(
             self.hook,
             WorkerTasks(self.log),
             policy=policy,
-            dry_run=dry_run,
+            dry_run=not stop_orphans,
             log=self.log,
             name_contains=name_contains,
             cancelled=lambda: self._killed,
@@ -140,7 +141,7 @@ class AmtReapTuningJobsOperator(LazyHook, BaseOperator):
             grace = parse_seconds("grace", self.grace, at_least=0)
         except AmtRequestError as error:
             problems.extend(error.problems)
-        dry_run = _parse_bool("dry_run", self.dry_run, problems)
+        stop_orphans = _parse_bool("stop_orphans", self.stop_orphans, problems)
         include_left = _parse_bool("include_left", self.include_left, problems)
         dag_ids = parse_dag_ids("dag_ids", self.dag_ids, problems)
         name_contains = parse_name_part("name_contains", self.name_contains, problems)
@@ -152,7 +153,7 @@ class AmtReapTuningJobsOperator(LazyHook, BaseOperator):
             dag_ids=dag_ids,
             include_left=include_left,
         )
-        return policy, dry_run, name_contains
+        return policy, stop_orphans, name_contains
 
 
 class WorkerTasks:
@@ -162,7 +163,7 @@ class WorkerTasks:
     """
 
     def __init__(self, log: Logger | FilteringBoundLogger) -> None:
-        self._log = log
+        self.log = log
 
     def read(self, owners: Collection[Owner]) -> Mapping[Owner, TaskView]:
         """Return what Airflow says of each of these task instances, as of now."""
@@ -173,7 +174,7 @@ class WorkerTasks:
             except Exception as error:
                 # The supervisor hands on whatever the API server or the network came up with; whatever it is,
                 # it means the same here: not known. Other tasks can be read all the same.
-                self._log.exception("The task instances of %s %s cannot be read", dag_id, task_id)
+                self.log.exception("The task instances of %s %s cannot be read", dag_id, task_id)
                 problem = f"{dag_id} {task_id}: {type(error).__name__}: {error}"
                 views.update(dict.fromkeys(group, TaskView(found=None, problem=problem)))
         return views
@@ -183,18 +184,24 @@ class WorkerTasks:
         states: dict[str, dict[int, str | None]] = {}
         for start in range(0, len(run_ids), _RUNS_A_REQUEST):
             states |= _compat.read_task_states(dag_id, task_id, run_ids[start : start + _RUNS_A_REQUEST])
+        real = {run_id: run_id for run_id in run_ids}
         if any(run_id not in states and may_be_changed(run_id) for run_id in run_ids):
             # The tag may not have its run's id as it is: look for the run whose id becomes this tag.
             for run_id, found in _compat.read_task_states(dag_id, task_id).items():
-                states.setdefault(tag_value(run_id), found)
-        return {owner: self._of_instance(owner, states.get(owner.run_id, {})) for owner in owners}
+                tag = tag_value(run_id)
+                if tag in real and tag not in states:
+                    real[tag], states[tag] = run_id, found
+        return {
+            owner: self._of_instance(owner, real[owner.run_id], states.get(owner.run_id, {}))
+            for owner in owners
+        }
 
-    def _of_instance(self, owner: Owner, states: Mapping[int, str | None]) -> TaskView:
+    def _of_instance(self, owner: Owner, run_id: str, states: Mapping[int, str | None]) -> TaskView:
         state = states.get(owner.map_index)
         if state is not None:
             return TaskView(found=True, state=state, dag_known=True)
         found = owner.map_index in states
-        run_state = _compat.read_run_state(owner.dag_id, owner.run_id)
+        run_state = _compat.read_run_state(owner.dag_id, run_id)
         if found or run_state is not None:
             return TaskView(found=found, run_state=run_state, dag_known=True)
         known = _compat.read_dag_known(owner.dag_id)
@@ -217,7 +224,7 @@ def _parse_bool(field: str, value: Any, problems: list[AmtFieldError]) -> bool:
     text = value.strip().lower() if isinstance(value, str) else ""
     if text not in words:
         problems.append(AmtFieldError(field, value, "True or False", f"give {field} as True or False"))
-    return words.get(text, True)
+    return words.get(text, False)
 
 
 def parse_dag_ids(field: str, value: Any, problems: list[AmtFieldError]) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""The reaper's decision: whether anybody still waits for a tuning job, judged by its tags and its task instance.
+"""The reaper's decision: whether anybody still waits for a tuning job, by its tags and its task instance.
 
 Every doubt keeps the job: one that runs on costs money, is bounded by its completion criteria and can still
 be stopped; one that was stopped is lost.
@@ -16,8 +16,8 @@ from airflow_amt.tuning.naming import MAX_TAG_VALUE_LENGTH, TAG_PREFIX, Owner, t
 
 #: A tuning job with this tag, whatever its value, is never reaped: set it by hand to keep one.
 KEEP_TAG = f"{TAG_PREFIX}keep"
-#: Whether a task waits for the job. ``no``: none ever did (``wait_for_completion=False``). ``leave``: the job is
-#: to outlive its task (``stop_on_kill=False``). Without the tag, or with any other value: a task waits.
+#: Whether a task waits for the job. ``no``: none ever did (``wait_for_completion=False``). ``leave``: the job
+#: is to outlive its task (``stop_on_kill=False``). Without the tag, or with any other value: a task waits.
 WAITS_TAG = f"{TAG_PREFIX}waits"
 WAITS_NO = "no"
 WAITS_LEAVE = "leave"
@@ -47,7 +47,7 @@ OVER_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "rem
 #: States of a DAG run whose tasks are still going to be scheduled.
 ACTIVE_RUN_STATES = frozenset({"queued", "running"})
 
-# A run id that Airflow made: type, time, and from 3.0 on a random end. It has no character that a tag cannot hold.
+# A run id that Airflow made: type, time, sometimes a random end. All of its characters fit into a tag.
 _MADE_BY_AIRFLOW = re.compile(r"[a-z_]+__\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)?(?:_[A-Za-z0-9]+)?")
 
 
@@ -108,9 +108,10 @@ class ReapPolicy:
     """What the reaper was asked for.
 
     :param grace: age below which a job is kept.
-    :param deployment: id of this Airflow deployment; ``None`` if it has none. With an id, only jobs that carry
-        it are ever stopped; without, jobs of DAGs that this Airflow knows.
-    :param dag_ids: DAGs that somebody named, and so vouches for: their jobs need not be of a known DAG.
+    :param deployment: id of this Airflow deployment; ``None`` if it has none. With an id, only jobs that
+        carry it are stopped; without, only jobs that carry none and are of DAGs that this Airflow knows.
+    :param dag_ids: DAGs that somebody named, and so vouches for: their jobs may be of a DAG that is not
+        known, or without the deployment's id. Never with another deployment's.
     :param include_left: stop also jobs that were to outlive a killed task (``stop_on_kill=False``).
     """
 
@@ -203,7 +204,7 @@ def latest_by_owner(jobs: Mapping[str, tuple[Owner, int | None]]) -> dict[str, s
 
 
 def settled_by_tags(job: OwnedJob, policy: ReapPolicy) -> ReapDecision | None:
-    """Decide by tags and age alone, where these are reason enough to keep a job; ``None`` where they are not."""
+    """Decide by tags and age, where these are reason enough to keep a job; ``None`` where they are not."""
     if KEEP_TAG in job.tags:
         return ReapDecision(code=ReapCode.OPTED_OUT, reason=f"it has the tag {KEEP_TAG}")
     deployment = job.tags.get(DEPLOYMENT_TAG)
@@ -217,8 +218,8 @@ def settled_by_tags(job: OwnedJob, policy: ReapPolicy) -> ReapDecision | None:
     if deployment is None and ours is not None and job.owner.dag_id not in policy.dag_ids:
         return ReapDecision(
             code=ReapCode.FOREIGN,
-            reason=f"it has no tag {DEPLOYMENT_TAG}, and this Airflow deployment has an id ({ours}); name its "
-            "DAG to have it judged",
+            reason=f"it has no tag {DEPLOYMENT_TAG}, and this Airflow deployment has an id ({ours}); name "
+            "its DAG to have it judged",
         )
     waits = job.tags.get(WAITS_TAG)
     if waits == WAITS_NO:

@@ -1,4 +1,4 @@
-"""Find the tuning jobs that nobody waits for any more, and stop them: the same steps for operator and command.
+"""Find the tuning jobs that nobody waits for any more, and stop them: for the operator and the command.
 
 No Airflow here: who asks says how task instances are read.
 """
@@ -45,7 +45,7 @@ MOST_LISTED = 50
 
 STOPPED_BY = "reaper"
 
-#: Attempts of one call, beside botocore's own, before the reaper gives up: half a minute. It comes again soon.
+#: Attempts of one call, beside botocore's own, before the reaper gives up: half a minute. It runs again.
 _ATTEMPTS = 6
 _FIRST_PAUSE_SECONDS = 1.0
 
@@ -133,7 +133,8 @@ class ReapReport:
         by_code = ", ".join(f"{count} {code}" for code, count in self.to_dict()["by_code"].items())
         return (
             f"{self.in_progress} tuning jobs in progress, {len(self.judged)} with an owner in Airflow"
-            f"{f' ({by_code})' if by_code else ''}; {len(orphans)} orphans, {done}; {len(self.errors)} errors."
+            f"{f' ({by_code})' if by_code else ''}; {len(orphans)} orphans, {done}; "
+            f"{len(self.errors)} errors."
         )
 
 
@@ -214,9 +215,7 @@ class Reaper:
             owner = owner_of(tags or {})
             if owner is None or (self._policy.dag_ids and owner.dag_id not in self._policy.dag_ids):
                 continue
-            jobs.append(
-                OwnedJob(name=name, owner=owner, tags=tags or {}, age=now - summary["CreationTime"])
-            )
+            jobs.append(OwnedJob(name=name, owner=owner, tags=tags or {}, age=now - summary["CreationTime"]))
             self._arns[name] = arn
         later = latest_by_owner({job.name: (job.owner, job.generation) for job in jobs})
         return [replace(job, superseded_by=later.get(job.name)) for job in jobs]
@@ -224,9 +223,7 @@ class Reaper:
     def _judge(self, jobs: list[OwnedJob]) -> Iterator[Judged]:
         open_questions = {job.owner for job in jobs if settled_by_tags(job, self._policy) is None}
         views = self._tasks.read(open_questions) if open_questions else {}
-        problems = {
-            view.problem for view in views.values() if view.problem and view.found is None
-        }
+        problems = {view.problem for view in views.values() if view.problem and view.found is None}
         for problem in sorted(problems):
             self._note(f"Task instances cannot be read, their tuning jobs are kept: {problem}")
         for job in jobs:
@@ -283,9 +280,7 @@ class Reaper:
             description = self._patiently(lambda: self._hook.describe_tuning_job(name))
         except AmtResourceNotFoundError:
             return False
-        return bool(
-            description["HyperParameterTuningJobStatus"] == TuningJobStatus.IN_PROGRESS.value
-        )
+        return bool(description["HyperParameterTuningJobStatus"] == TuningJobStatus.IN_PROGRESS.value)
 
     def _tags(self, name: str, arn: str) -> dict[str, str] | None:
         try:
