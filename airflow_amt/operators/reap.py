@@ -15,7 +15,7 @@ from airflow_amt._lazy_hook import LazyHook
 from airflow_amt._tasks import CONNECTION_FIELDS, parse_seconds
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.naming import Owner, tag_value
-from airflow_amt.tuning.reaping import ReapPolicy, TaskView, may_be_changed
+from airflow_amt.tuning.reaping import ALIVE_STATES, ReapPolicy, TaskView, may_be_changed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -184,17 +184,22 @@ class WorkerTasks:
         states: dict[str, dict[int, str | None]] = {}
         for start in range(0, len(run_ids), _RUNS_A_REQUEST):
             states |= _compat.read_task_states(dag_id, task_id, run_ids[start : start + _RUNS_A_REQUEST])
-        real = {run_id: run_id for run_id in run_ids}
-        if any(run_id not in states and may_be_changed(run_id) for run_id in run_ids):
-            # The tag may not have its run's id as it is: look for the run whose id becomes this tag.
-            for run_id, found in _compat.read_task_states(dag_id, task_id).items():
-                tag = tag_value(run_id)
-                if tag in real and tag not in states:
-                    real[tag], states[tag] = run_id, found
-        return {
-            owner: self._of_instance(owner, real[owner.run_id], states.get(owner.run_id, {}))
-            for owner in owners
-        }
+        real = {run_id: [run_id] for run_id in run_ids}
+        unsure = {run_id for run_id in run_ids if may_be_changed(run_id) and not _waits(states.get(run_id))}
+        if unsure:
+            # A tag may not hold its run's id as it is: look for the runs whose id becomes this tag.
+            everywhere = _compat.read_task_states(dag_id, task_id)
+            real |= {tag: [one for one in everywhere if tag_value(one) == tag] or [tag] for tag in unsure}
+            states |= everywhere
+        views: dict[Owner, TaskView] = {}
+        for owner in owners:
+            run_id, *others = real[owner.run_id]
+            if others:
+                problem = f"its tag {owner.run_id!r} may stand for the DAG runs {[run_id, *others]}"
+                views[owner] = TaskView(found=None, problem=problem)
+            else:
+                views[owner] = self._of_instance(owner, run_id, states.get(run_id, {}))
+        return views
 
     def _of_instance(self, owner: Owner, run_id: str, states: Mapping[int, str | None]) -> TaskView:
         state = states.get(owner.map_index)
@@ -207,6 +212,11 @@ class WorkerTasks:
         known = _compat.read_dag_known(owner.dag_id)
         problem = "" if known is not None else "it has no DAG run, and Airflow 3.1 tells a worker no more"
         return TaskView(found=False, dag_known=known, problem=problem)
+
+
+def _waits(states: Mapping[int, str | None] | None) -> bool:
+    """Whether all of these task instances are there and come back to their tuning jobs."""
+    return bool(states) and set((states or {}).values()) <= ALIVE_STATES
 
 
 def _by_task(owners: Iterable[Owner]) -> dict[tuple[str, str], list[Owner]]:

@@ -74,6 +74,11 @@ class ReapCode(str, Enum):
         """Whether the job is an orphan, to be stopped."""
         return self in _STOPPING
 
+    @property
+    def needs_a_look(self) -> bool:
+        """Whether the job is kept for want of knowledge: somebody should look."""
+        return self in (ReapCode.FOREIGN, ReapCode.UNREADABLE)
+
 
 _STOPPING = frozenset(
     {
