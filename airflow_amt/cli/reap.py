@@ -41,9 +41,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="stop the tuning jobs for which no Airflow task waits any more",
         description=(
             "Find the tuning jobs in progress that carry this Airflow's ownership tags and for which no task "
-            "waits any more. A dry run unless --stop is given. Reads Airflow's configuration, connections and "
-            "metadata database: run it where the airflow command runs. Exit code 0: there was nothing to do, "
-            "or all of it was done; 1: errors; 2: options that cannot be used; 3: a dry run found orphans."
+            "waits any more. A dry run unless --stop is given. Reads Airflow's configuration, connections "
+            "and metadata database: run it where the airflow command runs. Exit code 0: there was nothing to "
+            "do, or all of it was done; 1: errors; 2: options that cannot be used; 3: a dry run found "
+            "orphans."
         ),
     )
     reap.add_argument("--stop", action="store_true", help="stop them (default: only tell)")
