@@ -114,12 +114,11 @@ def read_run_state(dag_id: str, run_id: str) -> str | None:
 
     :raises Exception: whatever the supervisor answers when it cannot be read.
     """
-    from airflow.sdk.exceptions import AirflowRuntimeError
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     try:
         state = RuntimeTaskInstance.get_dagrun_state(dag_id, run_id)
-    except AirflowRuntimeError as error:
+    except Exception as error:
         if _is_not_found(error):
             return None
         raise
@@ -132,14 +131,13 @@ def read_dag_known(dag_id: str) -> bool | None:
     :return: ``None`` if that cannot be told: to Airflow 3.1's workers a DAG is its runs, and there is none.
     :raises Exception: whatever the supervisor answers when it cannot be read.
     """
-    from airflow.sdk.exceptions import AirflowRuntimeError
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     if not hasattr(RuntimeTaskInstance, "get_dag"):  # Airflow 3.1
         return True if RuntimeTaskInstance.get_dr_count(dag_id=dag_id) > 0 else None
     try:
         RuntimeTaskInstance.get_dag(dag_id)
-    except AirflowRuntimeError as error:
+    except Exception as error:
         if _is_not_found(error):
             return False
         raise
@@ -147,6 +145,14 @@ def read_dag_known(dag_id: str) -> bool | None:
 
 
 def _is_not_found(error: Exception) -> bool:
+    """Whether the execution API answered that there is no such thing.
+
+    A worker gets ``AirflowRuntimeError`` from its supervisor; in ``dag.test()`` there is none between the task
+    and the API, whose client raises an error with the response itself.
+    """
+    response = getattr(error, "response", None)
+    if response is not None:
+        return bool(response.status_code == 404)
     detail = getattr(getattr(error, "error", None), "detail", None)
     return isinstance(detail, dict) and detail.get("status_code") == 404
 

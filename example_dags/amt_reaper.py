@@ -1,9 +1,9 @@
 """Every ten minutes, stop the tuning jobs for which no task waits any more.
 
 The safety net of a deployment: whatever killed a task without its tuning job (a triggerer that was down,
-Airflow before 3.3, a deleted DAG run), the job is found by its ownership tags. What is kept, and why, is in the
-log. To look before anything is stopped, start a run with ``{"stop_orphans": false}``, or run ``airflow-amt
-reap`` where the ``airflow`` command runs.
+Airflow before 3.3, a deleted DAG run), the job is found by its ownership tags. What is kept, and why, is
+in the log. To look before anything is stopped, start a run with ``{"stop_orphans": false}``, or run
+``airflow-amt reap`` where the ``airflow`` command runs.
 
 Where several Airflow deployments share an AWS account, give each a name first: ``[amt] deployment``.
 """

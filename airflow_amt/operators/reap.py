@@ -175,8 +175,7 @@ class WorkerTasks:
                 # The supervisor hands on whatever the API server or the network came up with; whatever it is,
                 # it means the same here: not known. Other tasks can be read all the same.
                 self.log.exception("The task instances of %s %s cannot be read", dag_id, task_id)
-                problem = f"{dag_id} {task_id}: {type(error).__name__}: {error}"
-                views.update(dict.fromkeys(group, TaskView(found=None, problem=problem)))
+                views.update(dict.fromkeys(group, _unread(f"{dag_id} {task_id}", error)))
         return views
 
     def _of_task(self, dag_id: str, task_id: str, owners: list[Owner]) -> dict[Owner, TaskView]:
@@ -205,13 +204,26 @@ class WorkerTasks:
         state = states.get(owner.map_index)
         if state is not None:
             return TaskView(found=True, state=state, dag_known=True)
-        found = owner.map_index in states
-        run_state = _compat.read_run_state(owner.dag_id, run_id)
-        if found or run_state is not None:
-            return TaskView(found=found, run_state=run_state, dag_known=True)
-        known = _compat.read_dag_known(owner.dag_id)
-        problem = "" if known is not None else "it has no DAG run, and Airflow 3.1 tells a worker no more"
-        return TaskView(found=False, dag_known=known, problem=problem)
+        try:
+            return _without_state(owner, run_id, found=owner.map_index in states)
+        except Exception as error:
+            # As above; here it is about one DAG run.
+            self.log.exception("DAG run %s of %s cannot be read", run_id, owner.dag_id)
+            return _unread(f"{owner.dag_id} {run_id}", error)
+
+
+def _without_state(owner: Owner, run_id: str, *, found: bool) -> TaskView:
+    """Return what there is to say of a task instance that has no state or is gone."""
+    run_state = _compat.read_run_state(owner.dag_id, run_id)
+    if found or run_state is not None:
+        return TaskView(found=found, run_state=run_state, dag_known=True)
+    known = _compat.read_dag_known(owner.dag_id)
+    problem = "" if known is not None else "it has no DAG run, and Airflow 3.1 tells a worker no more"
+    return TaskView(found=False, dag_known=known, problem=problem)
+
+
+def _unread(what: str, error: Exception) -> TaskView:
+    return TaskView(found=None, problem=f"{what}: {type(error).__name__}: {error}")
 
 
 def _waits(states: Mapping[int, str | None] | None) -> bool:
