@@ -147,8 +147,8 @@ def read_dag_known(dag_id: str) -> bool | None:
 def _is_not_found(error: Exception) -> bool:
     """Whether the execution API answered that there is no such thing.
 
-    A worker gets ``AirflowRuntimeError`` from its supervisor; in ``dag.test()`` there is none between the task
-    and the API, whose client raises an error with the response itself.
+    A worker gets ``AirflowRuntimeError`` from its supervisor; in ``dag.test()`` there is none between the
+    task and the API, whose client raises an error with the response itself.
     """
     response = getattr(error, "response", None)
     if response is not None:

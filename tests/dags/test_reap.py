@@ -113,7 +113,10 @@ def delete(run: Any) -> None:
 def command(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, Any]]:
     """Run ``airflow-amt reap --json``; return its exit code and what it wrote."""
     capsys.readouterr()
-    code = main(["reap", "--json", "--grace", "0", *options])
+    with pytest.MonkeyPatch.context() as patch:
+        # As a process of its own, which the command is, it has no task's context.
+        patch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
+        code = main(["reap", "--json", "--grace", "0", *options])
     return code, json.loads(capsys.readouterr().out)
 
 

@@ -354,6 +354,19 @@ class AirflowCluster:
             if code is not None:
                 raise ClusterError(f"{component.name} ended with exit code {code}\n{self.log_tails()}")
 
+    def run_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python program in the cluster's environment, beside its components."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=self._environment,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=self.start_timeout_seconds,
+            check=False,
+        )
+
     # -- REST ---------------------------------------------------------------------------------------------
 
     def _api(self) -> httpx.Client:
@@ -377,7 +390,7 @@ class AirflowCluster:
         body: Mapping[str, Any] | None = None,
         allow_missing: bool = False,
     ) -> Any:
-        """Call the public REST API (`/api/v2`) and return the decoded answer, None for an allowed 404.
+        """Call the public REST API (`/api/v2`) and return the decoded answer, None for an allowed 404 or no content.
 
         :raises ClusterError: on any answer that is not a success.
         """
@@ -386,7 +399,7 @@ class AirflowCluster:
             return None
         if not response.is_success:
             raise ClusterError(f"{method} {path} answered {response.status_code}: {response.text}")
-        return response.json()
+        return response.json() if response.content else None
 
     def wait_dag(self, dag_id: str, timeout_seconds: float = 60.0) -> None:
         """Wait until the DAG is parsed and stored.
