@@ -390,8 +390,9 @@ class AirflowCluster:
         body: Mapping[str, Any] | None = None,
         allow_missing: bool = False,
     ) -> Any:
-        """Call the public REST API (`/api/v2`) and return the decoded answer, None for an allowed 404 or no content.
+        """Call the public REST API (`/api/v2`) and return the decoded answer, None if there is none.
 
+        :param allow_missing: take a 404 for no answer.
         :raises ClusterError: on any answer that is not a success.
         """
         response = self._api().request(method, path, params=params, json=body)
