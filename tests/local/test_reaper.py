@@ -1,4 +1,4 @@
-"""The reaper against an embedded AMT that changes and fails under its hands; Airflow's answers are scripted."""
+"""The reaper against an embedded AMT that changes and fails under its hands; Airflow is scripted."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def hook(amt: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[AmtHoo
 
 @pytest.fixture
 def jobs(client: Any) -> Iterator[Callable[[int], list[str]]]:
-    """Start so many endless tuning jobs, whose run ids are run-0, run-1, ...; they are over after the test."""
+    """Start so many endless tuning jobs, whose run ids are run-0, run-1, ...; over after the test."""
     names: list[str] = []
 
     def jobs(number: int) -> list[str]:
@@ -85,8 +85,7 @@ def jobs(client: Any) -> Iterator[Callable[[int], list[str]]]:
     for name in names:
         if status(client, name) == "InProgress":
             client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
-    for name in names:
-        wait_until(lambda: all(status(client, one) == "Stopped" for one in names), "the end of all jobs")
+    wait_until(lambda: all(status(client, one) == "Stopped" for one in names), "the end of all jobs")
 
 
 def status(client: Any, name: str) -> str:
@@ -175,7 +174,7 @@ def test_an_error_on_one_job_keeps_no_other_from_being_stopped(
         "first": 1,
     }
     amt.set_faults({"seed": 1, "rules": [denied]})
-    report, lines = reap(hook, dict.fromkeys(("run-0", "run-1", "run-2"), [FAILED]))
+    report, lines = reap(hook, {key: [FAILED] for key in ("run-0", "run-1", "run-2")})
     assert [one.stopped for one in report.judged] == [False, True, True]
     (error,) = report.errors
     assert error.startswith(f"Tuning job {names[0]} is an orphan and could not be stopped: ")
@@ -244,7 +243,7 @@ def test_a_kill_ends_it_between_two_jobs(
     killed: list[int] = []
     report, _ = reap(
         hook,
-        dict.fromkeys(("run-0", "run-1", "run-2"), [FAILED]),
+        {key: [FAILED] for key in ("run-0", "run-1", "run-2")},
         before=lambda asked: killed.append(asked) if asked == 2 else None,
         cancelled=lambda: bool(killed),
     )
@@ -256,7 +255,7 @@ def test_only_jobs_that_are_asked_for_are_listed(
     hook: AmtHook, client: Any, jobs: Callable[[int], list[str]]
 ) -> None:
     names = jobs(2)
-    views = dict.fromkeys(("run-0", "run-1"), [FAILED])
+    views = {key: [FAILED] for key in ("run-0", "run-1")}
     # The embedded AMT's clock has run ahead of ours, so that its jobs are younger than any grace.
     assert reap(hook, views, policy=ReapPolicy())[0].in_progress == 0
     one, _ = reap(hook, views, dry_run=True, name_contains=names[1].upper())
