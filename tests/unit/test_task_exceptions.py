@@ -25,6 +25,7 @@ EXAMPLES: list[AirflowException] = [
         if isinstance(kind, type) and issubclass(kind, AmtTuningJobError)
     ),
     AmtTaskKilled("churn-model", "the tuning job is being stopped"),
+    AmtReapError(["churn-model could not be stopped"], {"owned": 2, "stopped": 1}),
     AmtOwnJobEndedError("churn-model", {"airflow-amt:dag-id": "mine"}, {}, "Completed"),
 ]
 each = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
