@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         AirflowFailException,
         AirflowSensorTimeout,
         AirflowSkipException,
+        AirflowTaskTimeout,
     )
 else:
     try:  # Airflow 3.2 and later
@@ -25,6 +26,7 @@ else:
             AirflowFailException,
             AirflowSensorTimeout,
             AirflowSkipException,
+            AirflowTaskTimeout,
         )
     except ImportError:  # Airflow 3.1
         from airflow.configuration import conf
@@ -33,6 +35,7 @@ else:
             AirflowFailException,
             AirflowSensorTimeout,
             AirflowSkipException,
+            AirflowTaskTimeout,
         )
 
 __all__ = [
@@ -40,6 +43,8 @@ __all__ = [
     "AirflowFailException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
+    "AirflowTaskTimeout",
+    "count",
     "default_deferrable",
     "deployment_id",
     "in_thread",
@@ -47,6 +52,7 @@ __all__ = [
     "read_run_state",
     "read_task_state",
     "read_task_states",
+    "run_succeeded",
 ]
 
 _Result = TypeVar("_Result")
@@ -67,7 +73,7 @@ def deployment_id() -> str | None:
 
 
 def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
-    """Read the state of a task instance from inside a triggerer; blocking.
+    """Read the state of a task instance from inside a triggerer or a task; blocking.
 
     :return: the state; ``None`` if it has none (cleared) or if the task instance is gone.
     :raises Exception: whatever the supervisor answers when the state cannot be read.
@@ -155,6 +161,22 @@ def _is_not_found(error: Exception) -> bool:
         return bool(response.status_code == 404)
     detail = getattr(getattr(error, "error", None), "detail", None)
     return isinstance(detail, dict) and detail.get("status_code") == 404
+
+
+def run_succeeded(dag_id: str, run_id: str) -> bool:
+    """Say, from inside a task, whether a DAG run exists and was a success."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return bool(RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id], states=["success"]))
+
+
+def count(metric: str, tags: dict[str, str] | None = None) -> None:
+    """Add one to a metric of Airflow's (StatsD, OpenTelemetry)."""
+    try:  # Airflow 3.2 and later
+        from airflow.sdk.observability import stats
+    except ImportError:  # Airflow 3.1
+        from airflow.stats import Stats as stats  # type: ignore[no-redef] # noqa: N813
+    stats.incr(metric, tags=tags or {})
 
 
 @cache

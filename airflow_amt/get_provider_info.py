@@ -38,6 +38,12 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "sensors": [{"integration-name": integration, "python-modules": ["airflow_amt.sensors.tuning"]}],
         "hooks": [{"integration-name": integration, "python-modules": ["airflow_amt.hooks.tuning"]}],
-        "triggers": [{"integration-name": integration, "python-modules": ["airflow_amt.triggers.tuning"]}],
+        "triggers": [
+            {
+                "integration-name": integration,
+                "python-modules": ["airflow_amt.triggers.tuning", "airflow_amt.triggers.quota"],
+            }
+        ],
+        "plugins": [{"name": "airflow_amt", "plugin-class": "airflow_amt.plugin.plugin.AmtPlugin"}],
         "extra-links": ["airflow_amt.links.tuning.AmtTuningJobLink"],
     }

@@ -89,6 +89,18 @@ class AmtHook(AwsBaseHook):
             self.log.warning("The tags of %s cannot be read: %s", arn, error)
             return None
 
+    def add_tags(self, arn: str, tags: Mapping[str, str]) -> bool:
+        """Add tags to a tuning job (``AddTags``), over those of the same keys.
+
+        :return: whether it was permitted; a refusal is logged.
+        """
+        try:
+            self._call("add_tags", ResourceArn=arn, Tags=to_tag_list(tags))
+        except AmtAccessDeniedError as error:
+            self.log.warning("The tags %s of %s cannot be written: %s", ", ".join(tags), arn, error)
+            return False
+        return True
+
     def stop_tuning_job(self, name: str, *, stopped_by: str, detail: str | None = None) -> bool:
         """Stop a tuning job if it is in progress, and leave in its tags who did it.
 

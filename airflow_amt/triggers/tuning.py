@@ -15,6 +15,7 @@ from airflow_amt import _compat
 from airflow_amt._lazy_hook import LazyHook
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import to_payload
+from airflow_amt.tuning.custody import UNREADABLE, Place, decide_on_kill
 from airflow_amt.watch.polling import MAX_FAILURES_IN_A_ROW, Reading, TuningJobReader, Verdict
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ _JITTER = 0.1
 _ON_KILL_SECONDS = 25.0
 _STATE_ATTEMPTS = 3
 _STATE_PAUSE_SECONDS = 2.0
-
-#: States of a task instance in which nobody killed it: it waits, or runs on, for the tuning job.
-_ALIVE_STATES = frozenset({"deferred", "running", "up_for_retry", "up_for_reschedule"})
 
 
 class EventKind(str, Enum):
@@ -178,33 +176,27 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             )
 
     async def _stop_if_killed(self) -> None:
-        state = await self._task_state()
-        if state in _ALIVE_STATES:
+        decision = decide_on_kill(await self._task_state(), place=Place.TRIGGERER)
+        if not decision.stop:
             self.log.warning(
-                "Airflow reports a kill, yet the task is %s: tuning job %s is not stopped.",
-                state,
+                "Airflow reports a kill, yet tuning job %s is not stopped: %s. If the task was killed, stop "
+                "the job with AmtStopTuningJobOperator or `airflow-amt reap`.",
                 self.tuning_job_name,
+                decision.reason,
             )
             return
-        if state == _UNREADABLE:
-            self.log.error(
-                "Airflow reports a kill, but the task's state cannot be read to confirm it: tuning job %s is "
-                "not stopped. If the task was killed, stop the job with AmtStopTuningJobOperator or in the "
-                "AWS console.",
-                self.tuning_job_name,
-            )
-            return
-        detail = f"the deferred task was killed, its state is {state or 'cleared'}"
         # Not the polling threads: those may all be busy with reads that hang.
         await asyncio.to_thread(
-            lambda: self.hook.stop_tuning_job(self.tuning_job_name, stopped_by="on_kill", detail=detail)
+            lambda: self.hook.stop_tuning_job(
+                self.tuning_job_name, stopped_by="on_kill", detail=decision.reason
+            )
         )
 
     async def _task_state(self) -> str | None:
-        """Return the task instance's state, ``None`` if it has none or is gone, or ``_UNREADABLE``."""
+        """Return the task instance's state, ``None`` if it has none or is gone, or ``UNREADABLE``."""
         ti = self.task_instance
         if ti is None:
-            return _UNREADABLE
+            return UNREADABLE
         for attempt in range(1, _STATE_ATTEMPTS + 1):
             try:
                 return await asyncio.to_thread(
@@ -215,7 +207,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 self.log.exception("Reading the task's state failed (%d of %d)", attempt, _STATE_ATTEMPTS)
             if attempt < _STATE_ATTEMPTS:
                 await asyncio.sleep(_STATE_PAUSE_SECONDS)
-        return _UNREADABLE
+        return UNREADABLE
 
     def _not_read(self, error: Exception) -> AmtAwsError:
         return AmtAwsError(
@@ -238,9 +230,6 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 "state": self.state,
             }
         )
-
-
-_UNREADABLE = "<unreadable>"
 
 
 def _jittered(delay_seconds: float) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow_amt.tuning.criteria import API_PATHS, LARGEST_FLOAT, CompletionReason
+from airflow_amt.tuning.criteria import API_PATHS, LARGEST_FLOAT, CompletionReason, ObjectiveType
 from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult
 from airflow_amt.tuning.naming import STOPPED_BY_TAG, STOPPED_DETAIL_TAG
 from airflow_amt.tuning.progress import (
@@ -33,6 +33,7 @@ _RUNTIME_TOLERANCE = timedelta(seconds=60)
 _RUNTIME_TOLERANCE_SHARE = 0.01
 
 _MOST_REASONS = 3
+_MOST_RANKED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class TuningOutcome:
     :param training_seconds: training time of all ended training jobs in seconds; ``None`` if not listed.
     :param progressing: whether the job still gained objective for what it consumed, at the end.
     :param failure_reasons: the training jobs' most frequent failure reasons, each with its count.
+    :param ranking: the three training jobs with the best objectives, if they were listed.
     """
 
     name: str
@@ -69,6 +71,7 @@ class TuningOutcome:
     training_seconds: float | None = None
     progressing: bool | None = None
     failure_reasons: tuple[tuple[str, int], ...] = field(default=())
+    ranking: tuple[TrainingJobResult, ...] = field(default=())
 
     @property
     def succeeded(self) -> bool:
@@ -190,6 +193,7 @@ def infer_outcome(
         training_seconds=satisfactory.training_seconds if satisfactory else None,
         progressing=satisfactory.progressing if satisfactory else None,
         failure_reasons=_failure_reasons(jobs),
+        ranking=_ranking(jobs, progress.objective_type),
     )
 
 
@@ -403,6 +407,16 @@ def _float32(value: float) -> float:
 def _failure_reasons(jobs: Iterable[TrainingJobResult]) -> tuple[tuple[str, int], ...]:
     reasons = Counter(job.failure_reason or "no reason given" for job in jobs if job.status == "Failed")
     return tuple(reasons.most_common(_MOST_REASONS))
+
+
+def _ranking(
+    jobs: Iterable[TrainingJobResult], objective_type: ObjectiveType | None
+) -> tuple[TrainingJobResult, ...]:
+    if objective_type is None:
+        return ()
+    sign = -1.0 if objective_type is ObjectiveType.MAXIMIZE else 1.0
+    scored = [(sign * job.objective, job) for job in jobs if job.objective is not None]
+    return tuple(job for _, job in sorted(scored, key=lambda one: one[0])[:_MOST_RANKED])
 
 
 def _iso(moment: datetime | None) -> str | None:

@@ -12,18 +12,20 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 
-from airflow_amt.tuning.naming import MAX_TAG_VALUE_LENGTH, TAG_PREFIX, Owner, tag_value
+from airflow_amt.tuning.naming import (
+    GENERATION_TAG,
+    MAX_TAG_VALUE_LENGTH,
+    TAG_PREFIX,
+    WAITS_TAG,
+    Owner,
+    Waits,
+    tag_value,
+)
 
 #: A tuning job with this tag, whatever its value, is never reaped: set it by hand to keep one.
 KEEP_TAG = f"{TAG_PREFIX}keep"
-#: Whether a task waits for the job. ``no``: none ever did (``wait_for_completion=False``). ``leave``: the job
-#: is to outlive its task (``stop_on_kill=False``). Without the tag, or with any other value: a task waits.
-WAITS_TAG = f"{TAG_PREFIX}waits"
-WAITS_NO = "no"
-WAITS_LEAVE = "leave"
 #: Which Airflow deployment started the job, where several share an AWS account.
 DEPLOYMENT_TAG = f"{TAG_PREFIX}deployment"
-GENERATION_TAG = f"{TAG_PREFIX}generation"
 
 #: Time that a tuning job gets before it can be an orphan. Within it a task that created it may not have
 #: stored anything yet, and Airflow may not have noticed that a worker died.
@@ -226,10 +228,10 @@ def settled_by_tags(job: OwnedJob, policy: ReapPolicy) -> ReapDecision | None:
             reason=f"it has no tag {DEPLOYMENT_TAG}, and this Airflow deployment has an id ({ours}); name "
             "its DAG to have it judged",
         )
-    waits = job.tags.get(WAITS_TAG)
-    if waits == WAITS_NO:
+    waits = job.tags.get(WAITS_TAG)  # without the tag a task waits
+    if waits == Waits.NO.value:
         return ReapDecision(code=ReapCode.NOT_WAITING, reason="no task was ever to wait for it")
-    if waits == WAITS_LEAVE and not policy.include_left:
+    if waits == Waits.LEAVE.value and not policy.include_left:
         return ReapDecision(code=ReapCode.LEFT, reason="it is to outlive its task (stop_on_kill=False)")
     # An age below 0 is a clock that differs from AWS's: no reason to keep where no grace is asked for.
     if policy.grace > timedelta(0) and job.age < policy.grace:

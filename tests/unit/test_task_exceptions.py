@@ -8,7 +8,7 @@ import pytest
 from airflow_amt import task_exceptions
 from airflow_amt._compat import AirflowException, AirflowFailException
 from airflow_amt.exceptions import AmtError
-from airflow_amt.task_exceptions import AmtOwnJobEndedError, AmtTaskKilled, AmtTuningJobError
+from airflow_amt.task_exceptions import AmtOwnJobEndedError, AmtReapError, AmtTaskKilled, AmtTuningJobError
 
 OUTCOME = {
     "tuning_job_name": "churn-model",

@@ -9,14 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_amt.tuning.naming import Owner, tag_value
+from airflow_amt.tuning.naming import GENERATION_TAG, WAITS_TAG, Owner, tag_value
 from airflow_amt.tuning.reaping import (
     ALIVE_STATES,
     DEPLOYMENT_TAG,
-    GENERATION_TAG,
     KEEP_TAG,
     OVER_STATES,
-    WAITS_TAG,
     OwnedJob,
     ReapCode,
     ReapPolicy,
