@@ -117,7 +117,7 @@ class AmtHook(AwsBaseHook):
         again; without an answer they stay, because the stop may have been made.
 
         :param name: the tuning job.
-        :param stopped_by: ``operator``, ``policy``, ``on_kill`` or ``deadline``.
+        :param stopped_by: ``operator``, ``policy``, ``on_kill``, ``deadline`` or ``reaper``.
         :param detail: why, for people; cut to what a tag can hold.
         :return: whether this call stopped it; ``False`` if it was over or stopping already.
         :raises AmtResourceNotFoundError: there is no such tuning job.

@@ -163,12 +163,14 @@ def patiently(
     interval_seconds: float,
     log: Logger | FilteringBoundLogger,
     sleep: Callable[[float], object] = time.sleep,
+    most: int = MAX_FAILURES_IN_A_ROW,
 ) -> _Result:
     """Make a call to AWS until it succeeds, bearing transient errors.
 
+    :param most: as for :class:`Patience`.
     :raises AmtAwsError: as :meth:`Patience.bear`.
     """
-    patience = Patience(interval_seconds=interval_seconds, log=log)
+    patience = Patience(interval_seconds=interval_seconds, log=log, most=most)
     while True:
         try:
             return call()

@@ -365,6 +365,19 @@ class AirflowCluster:
             if code is not None:
                 raise ClusterError(f"{component.name} ended with exit code {code}\n{self.log_tails()}")
 
+    def run_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python program in the cluster's environment, beside its components."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=self._environment,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=self.start_timeout_seconds,
+            check=False,
+        )
+
     # -- REST ---------------------------------------------------------------------------------------------
 
     def _api(self) -> httpx.Client:
@@ -392,6 +405,7 @@ class AirflowCluster:
 
         None stands for an answer without content and for an allowed 404.
 
+        :param allow_missing: take a 404 for no answer.
         :raises ClusterError: on any answer that is not a success.
         """
         # One writing call at a time: two of people's calls hold each other up as described at API_SERVERS.
