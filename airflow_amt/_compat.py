@@ -7,9 +7,11 @@ import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from airflow.sdk import BranchMixIn
     from airflow.sdk.configuration import conf
     from airflow.sdk.exceptions import (
         AirflowException,
@@ -44,6 +46,8 @@ __all__ = [
     "AirflowSensorTimeout",
     "AirflowSkipException",
     "AirflowTaskTimeout",
+    "BranchMixIn",
+    "asset_state_stores",
     "count",
     "default_deferrable",
     "in_thread",
@@ -135,3 +139,27 @@ def _asks_through_asgiref() -> bool:
 
     supervisor = getattr(task_runner, "SUPERVISOR_COMMS", None)
     return type(supervisor).__name__ == "TriggerCommsDecoder" and not hasattr(supervisor, "start_reader")
+
+
+def asset_state_stores(trigger: Any) -> list[Any]:
+    """Return the state stores (``aget``, ``aset``) of the assets that an event trigger is watched for.
+
+    Airflow 3.3 and later give a trigger one for each asset; its mapping can only be asked for assets that
+    one knows, which a trigger does not. Before 3.3 there are none.
+    """
+    accessors = getattr(trigger, "asset_state_store", None)
+    if accessors is None:
+        return []
+    by_name = getattr(accessors, "_by_name", {})
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def __getattr__(name: str) -> Any:
+    # Not at the top: only the branching operator needs it, and everything imports this module.
+    if name != "BranchMixIn":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:  # Airflow 3.3 and later
+        from airflow.sdk import BranchMixIn as Mixin
+    except ImportError:  # from a provider that Airflow itself depends on
+        return import_module("airflow.providers.standard.operators.branch").BranchMixIn
+    return Mixin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from airflow_amt.tuning.branching import OutcomeGroup, branch_on_outcome
 from airflow_amt.tuning.convergence import ConvergenceRule, NoSignificantImprovement
 from airflow_amt.tuning.criteria import CompletionCriteria, CompletionReason, ObjectiveType
 from airflow_amt.tuning.history import (
@@ -20,6 +21,7 @@ from airflow_amt.tuning.progress import (
     TuningJobStatus,
     TuningProgress,
 )
+from airflow_amt.tuning.ranking import rank_training_jobs
 from airflow_amt.tuning.request import (
     check_documented_rules,
     estimated_max_compute,
@@ -36,6 +38,7 @@ __all__ = [
     "NoSignificantImprovement",
     "ObjectiveCounters",
     "ObjectiveType",
+    "OutcomeGroup",
     "Owner",
     "ReplayReport",
     "SatisfactoryProgress",
@@ -44,12 +47,14 @@ __all__ = [
     "TuningJobStatus",
     "TuningOutcome",
     "TuningProgress",
+    "branch_on_outcome",
     "check_documented_rules",
     "check_warm_start",
     "derive_job_name",
     "estimated_max_compute",
     "infer_outcome",
     "prior_evaluations",
+    "rank_training_jobs",
     "replay",
     "search_space_size",
 ]

@@ -71,6 +71,8 @@ class FakeHook:
     tags_of: dict[str, dict[str, str] | None] = field(default_factory=dict)
     calls: list[tuple[str, Any]] = field(default_factory=list)
     stop_takes_effect: str = "Stopped"
+    training_jobs_of: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    described: dict[str, Any] = field(default_factory=dict)
 
     def describe_tuning_job(self, name: str) -> dict[str, Any]:
         self.calls.append(("describe", name))
@@ -81,6 +83,20 @@ class FakeHook:
         if isinstance(answer, Exception):
             raise answer
         return describe(name, answer) if isinstance(answer, str) else deepcopy(answer)
+
+    def list_training_jobs(self, name: str, *, status: str | None = None) -> Iterator[dict[str, Any]]:
+        self.calls.append(("list_training_jobs", name))
+        for summary in self.training_jobs_of.get(name, []):
+            if status in (None, summary.get("TrainingJobStatus")):
+                yield deepcopy(summary)
+
+    def describe_training_job(self, name: str) -> dict[str, Any]:
+        self.calls.append(("describe_training_job", name))
+        answer = self.described[name]
+        if isinstance(answer, Exception):
+            self.described[name] = {}
+            raise answer
+        return deepcopy(dict(answer))
 
     def create_tuning_job(self, request: Mapping[str, Any]) -> str:
         name = str(request["HyperParameterTuningJobName"])
