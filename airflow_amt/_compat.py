@@ -177,11 +177,15 @@ def run_succeeded(dag_id: str, run_id: str) -> bool:
 
 def count(metric: str, tags: dict[str, str] | None = None) -> None:
     """Add one to a metric of Airflow's (StatsD, OpenTelemetry)."""
-    try:  # Airflow 3.2 and later
-        from airflow.sdk.observability import stats
-    except ImportError:  # Airflow 3.1
-        from airflow.stats import Stats as stats  # type: ignore[no-redef] # noqa: N813
-    stats.incr(metric, tags=tags or {})
+    try:  # Airflow 3.3
+        from airflow.sdk.observability.stats import incr
+    except ImportError:
+        try:  # Airflow 3.2
+            from airflow.sdk.observability.stats import Stats
+        except ImportError:  # Airflow 3.1
+            from airflow.stats import Stats
+        incr = Stats.incr
+    incr(metric, tags=tags or {})
 
 
 def triggers_hear_of_kills() -> bool:

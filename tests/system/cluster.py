@@ -566,9 +566,9 @@ class AirflowCluster:
         """Delete a DAG run with all that is stored about it."""
         self.request("DELETE", f"/dags/{dag_id}/dagRuns/{run_id}")
 
-    def pause(self, dag_id: str) -> None:
-        """Pause a DAG: nothing more of it is scheduled."""
-        self.request("PATCH", f"/dags/{dag_id}", body={"is_paused": True})
+    def pause(self, dag_id: str, paused: bool = True) -> None:
+        """Pause a DAG, so that nothing more of it is scheduled, or let it go on."""
+        self.request("PATCH", f"/dags/{dag_id}", body={"is_paused": paused})
 
     def xcom(
         self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", *, map_index: int = -1
