@@ -82,12 +82,12 @@ def test_the_dag_runs_when_a_tuning_job_ends_and_for_no_other_job_and_across_a_t
     )
     client.close()
     cluster.start_component("triggerer")
-    runs = wait_for(
-        lambda: (
-            (found := handled(cluster)) and any("nightly-two" in names for names in found.values()) and found
-        ),
-        "no run for nightly-two",
-    )
+
+    def both() -> dict[str, list[str]] | None:
+        found = handled(cluster)
+        return found if any("nightly-two" in names for names in found.values()) else None
+
+    runs = wait_for(both, "no run for nightly-two")
     # At least once: Airflow before 3.3 may deliver nightly-one again; no other job at all.
     assert {name for names in runs.values() for name in names} == {"nightly-one", "nightly-two"}
     (run_id, names), *_ = [(run_id, names) for run_id, names in runs.items() if "nightly-two" in names]
