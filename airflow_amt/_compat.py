@@ -53,6 +53,7 @@ __all__ = [
     "in_thread",
     "read_task_state",
     "run_succeeded",
+    "triggers_hear_of_kills",
 ]
 
 _Result = TypeVar("_Result")
@@ -100,25 +101,37 @@ def count(metric: str, tags: dict[str, str] | None = None) -> None:
     stats.incr(metric, tags=tags or {})
 
 
+def triggers_hear_of_kills() -> bool:
+    """Whether Airflow calls a trigger's ``on_kill`` (3.3 and later)."""
+    from airflow.triggers.base import BaseTrigger
+
+    return hasattr(BaseTrigger, "on_kill")
+
+
 @cache
-def _polling_threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=_POLLING_THREADS, thread_name_prefix="airflow-amt")
+def _threads(urgent: bool) -> ThreadPoolExecutor:
+    name = "airflow-amt-kill" if urgent else "airflow-amt"
+    return ThreadPoolExecutor(max_workers=_POLLING_THREADS, thread_name_prefix=name)
 
 
-async def in_thread(call: Callable[[], _Result]) -> _Result:
+async def in_thread(call: Callable[[], _Result], *, urgent: bool = False) -> _Result:
     """Run a blocking call of a trigger in a thread in which Airflow connections can be read.
 
     Airflow 3.1's triggerer answers a thread only if asgiref started it. From 3.2 any thread may ask, and a
     plain one is better: asgiref loses the message of a cancellation, by which Airflow 3.3 tells a user's
     kill from a shutdown.
+
+    :param urgent: do not wait for a polling thread: those may all be busy with reads that hang.
     """
     if _asks_through_asgiref():
         from asgiref.sync import sync_to_async
 
-        return await sync_to_async(call, thread_sensitive=False, executor=_polling_threads())()
+        # Shielded: asgiref would hand a cancellation on to a question that the thread has just asked, whose
+        # answer the triggerer then takes for that of its own next question, and dies of (seen with 3.1.8).
+        return await asyncio.shield(sync_to_async(call, thread_sensitive=False, executor=_threads(urgent))())
     # Airflow finds a trigger's own log, which people see as the task's, by a context variable.
     context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(_polling_threads(), lambda: context.run(call))
+    return await asyncio.get_running_loop().run_in_executor(_threads(urgent), lambda: context.run(call))
 
 
 def _asks_through_asgiref() -> bool:
