@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from airflow_amt.tuning.builder import (
+    AutoParameter,
+    CategoricalRange,
+    Checkpoint,
+    ContinuousRange,
+    Hyperband,
+    InputChannel,
+    IntegerRange,
+    MetricDefinition,
+    Objective,
+    Resources,
+    Scaling,
+    Strategy,
+    TrainingJobDefinition,
+    TuningJobRequest,
+    Vpc,
+    WarmStart,
+    WarmStartType,
+)
 from airflow_amt.tuning.convergence import ConvergenceRule, NoSignificantImprovement
 from airflow_amt.tuning.criteria import CompletionCriteria, CompletionReason, ObjectiveType
 from airflow_amt.tuning.history import (
@@ -28,22 +47,39 @@ from airflow_amt.tuning.request import (
 from airflow_amt.tuning.warm_start import check_warm_start, prior_evaluations
 
 __all__ = [
+    "AutoParameter",
+    "CategoricalRange",
+    "Checkpoint",
     "CompletionCriteria",
     "CompletionReason",
+    "ContinuousRange",
     "ConvergenceRule",
     "CriteriaTracker",
     "CriterionFired",
+    "Hyperband",
+    "InputChannel",
+    "IntegerRange",
+    "MetricDefinition",
     "NoSignificantImprovement",
+    "Objective",
     "ObjectiveCounters",
     "ObjectiveType",
     "Owner",
     "ReplayReport",
+    "Resources",
     "SatisfactoryProgress",
+    "Scaling",
+    "Strategy",
     "TrainingJobCounters",
+    "TrainingJobDefinition",
     "TrainingJobResult",
+    "TuningJobRequest",
     "TuningJobStatus",
     "TuningOutcome",
     "TuningProgress",
+    "Vpc",
+    "WarmStart",
+    "WarmStartType",
     "check_documented_rules",
     "check_warm_start",
     "derive_job_name",
