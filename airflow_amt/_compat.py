@@ -7,7 +7,7 @@ import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from airflow.sdk.configuration import conf
@@ -46,6 +46,7 @@ __all__ = [
     "AirflowTaskTimeout",
     "count",
     "default_deferrable",
+    "import_dags",
     "in_thread",
     "read_task_state",
     "run_succeeded",
@@ -61,6 +62,20 @@ _POLLING_THREADS = 16
 def default_deferrable() -> bool:
     """Return ``[operators] default_deferrable``, read once when the operators are imported."""
     return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
+
+
+def import_dags(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Import a DAG file as Airflow's DAG processor does; no database is asked.
+
+    :return: DAGs by id, and tracebacks by file.
+    """
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow 3.1
+        from airflow.models.dagbag import DagBag  # type: ignore[no-redef]
+
+    bag = DagBag(path, safe_mode=False, load_op_links=False)
+    return dict(bag.dags), dict(bag.import_errors)
 
 
 def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:

@@ -3,8 +3,8 @@
 ``python -m benchmarks.parse [--repeats 15] [--json]``
 
 A DAG file imports ``DAG`` from ``airflow.sdk`` anyhow; what an operator's module costs on top is what each
-parse of each file that uses it pays. Each measurement is a process of its own, which first imports ``DAG`` and
-then the modules measured; bytecode is cached, as it is after the first parse. Figures are medians in
+parse of each file that uses it pays. Each measurement is a process of its own, which first imports ``DAG``
+and then the modules measured; bytecode is cached, as it is after the first parse. Figures are medians in
 milliseconds, of wall clock and of the process's CPU time: on a busy machine the second is the steadier one.
 Ours are all public operators and sensors together; the peer is one class, ``SageMakerTuningOperator``.
 ``with_hook`` also imports
