@@ -26,7 +26,8 @@ from airflow_amt.tuning import *
 REQUEST = json.loads({request!r})
 
 def changed(**config):
-    return {{**REQUEST, "HyperParameterTuningJobConfig": {{**REQUEST["HyperParameterTuningJobConfig"], **config}}}}
+    tuning = {{**REQUEST["HyperParameterTuningJobConfig"], **config}}
+    return {{**REQUEST, "HyperParameterTuningJobConfig": tuning}}
 
 with DAG("churn", params={{"jobs": 4, "nothing": 0}}, render_template_as_native_obj={native}) as dag:
 {tasks}
@@ -174,7 +175,8 @@ def test_templates_are_rendered_with_the_parameters_defaults(
     tasks = """
 AmtTuningJobOperator(task_id="good", config=changed(
     ResourceLimits={"MaxNumberOfTrainingJobs": "{{ params.jobs }}", "MaxParallelTrainingJobs": 1}))
-AmtTuningJobOperator(task_id="bad", config=REQUEST, criteria={"max_training_jobs_not_improving": "{{ params.nothing }}"})
+AmtTuningJobOperator(task_id="bad", config=REQUEST,
+    criteria={"max_training_jobs_not_improving": "{{ params.nothing }}"})
 """
     for native in (False, True):
         exit_code, found = checked(dag_file(tmp_path, tasks, native=native), capsys)
