@@ -2,8 +2,8 @@
 
 What reads several things, as :meth:`airflow_amt.hooks.tuning.AmtHook.outcome` does, must not begin anew when
 its last call fails: where half of all calls fail, that multiplies the calls, and a fault that comes back
-regularly would never let it end. So whoever bears errors (:func:`airflow_amt.watch.polling.patiently`) says so
-here, and the hook repeats just the call that failed.
+regularly would never let it end. So whoever bears errors (:func:`airflow_amt.watch.polling.patiently`) says
+so here, and the hook repeats just the call that failed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run operators and sensors against an embedded AMT half of whose calls go wrong, and count the calls.
 
-``python -m tests.system.faults [--jobs 60] [--seed N] [--json]``
+``python -m tests.system.faults [--jobs 120] [--calls 1000] [--seed N] [--json]``
 
 The same tasks run twice: with nothing wrong, and with 50 % of all calls throttled, answered with a 5xx, or
 dropped before or after they were carried out. Tasks are operators and sensors, waiting and deferred, and the
@@ -171,8 +171,7 @@ def _judged(task: Task) -> str | None:
         succeeded = True
     except AmtTuningJobError:
         succeeded = False
-    except Exception as error:
-        # Whatever it is, it is the campaign's finding.
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the campaign's finding
         return f"{type(error).__name__}: {error}"
     if succeeded is not succeeds:
         return f"the task {'succeeded' if succeeded else 'failed'}"
@@ -240,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.system.faults", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--jobs", type=int, default=60, help="tasks, each with a tuning job (default: 60)")
+    parser.add_argument("--jobs", type=int, default=120, help="tasks, each with a tuning job (default: 120)")
     parser.add_argument("--calls", type=int, default=1000, help="least calls with faults (default: 1000)")
     parser.add_argument("--seed", type=int, default=None, help="of the faults (default: a random one)")
     parser.add_argument("--json", action="store_true", help="print what happened as one line")
