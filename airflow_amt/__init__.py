@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     )
     from airflow_amt.hooks.tuning import AmtHook
     from airflow_amt.links.tuning import AmtTuningJobLink
+    from airflow_amt.operators.best import AmtBestTrainingJobOperator
+    from airflow_amt.operators.branch import AmtOutcomeBranchOperator
+    from airflow_amt.operators.export import AmtExportTrainingJobsOperator
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
     from airflow_amt.operators.tuning import AmtTuningJobOperator
     from airflow_amt.sensors.tuning import AmtTuningJobSensor
     from airflow_amt.task_exceptions import (
         AmtAwaitedJobFailed,
         AmtAwaitedJobStopped,
+        AmtNoUsableTrainingJob,
         AmtOwnJobEndedError,
         AmtTaskKilled,
         AmtTuningJobError,
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
         AmtTuningJobStopped,
         AmtTuningJobTimeout,
     )
+    from airflow_amt.triggers.ended import AmtTuningJobEndedTrigger
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.tuning import (
         CompletionCriteria,
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
         TuningJobRequest,
         TuningOutcome,
         TuningProgress,
+        branch_on_outcome,
         infer_outcome,
     )
 
@@ -56,10 +62,14 @@ __all__ = [
     "AmtAwaitedJobFailed",
     "AmtAwaitedJobStopped",
     "AmtAwsError",
+    "AmtBestTrainingJobOperator",
     "AmtError",
+    "AmtExportTrainingJobsOperator",
     "AmtFieldError",
     "AmtHook",
     "AmtJobExistsError",
+    "AmtNoUsableTrainingJob",
+    "AmtOutcomeBranchOperator",
     "AmtOwnJobEndedError",
     "AmtRequestError",
     "AmtResourceInUseError",
@@ -68,6 +78,7 @@ __all__ = [
     "AmtStopTuningJobOperator",
     "AmtTaskKilled",
     "AmtThrottledError",
+    "AmtTuningJobEndedTrigger",
     "AmtTuningJobError",
     "AmtTuningJobFailed",
     "AmtTuningJobLink",
@@ -84,6 +95,7 @@ __all__ = [
     "TuningOutcome",
     "TuningProgress",
     "__version__",
+    "branch_on_outcome",
     "infer_outcome",
 ]
 
@@ -108,6 +120,7 @@ _MODULES = {
         (
             "AmtAwaitedJobFailed",
             "AmtAwaitedJobStopped",
+            "AmtNoUsableTrainingJob",
             "AmtOwnJobEndedError",
             "AmtTaskKilled",
             "AmtTuningJobError",
@@ -125,12 +138,17 @@ _MODULES = {
             "TuningJobRequest",
             "TuningOutcome",
             "TuningProgress",
+            "branch_on_outcome",
             "infer_outcome",
         ),
         "airflow_amt.tuning",
     ),
+    "AmtBestTrainingJobOperator": "airflow_amt.operators.best",
+    "AmtExportTrainingJobsOperator": "airflow_amt.operators.export",
     "AmtHook": "airflow_amt.hooks.tuning",
+    "AmtOutcomeBranchOperator": "airflow_amt.operators.branch",
     "AmtStopTuningJobOperator": "airflow_amt.operators.stop",
+    "AmtTuningJobEndedTrigger": "airflow_amt.triggers.ended",
     "AmtTuningJobLink": "airflow_amt.links.tuning",
     "AmtTuningJobOperator": "airflow_amt.operators.tuning",
     "AmtTuningJobSensor": "airflow_amt.sensors.tuning",

@@ -9,7 +9,8 @@
     │   ├── AmtTuningJobStopped                it was stopped
     │   │   └── AmtAwaitedJobStopped               the same, seen by a sensor (also AirflowFailException)
     │   └── AmtTuningJobTimeout                this task stopped it, max_ingestion_time being over
-    └── AmtTaskKilled                      this task was killed while it waited
+    ├── AmtTaskKilled                      this task was killed while it waited
+    └── AmtNoUsableTrainingJob             no training job has what was asked for (also AirflowFailException)
 
     AmtJobExistsError, AirflowException
     └── AmtOwnJobEndedError                the given name is taken by this task's own job, which is over
@@ -30,6 +31,7 @@ from airflow_amt.exceptions import AmtError, AmtJobExistsError
 __all__ = [
     "AmtAwaitedJobFailed",
     "AmtAwaitedJobStopped",
+    "AmtNoUsableTrainingJob",
     "AmtOwnJobEndedError",
     "AmtTaskKilled",
     "AmtTuningJobError",
@@ -102,6 +104,26 @@ class AmtTaskKilled(AmtError, AirflowException):  # noqa: N818 - as above
 
     def __str__(self) -> str:
         return f"The task was killed while it waited for tuning job {self.tuning_job_name!r}: {self.detail}"
+
+    def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Return class path and arguments, for Airflow's own serialisation of exceptions."""
+        return f"{type(self).__module__}.{type(self).__name__}", (self.tuning_job_name, self.detail), {}
+
+
+class AmtNoUsableTrainingJob(AmtError, AirflowFailException):  # noqa: N818 - as above
+    """A tuning job has no training job to go on with: the task fails without a retry.
+
+    :param tuning_job_name: the tuning job.
+    :param detail: what was looked for and what was found.
+    """
+
+    def __init__(self, tuning_job_name: str, detail: str) -> None:
+        super().__init__(tuning_job_name, detail)
+        self.tuning_job_name = tuning_job_name
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"Tuning job {self.tuning_job_name!r} has no usable training job: {self.detail}"
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """Return class path and arguments, for Airflow's own serialisation of exceptions."""

@@ -82,6 +82,14 @@ class AmtHook(AwsBaseHook):
             "list_training_jobs_for_hyper_parameter_tuning_job", "TrainingJobSummaries", filters
         )
 
+    def describe_training_job(self, name: str) -> dict[str, Any]:
+        """Describe a training job (``DescribeTrainingJob``).
+
+        :raises AmtAwsError: there is none of this name (AWS answers ``ValidationException``), or another
+            error.
+        """
+        return self._call("describe_training_job", TrainingJobName=name)
+
     def tags(self, arn: str) -> dict[str, str] | None:
         """Read the tags of a tuning job (``ListTags``); ``None`` if that is not permitted."""
         try:

@@ -100,6 +100,11 @@ class WaitingOperator(TuningJobTask, BaseOperator):
     # Set by on_kill, which a signal handler calls in the middle of anything.
     _killed: bool = False
 
+    def __init__(self, **kwargs: Any) -> None:
+        # Without this one, Airflow 3.3 takes BaseOperator's for ours when a task is mapped, gives the task
+        # None for inlets and outlets, and fails on them.
+        super().__init__(**kwargs)
+
     def wait(
         self,
         context: Context,

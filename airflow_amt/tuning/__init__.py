@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from airflow_amt.tuning.branching import OutcomeGroup, branch_on_outcome
     from airflow_amt.tuning.builder import (
         AutoParameter,
         CategoricalRange,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         TuningJobStatus,
         TuningProgress,
     )
+    from airflow_amt.tuning.ranking import rank_training_jobs
     from airflow_amt.tuning.request import (
         check_documented_rules,
         estimated_max_compute,
@@ -71,6 +73,7 @@ __all__ = [
     "Objective",
     "ObjectiveCounters",
     "ObjectiveType",
+    "OutcomeGroup",
     "Owner",
     "ReplayReport",
     "Resources",
@@ -87,17 +90,22 @@ __all__ = [
     "Vpc",
     "WarmStart",
     "WarmStartType",
+    "branch_on_outcome",
     "check_documented_rules",
     "check_warm_start",
     "derive_job_name",
     "estimated_max_compute",
     "infer_outcome",
     "prior_evaluations",
+    "rank_training_jobs",
     "replay",
     "search_space_size",
 ]
 
 _MODULES = {
+    "OutcomeGroup": "airflow_amt.tuning.branching",
+    "branch_on_outcome": "airflow_amt.tuning.branching",
+    "rank_training_jobs": "airflow_amt.tuning.ranking",
     **dict.fromkeys(
         (
             "AutoParameter",
