@@ -51,6 +51,7 @@ __all__ = [
     "count",
     "default_deferrable",
     "deployment_id",
+    "import_dags",
     "in_thread",
     "read_dag_known",
     "read_run_state",
@@ -75,6 +76,20 @@ def default_deferrable() -> bool:
 def deployment_id() -> str | None:
     """Return ``[amt] deployment``, the id by which this Airflow's tuning jobs are told from another's."""
     return str(conf.get("amt", "deployment", fallback="") or "").strip() or None
+
+
+def import_dags(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Import a DAG file as Airflow's DAG processor does; no database is asked.
+
+    :return: DAGs by id, and tracebacks by file.
+    """
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow 3.1
+        from airflow.models.dagbag import DagBag  # type: ignore[no-redef]
+
+    bag = DagBag(path, safe_mode=False, load_op_links=False)
+    return dict(bag.dags), dict(bag.import_errors)
 
 
 def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
