@@ -25,26 +25,35 @@ if TYPE_CHECKING:
     )
     from airflow_amt.hooks.tuning import AmtHook
     from airflow_amt.links.tuning import AmtTuningJobLink
+    from airflow_amt.operators.best import AmtBestTrainingJobOperator
+    from airflow_amt.operators.branch import AmtOutcomeBranchOperator
+    from airflow_amt.operators.export import AmtExportTrainingJobsOperator
+    from airflow_amt.operators.reap import AmtReapTuningJobsOperator
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
     from airflow_amt.operators.tuning import AmtTuningJobOperator
     from airflow_amt.sensors.tuning import AmtTuningJobSensor
     from airflow_amt.task_exceptions import (
         AmtAwaitedJobFailed,
         AmtAwaitedJobStopped,
+        AmtNoUsableTrainingJob,
         AmtOwnJobEndedError,
+        AmtReapError,
         AmtTaskKilled,
         AmtTuningJobError,
         AmtTuningJobFailed,
         AmtTuningJobStopped,
         AmtTuningJobTimeout,
     )
+    from airflow_amt.triggers.ended import AmtTuningJobEndedTrigger
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.tuning import (
         CompletionCriteria,
         CompletionReason,
         ObjectiveType,
+        TuningJobRequest,
         TuningOutcome,
         TuningProgress,
+        branch_on_outcome,
         infer_outcome,
     )
 
@@ -55,11 +64,17 @@ __all__ = [
     "AmtAwaitedJobFailed",
     "AmtAwaitedJobStopped",
     "AmtAwsError",
+    "AmtBestTrainingJobOperator",
     "AmtError",
+    "AmtExportTrainingJobsOperator",
     "AmtFieldError",
     "AmtHook",
     "AmtJobExistsError",
+    "AmtNoUsableTrainingJob",
+    "AmtOutcomeBranchOperator",
     "AmtOwnJobEndedError",
+    "AmtReapError",
+    "AmtReapTuningJobsOperator",
     "AmtRequestError",
     "AmtResourceInUseError",
     "AmtResourceLimitExceededError",
@@ -67,6 +82,7 @@ __all__ = [
     "AmtStopTuningJobOperator",
     "AmtTaskKilled",
     "AmtThrottledError",
+    "AmtTuningJobEndedTrigger",
     "AmtTuningJobError",
     "AmtTuningJobFailed",
     "AmtTuningJobLink",
@@ -79,9 +95,11 @@ __all__ = [
     "CompletionCriteria",
     "CompletionReason",
     "ObjectiveType",
+    "TuningJobRequest",
     "TuningOutcome",
     "TuningProgress",
     "__version__",
+    "branch_on_outcome",
     "infer_outcome",
 ]
 
@@ -106,7 +124,9 @@ _MODULES = {
         (
             "AmtAwaitedJobFailed",
             "AmtAwaitedJobStopped",
+            "AmtNoUsableTrainingJob",
             "AmtOwnJobEndedError",
+            "AmtReapError",
             "AmtTaskKilled",
             "AmtTuningJobError",
             "AmtTuningJobFailed",
@@ -120,14 +140,21 @@ _MODULES = {
             "CompletionCriteria",
             "CompletionReason",
             "ObjectiveType",
+            "TuningJobRequest",
             "TuningOutcome",
             "TuningProgress",
+            "branch_on_outcome",
             "infer_outcome",
         ),
         "airflow_amt.tuning",
     ),
+    "AmtBestTrainingJobOperator": "airflow_amt.operators.best",
+    "AmtExportTrainingJobsOperator": "airflow_amt.operators.export",
     "AmtHook": "airflow_amt.hooks.tuning",
+    "AmtOutcomeBranchOperator": "airflow_amt.operators.branch",
+    "AmtReapTuningJobsOperator": "airflow_amt.operators.reap",
     "AmtStopTuningJobOperator": "airflow_amt.operators.stop",
+    "AmtTuningJobEndedTrigger": "airflow_amt.triggers.ended",
     "AmtTuningJobLink": "airflow_amt.links.tuning",
     "AmtTuningJobOperator": "airflow_amt.operators.tuning",
     "AmtTuningJobSensor": "airflow_amt.sensors.tuning",

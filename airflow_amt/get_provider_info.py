@@ -29,7 +29,14 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": integration,
-                "python-modules": ["airflow_amt.operators.tuning", "airflow_amt.operators.stop"],
+                "python-modules": [
+                    "airflow_amt.operators.tuning",
+                    "airflow_amt.operators.stop",
+                    "airflow_amt.operators.branch",
+                    "airflow_amt.operators.best",
+                    "airflow_amt.operators.export",
+                    "airflow_amt.operators.reap",
+                ],
             }
         ],
         "sensors": [{"integration-name": integration, "python-modules": ["airflow_amt.sensors.tuning"]}],
@@ -37,9 +44,29 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": integration,
-                "python-modules": ["airflow_amt.triggers.tuning", "airflow_amt.triggers.quota"],
+                "python-modules": [
+                    "airflow_amt.triggers.tuning",
+                    "airflow_amt.triggers.quota",
+                    "airflow_amt.triggers.ended",
+                ],
             }
         ],
         "plugins": [{"name": "airflow_amt", "plugin-class": "airflow_amt.plugin.plugin.AmtPlugin"}],
+        "config": {
+            "amt": {
+                "description": "Settings of the provider for SageMaker automatic model tuning.",
+                "options": {
+                    "deployment": {
+                        "description": "Name of this Airflow, where several share an AWS account and region. "
+                        "It goes into the names and tags of tuning jobs, so that none takes over, or "
+                        "reaps, another's.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "production",
+                        "default": "",
+                    }
+                },
+            }
+        },
         "extra-links": ["airflow_amt.links.tuning.AmtTuningJobLink"],
     }

@@ -100,6 +100,11 @@ class WaitingOperator(TuningJobTask, BaseOperator):
     # Set by on_kill, which a signal handler calls in the middle of anything.
     _killed: bool = False
 
+    def __init__(self, **kwargs: Any) -> None:
+        # Without this one, Airflow 3.3 takes BaseOperator's for ours when a task is mapped, gives the task
+        # None for inlets and outlets, and fails on them.
+        super().__init__(**kwargs)
+
     def wait(
         self,
         context: Context,
@@ -938,7 +943,13 @@ def _choice(field: str, given: Any, choices: Sequence[str], problems: list[AmtFi
 
 def _owner(context: Context) -> Owner:
     ti = context["ti"]
-    return Owner(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=_map_index(ti))
+    return Owner(
+        dag_id=ti.dag_id,
+        run_id=ti.run_id,
+        task_id=ti.task_id,
+        map_index=_map_index(ti),
+        deployment=_compat.deployment_id(),
+    )
 
 
 def _map_index(ti: Any) -> int:

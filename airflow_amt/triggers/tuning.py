@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from datetime import datetime
 from enum import Enum
@@ -52,7 +53,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
     What it does not do: it takes no decision and stops nothing, except when a person kills the task (see
     :meth:`on_kill`).
 
-    Known limitation: Airflow before 3.3 never calls ``on_kill`` of a trigger.
+    Known limitation: a triggerer that is down, or has not yet taken the trigger up, hears of no kill.
 
     :param tuning_job_name: the tuning job.
     :param check_interval: seconds between two reads.
@@ -97,6 +98,8 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         self.max_failures = max_failures
         self.version = version
         self._newer = newer
+        # Between the begin of run and its event.
+        self._watching = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the stored arguments: plain, JSON-safe, without secrets."""
@@ -119,6 +122,12 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Watch the tuning job and yield one event."""
+        self._watching = True
+        event = await self._watch()
+        self._watching = False
+        yield event
+
+    async def _watch(self) -> TriggerEvent:
         if self._newer:
             self.log.warning(
                 "A newer release of airflow-provider-amt stored this trigger (version %s); not known here "
@@ -137,20 +146,17 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             try:
                 reading = await _compat.in_thread(reader.read)
             except AmtAwsError as error:
-                yield self._event(EventKind.ERROR, None, error)
-                return
+                return self._event(EventKind.ERROR, None, error)
             except Exception as error:
                 # Building the hook can raise anything (Airflow: no such connection). Raised from here it
                 # would make Airflow fail the task unasked; this way the worker looks for itself.
                 self.log.exception("Tuning job %s cannot be watched", self.tuning_job_name)
-                yield self._event(EventKind.ERROR, None, self._not_read(error))
-                return
+                return self._event(EventKind.ERROR, None, self._not_read(error))
             if reading.verdict is Verdict.WAIT:
                 await asyncio.sleep(_jittered(reading.delay_seconds))
                 continue
             kind = EventKind.ENDED if reading.verdict is Verdict.ENDED else EventKind.DEADLINE
-            yield self._event(kind, reading, None)
-            return
+            return self._event(kind, reading, None)
 
     async def on_kill(self) -> None:
         """Stop the tuning job, because a person marked the deferred task failed or successful, or cleared it.
@@ -159,7 +165,10 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         given to another one, though nobody touched the tasks (measured with 3.3.2). So the task instance's
         real state is asked for first: while it is deferred, running or up for retry, the job is left alone.
         The same holds if the state cannot be read: a job that runs on costs money and can still be stopped;
-        one that was stopped is lost. Takes 25 seconds at most.
+        one that was stopped is lost.
+
+        Returns after 25 seconds at most. What takes longer goes on in its thread: a triggerer's first
+        question about a task makes Airflow build its API in the process, which took 40 s on a busy machine.
         """
         if not self.stop_on_kill:
             self.log.info(
@@ -167,46 +176,51 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             )
             return
         try:
-            await asyncio.wait_for(self._stop_if_killed(), timeout=_ON_KILL_SECONDS)
+            await asyncio.wait_for(
+                _compat.in_thread(self._stop_if_killed, urgent=True), timeout=_ON_KILL_SECONDS
+            )
         except TimeoutError:
             self.log.error(
-                "Stopping tuning job %s took longer than %.0f s and may not have been done: look at it.",
+                "Stopping tuning job %s takes longer than %.0f s; it goes on as long as this triggerer runs.",
                 self.tuning_job_name,
                 _ON_KILL_SECONDS,
             )
 
-    async def _stop_if_killed(self) -> None:
-        decision = decide_on_kill(await self._task_state(), place=Place.TRIGGERER)
+    async def cleanup(self) -> None:
+        """Do what ``on_kill`` does where Airflow (before 3.3) does not call that.
+
+        Airflow calls this whenever the trigger ends: also when its triggerer is stopped, or gave it to
+        another one. The task's state tells these from a kill, as in :meth:`on_kill`. A trigger that has
+        fired leaves the job to its task.
+        """
+        if self._watching and not _compat.triggers_hear_of_kills():
+            await self.on_kill()
+
+    def _stop_if_killed(self) -> None:
+        decision = decide_on_kill(self._task_state(), place=Place.TRIGGERER)
         if not decision.stop:
             self.log.warning(
-                "Airflow reports a kill, yet tuning job %s is not stopped: %s. If the task was killed, stop "
-                "the job with AmtStopTuningJobOperator or `airflow-amt reap`.",
+                "Tuning job %s is not stopped with its trigger: %s. If the task was killed, stop the job "
+                "with AmtStopTuningJobOperator or `airflow-amt reap`.",
                 self.tuning_job_name,
                 decision.reason,
             )
             return
-        # Not the polling threads: those may all be busy with reads that hang.
-        await asyncio.to_thread(
-            lambda: self.hook.stop_tuning_job(
-                self.tuning_job_name, stopped_by="on_kill", detail=decision.reason
-            )
-        )
+        self.hook.stop_tuning_job(self.tuning_job_name, stopped_by="on_kill", detail=decision.reason)
 
-    async def _task_state(self) -> str | None:
+    def _task_state(self) -> str | None:
         """Return the task instance's state, ``None`` if it has none or is gone, or ``UNREADABLE``."""
         ti = self.task_instance
         if ti is None:
             return UNREADABLE
         for attempt in range(1, _STATE_ATTEMPTS + 1):
             try:
-                return await asyncio.to_thread(
-                    _compat.read_task_state, ti.dag_id, ti.run_id, ti.task_id, ti.map_index
-                )
+                return _compat.read_task_state(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
             except Exception:
                 # Whatever the supervisor raises, it means the same here: not known. It is logged.
                 self.log.exception("Reading the task's state failed (%d of %d)", attempt, _STATE_ATTEMPTS)
             if attempt < _STATE_ATTEMPTS:
-                await asyncio.sleep(_STATE_PAUSE_SECONDS)
+                time.sleep(_STATE_PAUSE_SECONDS)
         return UNREADABLE
 
     def _not_read(self, error: Exception) -> AmtAwsError:

@@ -15,13 +15,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_amt.tuning.criteria import API_PATHS, LARGEST_FLOAT, CompletionReason, ObjectiveType
-from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult
+from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult, iso
 from airflow_amt.tuning.naming import STOPPED_BY_TAG, STOPPED_DETAIL_TAG
 from airflow_amt.tuning.progress import (
     TrainingJobCounters,
     TuningJobStatus,
     TuningProgress,
 )
+from airflow_amt.tuning.ranking import rank_training_jobs
 from airflow_amt.tuning.request import estimated_max_compute, search_space_size
 
 #: Version of the dict that :meth:`TuningOutcome.to_dict` returns; readers may rely on it in XCom.
@@ -118,9 +119,9 @@ class TuningOutcome:
                 "Failed": progress.objectives.failed,
             },
             "not_improving": progress.not_improving_count,
-            "convergence_detected_at": _iso(progress.convergence_detected_at),
-            "created_at": _iso(progress.created_at),
-            "ended_at": _iso(progress.ended_at),
+            "convergence_detected_at": iso(progress.convergence_detected_at),
+            "created_at": iso(progress.created_at),
+            "ended_at": iso(progress.ended_at),
             "runtime_seconds": None if progress.runtime is None else progress.runtime.total_seconds(),
             "training_seconds": self.training_seconds,
             "estimated_max_compute_seconds": self.estimated_max_compute_seconds,
@@ -329,7 +330,7 @@ def _met_criteria(progress: TuningProgress, jobs: list[TrainingJobResult]) -> li
     ):
         add(CompletionReason.TARGET_REACHED, target, best)
     if criteria.complete_on_convergence and progress.convergence_detected_at is not None:
-        add(CompletionReason.CONVERGED, "Enabled", _iso(progress.convergence_detected_at))
+        add(CompletionReason.CONVERGED, "Enabled", iso(progress.convergence_detected_at))
     patience, count = criteria.max_training_jobs_not_improving, progress.not_improving_count
     if patience is not None and count is not None and count >= patience:
         add(CompletionReason.NOT_IMPROVING, patience, count)
@@ -412,12 +413,5 @@ def _failure_reasons(jobs: Iterable[TrainingJobResult]) -> tuple[tuple[str, int]
 def _ranking(
     jobs: Iterable[TrainingJobResult], objective_type: ObjectiveType | None
 ) -> tuple[TrainingJobResult, ...]:
-    if objective_type is None:
-        return ()
-    sign = -1.0 if objective_type is ObjectiveType.MAXIMIZE else 1.0
-    scored = [(sign * job.objective, job) for job in jobs if job.objective is not None]
-    return tuple(job for _, job in sorted(scored, key=lambda one: one[0])[:_MOST_RANKED])
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.astimezone(UTC).isoformat()
+    ranked = rank_training_jobs(jobs, objective_type)[:_MOST_RANKED]
+    return tuple(job for rank, job in ranked if rank is not None)

@@ -7,6 +7,7 @@ stored. Everything listens on 127.0.0.1 and lives below one throw-away AIRFLOW_H
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import secrets
@@ -15,9 +16,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,7 +113,7 @@ class Component:
 
 def free_port() -> int:
     """Return a TCP port that was free on the loopback interface a moment ago."""
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port
@@ -176,6 +177,7 @@ class AirflowCluster:
         self.start_timeout_seconds = start_timeout_seconds
         self._components: dict[str, Component] = {}
         self._client: httpx.Client | None = None
+        self._writing = threading.Lock()
         self._environment = self._build_environment(
             # Four processes write: wait for the lock, where the default gives up after 5 s.
             database_url=database_url or f"sqlite:///{home / 'airflow.db'}?timeout=60",
@@ -292,15 +294,16 @@ class AirflowCluster:
         if name in API_SERVERS:
             apps = "core" if name == "api-server" else "execution"
             return ("api-server", "--apps", apps, "--host", LOOPBACK, "--port", str(self._ports[name]))
-        # A second triggerer is another component of the same kind.
-        name = name.removesuffix("-2")
+        # "triggerer:2" is one more triggerer.
+        kind = name.partition(":")[0]
         # Logs are read from the files below AIRFLOW_HOME: nobody needs the servers of log files.
-        return (name,) if name == "dag-processor" else (name, "--skip-serve-logs")
+        return (kind,) if kind == "dag-processor" else (kind, "--skip-serve-logs")
 
     def start_component(self, name: str) -> Component:
         """Start one component; its log is appended to if it ran before.
 
-        :param name: one of `COMPONENTS`, or `triggerer-2` for a second triggerer.
+        :param name: one of `COMPONENTS`, with a suffix (`triggerer:2`) for one more of its kind.
+
         :raises ValueError: if it runs already.
         """
         if name in self._components:
@@ -390,6 +393,19 @@ class AirflowCluster:
             if code is not None:
                 raise ClusterError(f"{component.name} ended with exit code {code}\n{self.log_tails()}")
 
+    def run_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python program in the cluster's environment, beside its components."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=self._environment,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=self.start_timeout_seconds,
+            check=False,
+        )
+
     # -- REST ---------------------------------------------------------------------------------------------
 
     def _api(self) -> httpx.Client:
@@ -413,16 +429,21 @@ class AirflowCluster:
         body: Mapping[str, Any] | None = None,
         allow_missing: bool = False,
     ) -> Any:
-        """Call the public REST API (`/api/v2`) and return the decoded answer, None for an allowed 404.
+        """Call the public REST API (`/api/v2`) and return the decoded answer.
 
+        None stands for an answer without content and for an allowed 404.
+
+        :param allow_missing: take a 404 for no answer.
         :raises ClusterError: on any answer that is not a success.
         """
-        response = self._api().request(method, path, params=params, json=body)
+        # One writing call at a time: two of people's calls hold each other up as described at API_SERVERS.
+        with contextlib.nullcontext() if method == "GET" else self._writing:
+            response = self._api().request(method, path, params=params, json=body)
         if allow_missing and response.status_code == 404:
             return None
         if not response.is_success:
             raise ClusterError(f"{method} {path} answered {response.status_code}: {response.text}")
-        return response.json()
+        return response.json() if response.content else None
 
     def wait_dag(self, dag_id: str, timeout_seconds: float = 60.0) -> None:
         """Wait until the DAG is parsed and stored.
@@ -564,6 +585,18 @@ class AirflowCluster:
                 "reset_dag_runs": True,
             },
         )
+
+    def set_run_state(self, dag_id: str, run_id: str, state: str) -> None:
+        """Mark a DAG run `success` or `failed`, as a person does in the UI."""
+        self.request("PATCH", f"/dags/{dag_id}/dagRuns/{run_id}", body={"state": state})
+
+    def delete_run(self, dag_id: str, run_id: str) -> None:
+        """Delete a DAG run with all that is stored about it."""
+        self.request("DELETE", f"/dags/{dag_id}/dagRuns/{run_id}")
+
+    def pause(self, dag_id: str, paused: bool = True) -> None:
+        """Pause a DAG, so that nothing more of it is scheduled, or let it go on."""
+        self.request("PATCH", f"/dags/{dag_id}", body={"is_paused": paused})
 
     def xcom(
         self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", *, map_index: int = -1

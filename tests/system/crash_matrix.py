@@ -938,7 +938,7 @@ def frozen_triggerer(
     seconds = max(seconds, world.patience * _LOST_SECONDS + 10)
 
     def freeze() -> None:
-        cluster.start_component("triggerer-2")
+        cluster.start_component("triggerer:2")
         cluster.signal_component("triggerer", signal.SIGSTOP)
         time.sleep(seconds)
         cluster.signal_component("triggerer", signal.SIGCONT)
@@ -946,8 +946,8 @@ def frozen_triggerer(
     try:
         Round(world, draw, planned).play(freeze)
     finally:
-        if "triggerer-2" in cluster.components:
-            cluster.stop_component("triggerer-2", grace_seconds=0)
+        if "triggerer:2" in cluster.components:
+            cluster.stop_component("triggerer:2", grace_seconds=0)
     stopped = {
         call["tuning_job"] for call in world.calls() if call["operation"] == "StopHyperParameterTuningJob"
     }

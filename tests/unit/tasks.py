@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,6 @@ except ImportError:  # Airflow 3.1
 
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import aws_error
-from airflow_amt.triggers.tuning import AmtTuningJobTrigger
 from airflow_amt.tuning import Owner, TuningOutcome, infer_outcome
 from airflow_amt.tuning.naming import from_tag_list
 
@@ -71,6 +71,8 @@ class FakeHook:
     tags_of: dict[str, dict[str, str] | None] = field(default_factory=dict)
     calls: list[tuple[str, Any]] = field(default_factory=list)
     stop_takes_effect: str = "Stopped"
+    training_jobs_of: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    described: dict[str, Any] = field(default_factory=dict)
 
     def describe_tuning_job(self, name: str) -> dict[str, Any]:
         self.calls.append(("describe", name))
@@ -81,6 +83,20 @@ class FakeHook:
         if isinstance(answer, Exception):
             raise answer
         return describe(name, answer) if isinstance(answer, str) else deepcopy(answer)
+
+    def list_training_jobs(self, name: str, *, status: str | None = None) -> Iterator[dict[str, Any]]:
+        self.calls.append(("list_training_jobs", name))
+        for summary in self.training_jobs_of.get(name, []):
+            if status in (None, summary.get("TrainingJobStatus")):
+                yield deepcopy(summary)
+
+    def describe_training_job(self, name: str) -> dict[str, Any]:
+        self.calls.append(("describe_training_job", name))
+        answer = self.described[name]
+        if isinstance(answer, Exception):
+            self.described[name] = {}
+            raise answer
+        return deepcopy(dict(answer))
 
     def create_tuning_job(self, request: Mapping[str, Any]) -> str:
         name = str(request["HyperParameterTuningJobName"])
@@ -97,6 +113,19 @@ class FakeHook:
             return False
         self.script[name] = [self.stop_takes_effect]
         return True
+
+    def add_tags(self, arn: str, tags: Mapping[str, str]) -> bool:
+        self.calls.append(("add_tags", (arn.removeprefix(ARN), dict(tags))))
+        known = self.tags_of.get(arn.removeprefix(ARN))
+        if known is not None:
+            known.update(tags)
+        return True
+
+    def list_tuning_jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        self.calls.append(("list", filters))
+        for name in sorted({*self.script, *self.tags_of}):
+            if filters.get("NameContains", "") in name:
+                yield {"HyperParameterTuningJobName": name, "HyperParameterTuningJobArn": ARN + name}
 
     def tags(self, arn: str) -> dict[str, str] | None:
         return self.tags_of.get(arn.removeprefix(ARN), {})
@@ -126,6 +155,7 @@ class FakeTaskInstance:
     task_id: str = OWNER.task_id
     map_index: int | None = -1
     try_number: int = 1
+    max_tries: int = 0
     xcom: dict[str, Any] = field(default_factory=dict)
 
     def xcom_push(self, key: str, value: Any) -> None:
@@ -143,7 +173,7 @@ def use_hook(task: Any, hook: Any) -> None:
     vars(task)["hook"] = hook
 
 
-def fired(trigger: AmtTuningJobTrigger) -> dict[str, Any]:
+def fired(trigger: Any) -> dict[str, Any]:
     """Run a trigger to its end and return the payload of its only event."""
 
     async def collect() -> list[Any]:
@@ -155,11 +185,11 @@ def fired(trigger: AmtTuningJobTrigger) -> dict[str, Any]:
     return payload
 
 
-def stored(trigger: Any) -> AmtTuningJobTrigger:
+def stored(trigger: Any) -> Any:
     """Send a trigger through its serialised form, as the metadata database does."""
     path, arguments = trigger.serialize()
-    assert path == "airflow_amt.triggers.tuning.AmtTuningJobTrigger"
-    return AmtTuningJobTrigger(**json.loads(json.dumps(arguments)))
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)(**json.loads(json.dumps(arguments)))
 
 
 def run_task(
