@@ -51,7 +51,6 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
-        "plugins": [{"name": "airflow_amt", "plugin-class": "airflow_amt.plugin.plugin.AmtPlugin"}],
         "config": {
             "amt": {
                 "description": "Settings of the provider for SageMaker automatic model tuning.",
