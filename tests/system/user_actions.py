@@ -544,8 +544,8 @@ class Row:
 
     :param what: the event, for people.
     :param dag: which DAG of `tests/system/dags/killed.py`, without its mode.
-    :param sync: what becomes of the job of a task on a worker, by oldest Airflow minor; None, or no minor that
-        is old enough: no such case.
+    :param sync: what becomes of the job of a task on a worker, by oldest Airflow minor; None, or no minor
+        that is old enough: no such case.
     :param deferred: the same of a deferred task.
     :param alone: it disturbs the others.
     """
