@@ -127,10 +127,6 @@ class FakeHook:
             if filters.get("NameContains", "") in name:
                 yield {"HyperParameterTuningJobName": name, "HyperParameterTuningJobArn": ARN + name}
 
-    def list_training_jobs(self, name: str) -> Iterator[dict[str, Any]]:
-        self.calls.append(("list_training_jobs", name))
-        yield dict(describe(name)["BestTrainingJob"])
-
     def tags(self, arn: str) -> dict[str, str] | None:
         return self.tags_of.get(arn.removeprefix(ARN), {})
 

@@ -8,7 +8,13 @@ import pytest
 from airflow_amt import task_exceptions
 from airflow_amt._compat import AirflowException, AirflowFailException
 from airflow_amt.exceptions import AmtError
-from airflow_amt.task_exceptions import AmtOwnJobEndedError, AmtTaskKilled, AmtTuningJobError
+from airflow_amt.task_exceptions import (
+    AmtNoUsableTrainingJob,
+    AmtOwnJobEndedError,
+    AmtReapError,
+    AmtTaskKilled,
+    AmtTuningJobError,
+)
 
 OUTCOME = {
     "tuning_job_name": "churn-model",
@@ -25,6 +31,8 @@ EXAMPLES: list[AirflowException] = [
         if isinstance(kind, type) and issubclass(kind, AmtTuningJobError)
     ),
     AmtTaskKilled("churn-model", "the tuning job is being stopped"),
+    AmtReapError(["churn-model could not be stopped"], {"owned": 2, "stopped": 1}),
+    AmtNoUsableTrainingJob("churn-model", "none completed with an objective."),
     AmtOwnJobEndedError("churn-model", {"airflow-amt:dag-id": "mine"}, {}, "Completed"),
 ]
 each = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
@@ -50,5 +58,6 @@ def test_airflows_own_serialisation_gives_them_back(error: AirflowException) -> 
 
 
 @each
-def test_only_a_sensors_errors_forbid_a_retry(error: AirflowException) -> None:
-    assert isinstance(error, AirflowFailException) is type(error).__name__.startswith("AmtAwaited")
+def test_only_errors_about_a_job_that_is_over_forbid_a_retry(error: AirflowException) -> None:
+    final = type(error).__name__.startswith(("AmtAwaited", "AmtNoUsable"))
+    assert isinstance(error, AirflowFailException) is final
