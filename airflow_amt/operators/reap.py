@@ -31,8 +31,8 @@ class AmtReapTuningJobsOperator(LazyHook, BaseOperator):
     """Find the tuning jobs of this Airflow for which no task waits any more, and stop them.
 
     Purpose: the safety net of a deployment. Whatever killed a task without its tuning job (a triggerer that
-    was down, Airflow before 3.3, a deleted DAG run), the job is found by its ownership tags and stopped. Run
-    it in a DAG of its own, every ten minutes or so; by default it only tells.
+    was down, a worker that was lost), the job is found by its ownership tags and stopped. Run it in a DAG of
+    its own, every ten minutes or so; by default it only tells.
 
     How it works: all tuning jobs in progress of the connection's account and region are listed, and those
     with ownership tags judged by their task instance's state, read through Airflow's execution API

@@ -227,7 +227,7 @@ class AmtTuningJobOperator(WaitingOperator):
         ``fail_on``, ``skip_on`` or ``good_enough`` say otherwise; ``None`` for no limit (templated).
     :param deferrable: wait in the triggerer; default ``[operators] default_deferrable``.
     :param stop_on_kill: stop the tuning job when the task is killed (marked failed or successful, cleared,
-        timed out). While the task is deferred this needs Airflow 3.3.
+        timed out).
     :param job_name_prefix: start of the derived name, and the name of a mapped task instance in the UI;
         default: the task id (templated). It should be the same in every try.
     :param if_exists: what to do about a job of an earlier try of this very task instance: ``adopt`` as above;

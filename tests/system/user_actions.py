@@ -419,6 +419,12 @@ def _term(*, parent: bool, retried: bool) -> Play:
         (process.parent() if parent else process).send_signal(signal.SIGTERM)  # type: ignore[union-attr]
         if retried:
             return stage.next_try(started)
+        if parent and Version(minor()) < Version("3.3"):
+            # The supervisor of LocalExecutor is a child of the scheduler and has its handler, which does
+            # nothing in a child.
+            observed = stage.watch(started, until=None, within=WATCH_SECONDS)
+            stage.still_watched(started)
+            return observed
         return _ended(stage, started, "failed")
 
     return play
@@ -538,7 +544,8 @@ class Row:
 
     :param what: the event, for people.
     :param dag: which DAG of `tests/system/dags/killed.py`, without its mode.
-    :param sync: what becomes of the job of a task on a worker, by oldest Airflow minor; None: no such case.
+    :param sync: what becomes of the job of a task on a worker, by oldest Airflow minor; None, or no minor
+        that is old enough: no such case.
     :param deferred: the same of a deferred task.
     :param alone: it disturbs the others.
     """
@@ -555,8 +562,8 @@ class Row:
         column = self.sync if mode == "sync" else self.deferred
         if column is None:
             return None
-        since = max(Version(one) for one in column if Version(one) <= Version(minor))
-        return column[str(since)]
+        known = [Version(one) for one in column if Version(one) <= Version(minor)]
+        return column[str(max(known))] if known else None
 
 
 def _always(*fates: Fate) -> Mapping[str, Collection[Fate]]:
@@ -653,13 +660,13 @@ ROWS: Mapping[str, Row] = {
         what="SIGTERM of the task's supervisor, no retry left",
         dag="plain",
         play=_term(parent=True, retried=False),
-        sync=_always(Fate.STOPPED),
+        sync={"3.1": (Fate.RUNS_ON,), "3.3": (Fate.STOPPED,)},
     ),
     "term_supervisor_retry": Row(
         what="SIGTERM of the task's supervisor, a retry left",
         dag="retry",
         play=_term(parent=True, retried=True),
-        sync=_always(Fate.ADOPTED),
+        sync={"3.3": (Fate.ADOPTED,)},
     ),
     "leave": Row(
         what="mark failed, stop_on_kill=False",
