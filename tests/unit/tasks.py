@@ -86,7 +86,7 @@ class FakeHook:
 
     def list_training_jobs(self, name: str, *, status: str | None = None) -> Iterator[dict[str, Any]]:
         self.calls.append(("list_training_jobs", name))
-        for summary in self.training_jobs_of.get(name, []):
+        for summary in self.training_jobs_of.get(name, [describe(name)["BestTrainingJob"]]):
             if status in (None, summary.get("TrainingJobStatus")):
                 yield deepcopy(summary)
 
@@ -126,10 +126,6 @@ class FakeHook:
         for name in sorted({*self.script, *self.tags_of}):
             if filters.get("NameContains", "") in name:
                 yield {"HyperParameterTuningJobName": name, "HyperParameterTuningJobArn": ARN + name}
-
-    def list_training_jobs(self, name: str) -> Iterator[dict[str, Any]]:
-        self.calls.append(("list_training_jobs", name))
-        yield dict(describe(name)["BestTrainingJob"])
 
     def tags(self, arn: str) -> dict[str, str] | None:
         return self.tags_of.get(arn.removeprefix(ARN), {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from example_dags.amt_on_tuning_job_ended import on_tuning_job_ended
+from importlib import import_module
 
-dag = on_tuning_job_ended
+# Not an import statement: to mypy the examples are files, not a package.
+dag = import_module("example_dags.amt_on_tuning_job_ended").on_tuning_job_ended
