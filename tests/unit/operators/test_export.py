@@ -141,7 +141,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(export.os, "fsync", full)
+        patched.setattr("os.fsync", full)
         with pytest.raises(OSError, match="no space"):
             run(place.as_uri())
     assert place.read_text() == "old"
