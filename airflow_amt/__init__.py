@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from airflow_amt.operators.best import AmtBestTrainingJobOperator
     from airflow_amt.operators.branch import AmtOutcomeBranchOperator
     from airflow_amt.operators.export import AmtExportTrainingJobsOperator
+    from airflow_amt.operators.reap import AmtReapTuningJobsOperator
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
     from airflow_amt.operators.tuning import AmtTuningJobOperator
     from airflow_amt.sensors.tuning import AmtTuningJobSensor
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         AmtAwaitedJobStopped,
         AmtNoUsableTrainingJob,
         AmtOwnJobEndedError,
+        AmtReapError,
         AmtTaskKilled,
         AmtTuningJobError,
         AmtTuningJobFailed,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
         CompletionCriteria,
         CompletionReason,
         ObjectiveType,
+        TuningJobRequest,
         TuningOutcome,
         TuningProgress,
         branch_on_outcome,
@@ -70,6 +73,8 @@ __all__ = [
     "AmtNoUsableTrainingJob",
     "AmtOutcomeBranchOperator",
     "AmtOwnJobEndedError",
+    "AmtReapError",
+    "AmtReapTuningJobsOperator",
     "AmtRequestError",
     "AmtResourceInUseError",
     "AmtResourceLimitExceededError",
@@ -90,6 +95,7 @@ __all__ = [
     "CompletionCriteria",
     "CompletionReason",
     "ObjectiveType",
+    "TuningJobRequest",
     "TuningOutcome",
     "TuningProgress",
     "__version__",
@@ -120,6 +126,7 @@ _MODULES = {
             "AmtAwaitedJobStopped",
             "AmtNoUsableTrainingJob",
             "AmtOwnJobEndedError",
+            "AmtReapError",
             "AmtTaskKilled",
             "AmtTuningJobError",
             "AmtTuningJobFailed",
@@ -133,6 +140,7 @@ _MODULES = {
             "CompletionCriteria",
             "CompletionReason",
             "ObjectiveType",
+            "TuningJobRequest",
             "TuningOutcome",
             "TuningProgress",
             "branch_on_outcome",
@@ -144,6 +152,7 @@ _MODULES = {
     "AmtExportTrainingJobsOperator": "airflow_amt.operators.export",
     "AmtHook": "airflow_amt.hooks.tuning",
     "AmtOutcomeBranchOperator": "airflow_amt.operators.branch",
+    "AmtReapTuningJobsOperator": "airflow_amt.operators.reap",
     "AmtStopTuningJobOperator": "airflow_amt.operators.stop",
     "AmtTuningJobEndedTrigger": "airflow_amt.triggers.ended",
     "AmtTuningJobLink": "airflow_amt.links.tuning",

@@ -117,6 +117,7 @@ def test_every_error_is_public() -> None:
 _IMPORT_OPERATORS = (
     "import sys; import airflow_amt.operators.stop, airflow_amt.operators.tuning; "
     "import airflow_amt.operators.branch, airflow_amt.operators.best, airflow_amt.operators.export; "
+    "import airflow_amt.operators.reap; "
     "import airflow_amt.sensors.tuning, airflow_amt.triggers.tuning, airflow_amt.triggers.ended; "
     "print([name for name in sys.modules "
     "if name.split('.')[0] in ('boto3', 'botocore') or name.startswith('airflow.providers.amazon.aws')])"

@@ -11,6 +11,7 @@ from airflow_amt.exceptions import AmtError
 from airflow_amt.task_exceptions import (
     AmtNoUsableTrainingJob,
     AmtOwnJobEndedError,
+    AmtReapError,
     AmtTaskKilled,
     AmtTuningJobError,
 )
@@ -30,6 +31,7 @@ EXAMPLES: list[AirflowException] = [
         if isinstance(kind, type) and issubclass(kind, AmtTuningJobError)
     ),
     AmtTaskKilled("churn-model", "the tuning job is being stopped"),
+    AmtReapError(["churn-model could not be stopped"], {"owned": 2, "stopped": 1}),
     AmtNoUsableTrainingJob("churn-model", "none completed with an objective."),
     AmtOwnJobEndedError("churn-model", {"airflow-amt:dag-id": "mine"}, {}, "Completed"),
 ]
