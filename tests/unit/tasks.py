@@ -86,7 +86,7 @@ class FakeHook:
 
     def list_training_jobs(self, name: str, *, status: str | None = None) -> Iterator[dict[str, Any]]:
         self.calls.append(("list_training_jobs", name))
-        for summary in self.training_jobs_of.get(name, [describe(name)["BestTrainingJob"]]):
+        for summary in self.training_jobs_of.get(name, []):
             if status in (None, summary.get("TrainingJobStatus")):
                 yield deepcopy(summary)
 
