@@ -1,4 +1,7 @@
-"""The example DAG that is scheduled on "a tuning job ended", as it is."""
+"""The example DAG that is scheduled on "a tuning job ended", as it is.
+
+Airflow reads a file only if it has the words "airflow" and "dag" in it (``dag_discovery_safe_mode``).
+"""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_formulas_are_disarmed_and_numbers_are_not(text: str) -> None:
 
 def test_a_tuning_job_without_training_jobs_gives_the_heading_alone(tmp_path: Path) -> None:
     place = tmp_path / "jobs.csv"
-    assert run(place.as_uri(), FakeHook({NAME: ["Failed"]}))["rows"] == 0
+    assert run(place.as_uri(), FakeHook({NAME: ["Failed"]}, training_jobs_of={NAME: []}))["rows"] == 0
     assert place.read_bytes() == (",".join(export.COLUMNS) + "\r\n").encode()
 
 
@@ -141,7 +141,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("airflow_amt.operators.export.os.fsync", full)
+        patched.setattr("os.fsync", full)
         with pytest.raises(OSError, match="no space"):
             run(place.as_uri())
     assert place.read_text() == "old"
