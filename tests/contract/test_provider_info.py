@@ -49,7 +49,7 @@ def test_every_module_is_listed_once_and_can_be_imported() -> None:
         f"airflow_amt.{path.parent.name}.{path.stem}"
         for kind in ("operators", "sensors", "hooks", "triggers")
         for path in (PACKAGE / kind).glob("*.py")
-        if path.stem not in ("__init__", "errors")
+        if path.stem not in ("__init__", "errors", "patience")
     }
     assert sorted(listed) == sorted(present)
     for module in listed:
@@ -159,6 +159,7 @@ def test_a_mapped_task_has_the_defaults_of_any_other(name: str) -> None:
     arguments: dict[str, dict[str, object]] = {
         "AmtOutcomeBranchOperator": {"outcome": {}, "branches": {"failed": "a"}},
         "AmtExportTrainingJobsOperator": {"tuning_job_name": "a", "destination": "b"},
+        "AmtReapTuningJobsOperator": {"dag_ids": ["a"]},
         "AmtTuningJobOperator": {"config": {}},
     }
     (key, value), *fixed = arguments.get(name, {"tuning_job_name": "a"}).items()
