@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from airflow_amt.links.tuning import AmtTuningJobLink
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
     from airflow_amt.operators.tuning import AmtTuningJobOperator
+    from airflow_amt.sensors.progress import AmtTuningProgressSensor
     from airflow_amt.sensors.tuning import AmtTuningJobSensor
     from airflow_amt.task_exceptions import (
         AmtAwaitedJobFailed,
         AmtAwaitedJobStopped,
+        AmtConditionNotMet,
         AmtOwnJobEndedError,
         AmtTaskKilled,
         AmtTuningJobError,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         AmtTuningJobStopped,
         AmtTuningJobTimeout,
     )
+    from airflow_amt.triggers.progress import AmtTuningProgressTrigger
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.tuning import (
         CompletionCriteria,
@@ -47,6 +50,20 @@ if TYPE_CHECKING:
         TuningProgress,
         infer_outcome,
     )
+    from airflow_amt.tuning.conditions import (
+        BudgetShareUsed,
+        Condition,
+        ConditionResult,
+        Converged,
+        EstimatedTimeLeftBelow,
+        FailureShareAbove,
+        FirstUsableModel,
+        NotImproving,
+        RuntimeAbove,
+        TargetReached,
+        TrainingJobsDone,
+        parse_condition,
+    )
 
 __version__ = "0.1.0"
 
@@ -55,6 +72,7 @@ __all__ = [
     "AmtAwaitedJobFailed",
     "AmtAwaitedJobStopped",
     "AmtAwsError",
+    "AmtConditionNotMet",
     "AmtError",
     "AmtFieldError",
     "AmtHook",
@@ -75,14 +93,28 @@ __all__ = [
     "AmtTuningJobStopped",
     "AmtTuningJobTimeout",
     "AmtTuningJobTrigger",
+    "AmtTuningProgressSensor",
+    "AmtTuningProgressTrigger",
     "AmtValidationError",
+    "BudgetShareUsed",
     "CompletionCriteria",
     "CompletionReason",
+    "Condition",
+    "ConditionResult",
+    "Converged",
+    "EstimatedTimeLeftBelow",
+    "FailureShareAbove",
+    "FirstUsableModel",
+    "NotImproving",
     "ObjectiveType",
+    "RuntimeAbove",
+    "TargetReached",
+    "TrainingJobsDone",
     "TuningOutcome",
     "TuningProgress",
     "__version__",
     "infer_outcome",
+    "parse_condition",
 ]
 
 _MODULES = {
@@ -106,6 +138,7 @@ _MODULES = {
         (
             "AmtAwaitedJobFailed",
             "AmtAwaitedJobStopped",
+            "AmtConditionNotMet",
             "AmtOwnJobEndedError",
             "AmtTaskKilled",
             "AmtTuningJobError",
@@ -126,12 +159,31 @@ _MODULES = {
         ),
         "airflow_amt.tuning",
     ),
+    **dict.fromkeys(
+        (
+            "BudgetShareUsed",
+            "Condition",
+            "ConditionResult",
+            "Converged",
+            "EstimatedTimeLeftBelow",
+            "FailureShareAbove",
+            "FirstUsableModel",
+            "NotImproving",
+            "RuntimeAbove",
+            "TargetReached",
+            "TrainingJobsDone",
+            "parse_condition",
+        ),
+        "airflow_amt.tuning.conditions",
+    ),
     "AmtHook": "airflow_amt.hooks.tuning",
     "AmtStopTuningJobOperator": "airflow_amt.operators.stop",
     "AmtTuningJobLink": "airflow_amt.links.tuning",
     "AmtTuningJobOperator": "airflow_amt.operators.tuning",
     "AmtTuningJobSensor": "airflow_amt.sensors.tuning",
     "AmtTuningJobTrigger": "airflow_amt.triggers.tuning",
+    "AmtTuningProgressSensor": "airflow_amt.sensors.progress",
+    "AmtTuningProgressTrigger": "airflow_amt.triggers.progress",
 }
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "AirflowFailException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
+    "can_start_from_trigger",
     "default_deferrable",
     "in_thread",
     "read_task_state",
@@ -55,6 +56,18 @@ _POLLING_THREADS = 16
 def default_deferrable() -> bool:
     """Return ``[operators] default_deferrable``, read once when the operators are imported."""
     return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
+
+
+@cache
+def can_start_from_trigger() -> bool:
+    """Whether the scheduler can hand a task to a triggerer at once, its trigger's arguments being templates.
+
+    Airflow 3.3 and later. 3.1 and 3.2 know ``start_from_trigger`` and never look at it: the task begins on
+    a worker.
+    """
+    from airflow.triggers.base import BaseTrigger
+
+    return hasattr(BaseTrigger, "render_template_fields")
 
 
 def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:

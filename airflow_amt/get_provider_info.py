@@ -32,8 +32,18 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_amt.operators.tuning", "airflow_amt.operators.stop"],
             }
         ],
-        "sensors": [{"integration-name": integration, "python-modules": ["airflow_amt.sensors.tuning"]}],
+        "sensors": [
+            {
+                "integration-name": integration,
+                "python-modules": ["airflow_amt.sensors.tuning", "airflow_amt.sensors.progress"],
+            }
+        ],
         "hooks": [{"integration-name": integration, "python-modules": ["airflow_amt.hooks.tuning"]}],
-        "triggers": [{"integration-name": integration, "python-modules": ["airflow_amt.triggers.tuning"]}],
+        "triggers": [
+            {
+                "integration-name": integration,
+                "python-modules": ["airflow_amt.triggers.tuning", "airflow_amt.triggers.progress"],
+            }
+        ],
         "extra-links": ["airflow_amt.links.tuning.AmtTuningJobLink"],
     }

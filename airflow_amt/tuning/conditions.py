@@ -760,8 +760,6 @@ def _from_json(text: str, path: str) -> Any:
 
 
 def _parse(value: Any, path: str, depth_left: int) -> Condition:
-    if isinstance(value, Condition):
-        return value
     if not isinstance(value, Mapping):
         raise AmtFieldError(
             path, value, "a condition or its dict", "pass {'type': 'target_reached', 'value': 0.9}"
