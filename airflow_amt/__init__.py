@@ -174,7 +174,7 @@ _MODULES = {
             "TrainingJobsDone",
             "parse_condition",
         ),
-        "airflow_amt.tuning.conditions",
+        "airflow_amt.tuning",
     ),
     "AmtHook": "airflow_amt.hooks.tuning",
     "AmtStopTuningJobOperator": "airflow_amt.operators.stop",

@@ -237,7 +237,7 @@ class AmtTuningProgressSensor(WatchingSensor):
 
 
 def _as_template(value: Any) -> Any:
-    """Return a value whose references to other tasks' XComs are the templates that read these, if there are any."""
+    """Return a value with the templates that read other tasks' XComs in place of references to these."""
     if isinstance(value, XComArg):
         text = str(value)
         return text if text.startswith("{{") else value

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from airflow_amt.tuning.conditions import (
+    BudgetShareUsed,
+    Condition,
+    ConditionResult,
+    Converged,
+    EstimatedTimeLeftBelow,
+    FailureShareAbove,
+    FirstUsableModel,
+    NotImproving,
+    RuntimeAbove,
+    TargetReached,
+    TrainingJobsDone,
+    parse_condition,
+)
 from airflow_amt.tuning.convergence import ConvergenceRule, NoSignificantImprovement
 from airflow_amt.tuning.criteria import CompletionCriteria, CompletionReason, ObjectiveType
 from airflow_amt.tuning.history import (
@@ -28,19 +42,30 @@ from airflow_amt.tuning.request import (
 from airflow_amt.tuning.warm_start import check_warm_start, prior_evaluations
 
 __all__ = [
+    "BudgetShareUsed",
     "CompletionCriteria",
     "CompletionReason",
+    "Condition",
+    "ConditionResult",
+    "Converged",
     "ConvergenceRule",
     "CriteriaTracker",
     "CriterionFired",
+    "EstimatedTimeLeftBelow",
+    "FailureShareAbove",
+    "FirstUsableModel",
     "NoSignificantImprovement",
+    "NotImproving",
     "ObjectiveCounters",
     "ObjectiveType",
     "Owner",
     "ReplayReport",
+    "RuntimeAbove",
     "SatisfactoryProgress",
+    "TargetReached",
     "TrainingJobCounters",
     "TrainingJobResult",
+    "TrainingJobsDone",
     "TuningJobStatus",
     "TuningOutcome",
     "TuningProgress",
@@ -49,6 +74,7 @@ __all__ = [
     "derive_job_name",
     "estimated_max_compute",
     "infer_outcome",
+    "parse_condition",
     "prior_evaluations",
     "replay",
     "search_space_size",

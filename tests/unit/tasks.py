@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -65,12 +66,14 @@ class FakeHook:
     """Tuning jobs in memory, at the hook's boundary: what is scripted is answered, what is asked is noted.
 
     ``script[name]`` lists answers of describe (a status, a description or an error); the last one stays.
+    ``lists[name]`` does so for the training jobs: each a list of summaries, or an error.
     """
 
     script: dict[str, list[Any]] = field(default_factory=dict)
     tags_of: dict[str, dict[str, str] | None] = field(default_factory=dict)
     calls: list[tuple[str, Any]] = field(default_factory=list)
     stop_takes_effect: str = "Stopped"
+    lists: dict[str, list[Any]] = field(default_factory=dict)
 
     def describe_tuning_job(self, name: str) -> dict[str, Any]:
         self.calls.append(("describe", name))
@@ -81,6 +84,14 @@ class FakeHook:
         if isinstance(answer, Exception):
             raise answer
         return describe(name, answer) if isinstance(answer, str) else deepcopy(answer)
+
+    def list_training_jobs(self, name: str) -> Iterator[dict[str, Any]]:
+        self.calls.append(("list", name))
+        answers = self.lists.get(name) or [[]]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        yield from deepcopy(answer)
 
     def create_tuning_job(self, request: Mapping[str, Any]) -> str:
         name = str(request["HyperParameterTuningJobName"])
@@ -158,8 +169,11 @@ def fired(trigger: AmtTuningJobTrigger) -> dict[str, Any]:
 def stored(trigger: Any) -> AmtTuningJobTrigger:
     """Send a trigger through its serialised form, as the metadata database does."""
     path, arguments = trigger.serialize()
-    assert path == "airflow_amt.triggers.tuning.AmtTuningJobTrigger"
-    return AmtTuningJobTrigger(**json.loads(json.dumps(arguments)))
+    module, _, name = path.rpartition(".")
+    made = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
+    assert type(made) is type(trigger)
+    again: AmtTuningJobTrigger = made
+    return again
 
 
 def run_task(
