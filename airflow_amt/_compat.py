@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from airflow.sdk.configuration import conf
@@ -43,6 +43,7 @@ __all__ = [
     "can_start_from_trigger",
     "default_deferrable",
     "in_thread",
+    "push_xcoms",
     "read_task_state",
 ]
 
@@ -85,6 +86,28 @@ def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> s
     key = task_id if map_index < 0 else f"{task_id}_{map_index}"
     state = (states.get(run_id) or {}).get(key)
     return None if state is None else str(getattr(state, "value", state))
+
+
+def push_xcoms(task_instance: Any, values: Mapping[str, Any]) -> None:
+    """Push XComs of a task instance from inside a triggerer, as a worker would; blocking.
+
+    :param task_instance: what the triggerer gave the trigger.
+    :param values: by key; JSON-safe.
+    :raises Exception: whatever the supervisor answers when a value cannot be stored.
+    """
+    from airflow.sdk.execution_time.xcom import XCom
+
+    if task_instance is None:
+        raise ValueError("a trigger without a task instance has no XCom")
+    for key, value in values.items():
+        XCom.set(
+            key=key,
+            value=value,
+            dag_id=task_instance.dag_id,
+            task_id=task_instance.task_id,
+            run_id=task_instance.run_id,
+            map_index=task_instance.map_index,
+        )
 
 
 @cache

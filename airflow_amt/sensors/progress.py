@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import XComArg
+from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow.triggers.base import StartTriggerArgs
 
 from airflow_amt import _compat
@@ -60,8 +62,9 @@ class AmtTuningProgressSensor(WatchingSensor):
     Waiting without a worker (Airflow 3.3): with ``start_from_trigger`` the scheduler hands the task to a
     triggerer at once, and a worker only ends it; with ``end_from_trigger`` as well there is no worker at
     all where the task succeeds or is skipped (a failure goes to one). Airflow 3.1 and 3.2 begin on a
-    worker, and so do, in every version, a mapped task and arguments that cannot be written as a template (an
-    ``XComArg`` with ``map`` or ``zip``): the task defers from there, and answers the same.
+    worker, and so do, in every version, a mapped task and arguments that a triggerer cannot render (templates
+    with ``xcom_pull``, ``prev_...`` or asset events; the output of a mapped task or one with ``map`` or
+    ``zip``; ``task.output`` itself is fine): the task defers from there, and answers the same.
 
     What it does not do: it never stops the tuning job. Without a worker Airflow runs no ``pre_execute`` and
     no ``on_execute_callback``, shows the link to the console only at the end, and updates no asset: outlets
@@ -213,11 +216,11 @@ class AmtTuningProgressSensor(WatchingSensor):
 
     def _start_trigger_args(self) -> StartTriggerArgs | None:
         """Return what the scheduler starts the trigger with; ``None`` if a worker has to begin."""
-        fields = {name: getattr(self, name) for name in self.template_fields}
         if isinstance(self.condition, XComArg):
             return None  # a triggerer renders to text only
-        templates = {name: _as_template(value) for name, value in fields.items()}
-        if any(_holds_xcom(value) for value in templates.values()):
+        try:
+            templates = {name: _as_template(getattr(self, name)) for name in self.template_fields}
+        except _NotInTriggererError:
             return None
         timeout = timedelta(seconds=self.timeout) + _BACKSTOP
         # The scheduler takes the shorter one of the two.
@@ -236,11 +239,32 @@ class AmtTuningProgressSensor(WatchingSensor):
         )
 
 
+#: What a template may not ask for in a triggerer: Airflow 3.3.2 never answers there, and the trigger would
+#: hang for ever. XComs are among it, except those of one map index.
+_UNANSWERED = re.compile(r"xcom|prev_|_events")
+
+
+class _NotInTriggererError(Exception):
+    """An argument that a triggerer cannot render."""
+
+
 def _as_template(value: Any) -> Any:
-    """Return a value with the templates that read other tasks' XComs in place of references to these."""
-    if isinstance(value, XComArg):
-        text = str(value)
-        return text if text.startswith("{{") else value
+    """Return a value with the templates that read other tasks' XComs in place of references to these.
+
+    :raises _NotInTriggererError: it holds what a triggerer cannot render.
+    """
+    if isinstance(value, PlainXComArg) and not value.operator.is_mapped:
+        task = value.operator
+        if next(task.iter_mapped_task_groups(), None) is None:
+            # map_indexes is what makes the difference: see _UNANSWERED.
+            return (
+                f"{{{{ task_instance.xcom_pull(task_ids={task.task_id!r}, dag_id={task.dag_id!r}, "
+                f"key={value.key!r}, map_indexes=-1) }}}}"
+            )
+    if isinstance(value, XComArg) or (
+        isinstance(value, str) and _TEMPLATE.search(value) and _UNANSWERED.search(value)
+    ):
+        raise _NotInTriggererError
     if isinstance(value, Mapping):
         return {key: _as_template(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -248,7 +272,4 @@ def _as_template(value: Any) -> Any:
     return value
 
 
-def _holds_xcom(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_holds_xcom(one) for one in value.values())
-    return isinstance(value, XComArg) or (isinstance(value, list) and any(_holds_xcom(one) for one in value))
+_TEMPLATE = re.compile(r"\{\{|\{%")

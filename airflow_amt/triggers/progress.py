@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent, TriggerEvent
 
+from airflow_amt import _compat
 from airflow_amt.exceptions import AmtAwsError, AmtFieldError
 from airflow_amt.links.tuning import AmtTuningJobLink, console_url
 from airflow_amt.triggers.tuning import AmtTuningJobTrigger, EventKind
@@ -133,7 +134,7 @@ class AmtTuningProgressTrigger(AmtTuningJobTrigger):
         except AmtFieldError:
             # A worker renders templates with all that the DAG defines, and says what is wrong if it still is.
             self.log.exception("The trigger cannot use its arguments; a worker looks at them")
-            yield self.event(EventKind.UNUSABLE, None, None)
+            yield await self.event(EventKind.UNUSABLE, None, None)
             return
         async for event in super().run():
             yield event
@@ -146,13 +147,15 @@ class AmtTuningProgressTrigger(AmtTuningJobTrigger):
             **options,
         )
 
-    def event(self, kind: EventKind, reading: Reading | None, error: AmtAwsError | None) -> TriggerEvent:
+    async def event(
+        self, kind: EventKind, reading: Reading | None, error: AmtAwsError | None
+    ) -> TriggerEvent:
         """Return the event to fire: to resume the task or, where that is asked for, to end it."""
         if self.end_from_trigger and reading and kind in (EventKind.CONDITION, EventKind.ENDED):
-            end = self._end(reading)
+            end = await self._end(reading)
             if end is not None:
                 return end
-        return super().event(kind, reading, error)
+        return await super().event(kind, reading, error)
 
     def payload(self, kind: EventKind, reading: Reading | None, error: AmtAwsError | None) -> dict[str, Any]:
         """Return the event's payload, JSON-safe."""
@@ -164,21 +167,32 @@ class AmtTuningProgressTrigger(AmtTuningJobTrigger):
             "result": _result(reading),
         }
 
-    def _end(self, reading: Reading) -> TriggerEvent | None:
+    async def _end(self, reading: Reading) -> TriggerEvent | None:
         """Return the event that ends the task from here; ``None`` if a worker has to."""
         progress, condition = reading.judged()
         decision = end_decision(progress, condition, OnEnd.parse(self.on_end))
         if decision is OnEnd.FAIL:
             return None
         result = progress_result(progress, condition)
-        xcoms: dict[str, Any] = {PROGRESS_KEY: result}
+        values: dict[str, Any] = {PROGRESS_KEY: result}
+        if decision is OnEnd.SUCCEED:
+            values[_RETURN_KEY] = result
         url = console_url(progress.arn)
         if url is not None:
-            xcoms[AmtTuningJobLink().xcom_key] = url
+            values[AmtTuningJobLink().xcom_key] = url
+        ti = self.task_instance
+        try:
+            # Not with the event: Airflow 3.1 to 3.3 store its XComs as JSON text within JSON, and the next
+            # task would get a string where it gets a dict from a worker.
+            await _compat.in_thread(lambda: _compat.push_xcoms(ti, values))
+        except Exception:
+            # Whatever it is, a worker can still publish the result, and end the task.
+            self.log.exception("The result cannot be published from the triggerer; a worker does it")
+            return None
         if decision is OnEnd.SKIP:
             self.log.info("Skipping, as on_end asks: %s", condition.reason)
-            return TaskSkippedEvent(xcoms=xcoms)
-        return TaskSuccessEvent(xcoms={**xcoms, _RETURN_KEY: result})
+            return TaskSkippedEvent()
+        return TaskSuccessEvent()
 
 
 def _result(reading: Reading | None) -> dict[str, Any] | None:

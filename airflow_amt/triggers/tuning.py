@@ -130,18 +130,18 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             try:
                 reading = await _compat.in_thread(reader.read)
             except AmtAwsError as error:
-                yield self.event(EventKind.ERROR, None, error)
+                yield await self.event(EventKind.ERROR, None, error)
                 return
             except Exception as error:
                 # Building the hook can raise anything (Airflow: no such connection). Raised from here it
                 # would make Airflow fail the task unasked; this way the worker looks for itself.
                 self.log.exception("Tuning job %s cannot be watched", self.tuning_job_name)
-                yield self.event(EventKind.ERROR, None, self._not_read(error))
+                yield await self.event(EventKind.ERROR, None, self._not_read(error))
                 return
             if reading.verdict is Verdict.WAIT:
                 await asyncio.sleep(_jittered(reading.delay_seconds))
                 continue
-            yield self.event(EventKind(reading.verdict.value), reading, None)
+            yield await self.event(EventKind(reading.verdict.value), reading, None)
             return
 
     def new_reader(self, **options: Any) -> TuningJobReader:
@@ -230,7 +230,9 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             "this connection and what it needs.",
         )
 
-    def event(self, kind: EventKind, reading: Reading | None, error: AmtAwsError | None) -> TriggerEvent:
+    async def event(
+        self, kind: EventKind, reading: Reading | None, error: AmtAwsError | None
+    ) -> TriggerEvent:
         """Return the event to fire."""
         return TriggerEvent(self.payload(kind, reading, error))  # type: ignore[no-untyped-call]
 

@@ -364,20 +364,25 @@ def test_a_reference_to_another_task_becomes_a_template() -> None:
     arguments = task.start_trigger_args
     assert arguments is not None
     assert arguments.trigger_kwargs is not None
-    pull = "task_instance.xcom_pull(task_ids='wait', dag_id='chain', key='{}')"
+    # With a map index: without it, the triggerer of Airflow 3.3.2 never answers.
+    pull = "task_instance.xcom_pull(task_ids='wait', dag_id='chain', key='{}', map_indexes=-1)"
     assert arguments.trigger_kwargs["tuning_job_name"] == "{{ " + pull.format("tuning_job_name") + " }}"
     value = arguments.trigger_kwargs["condition"]["of"][0]["value"]
     assert value == "{{ " + pull.format("return_value") + " }}"
 
 
-@pytest.mark.parametrize("which", ["mapped", "whole"])
-def test_what_no_template_can_say_begins_on_a_worker(which: str) -> None:
+@pytest.mark.parametrize("which", ["mapped", "whole", "own xcom", "output", "previous"])
+def test_what_a_triggerer_cannot_render_begins_on_a_worker(which: str) -> None:
     with DAG("chain", schedule=None):
         first = XComArg(sensor())
-        changes: dict[str, Any] = {
+        cases: dict[str, dict[str, Any]] = {
             "mapped": {"tuning_job_name": first.map(str)},
             "whole": {"condition": first},
-        }[which]
+            "own xcom": {"tuning_job_name": "{{ ti.xcom_pull(task_ids='wait') }}"},
+            "output": {"tuning_job_name": f"{first}"},
+            "previous": {"region_name": "{{ prev_start_date_success }}"},
+        }
+        changes = cases[which]
         given: dict[str, Any] = {"tuning_job_name": NAME, "condition": Converged(), **changes}
         task = AmtTuningProgressSensor(task_id="next", start_from_trigger=True, **given)
     assert task.start_from_trigger is False

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent
 
+from airflow_amt import _compat
 from airflow_amt.triggers.progress import AmtTuningProgressTrigger
 from airflow_amt.tuning import (
     BudgetShareUsed,
@@ -19,7 +21,7 @@ from airflow_amt.tuning import (
     TrainingJobsDone,
 )
 from airflow_amt.watch import polling
-from tests.unit.tasks import ARN, DENIED, THROTTLED, FakeHook, describe, fired, loud_log, stored, use_hook
+from tests.unit.tasks import DENIED, THROTTLED, FakeHook, describe, fired, loud_log, stored, use_hook
 from tests.unit.tuning.factories import results, summary
 
 NAME = "churn-model"
@@ -166,53 +168,84 @@ def test_errors_of_the_list_are_errors_of_reading() -> None:
 # --- ending the task ---------------------------------------------------------------------------
 
 
-def test_it_ends_the_task_when_the_condition_is_met() -> None:
+class Published(dict[str, Any]):
+    """The XComs that a trigger pushed; ``error`` is raised instead."""
+
+    error: Exception | None = None
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> Published:
+    """Take what a trigger pushes, at the boundary to the triggerer's supervisor."""
+    made = Published()
+
+    def push(ti: Any, values: Any) -> None:
+        if made.error is not None:
+            raise made.error
+        json.dumps(values)
+        made.update(values)
+
+    monkeypatch.setattr(_compat, "push_xcoms", push)
+    return made
+
+
+def test_it_ends_the_task_when_the_condition_is_met(published: Published) -> None:
     hook = FakeHook({NAME: [running(1)]})
     event = event_of(trigger(hook, FirstUsableModel(), end_from_trigger=True, on_end="fail"))
     assert isinstance(event, TaskSuccessEvent)
-    assert event.xcoms is not None
-    result = event.xcoms["return_value"]
-    assert event.xcoms["progress"] == result
-    assert isinstance(result, dict)
+    # Airflow would store what is in the event as text within text.
+    assert event.xcoms is None
+    result = published["return_value"]
+    assert published["progress"] == result
     assert (result["fired"], result["status"]) == ("condition", "InProgress")
-    link = event.xcoms["_link_AmtTuningJobLink"]
-    assert isinstance(link, str)
-    assert link.endswith(f"/{NAME}")
+    assert published["_link_AmtTuningJobLink"].endswith(f"/{NAME}")
 
 
 @pytest.mark.parametrize("status", ["Completed", "Stopped"])
-def test_the_end_of_the_job_ends_the_task_as_on_end_says(status: str) -> None:
+def test_the_end_of_the_job_ends_the_task_as_on_end_says(status: str, published: Published) -> None:
     def event(on_end: str) -> Any:
+        published.clear()
         hook = FakeHook({NAME: [status]})
         return event_of(trigger(hook, Converged(), end_from_trigger=True, on_end=on_end))
 
-    assert event("succeed").xcoms["return_value"]["fired"] == "end"
-    skipped = event("skip")
-    assert isinstance(skipped, TaskSkippedEvent)
-    assert skipped.xcoms is not None
-    assert set(skipped.xcoms) == {"progress", "_link_AmtTuningJobLink"}
+    assert isinstance(event("succeed"), TaskSuccessEvent)
+    assert published["return_value"]["fired"] == "end"
+    assert isinstance(event("skip"), TaskSkippedEvent)
+    assert set(published) == {"progress", "_link_AmtTuningJobLink"}
     failed = event("fail")
     assert not isinstance(failed, (TaskSuccessEvent, TaskSkippedEvent))
-    assert failed.payload["event"] == "ended"
+    assert (failed.payload["event"], published) == ("ended", {})
 
 
-def test_a_failure_is_left_to_a_worker() -> None:
+def test_a_failure_is_left_to_a_worker(published: Published) -> None:
     event = event_of(trigger(FakeHook({NAME: ["Failed"]}), Converged(), end_from_trigger=True))
-    assert event.payload["event"] == "ended"
+    assert (event.payload["event"], published) == ("ended", {})
 
 
 @pytest.mark.parametrize("answers", [["InProgress"], [DENIED]], ids=["deadline", "error"])
-def test_a_deadline_and_an_error_are_left_to_a_worker(answers: list[Any]) -> None:
+def test_a_deadline_and_an_error_are_left_to_a_worker(answers: list[Any], published: Published) -> None:
     deadline = (datetime.now(UTC) + timedelta(seconds=0.05)).isoformat()
     made = trigger(FakeHook({NAME: answers}), Converged(), end_from_trigger=True, deadline=deadline)
     assert event_of(made).payload["event"] in ("deadline", "error")
+    assert published == {}
 
 
-def test_an_arn_without_a_link_ends_the_task_too() -> None:
+def test_a_result_that_cannot_be_published_is_left_to_a_worker(published: Published) -> None:
+    published.error = RuntimeError("the API server is away")
+    made = trigger(FakeHook({NAME: [running(1)]}), FirstUsableModel(), end_from_trigger=True)
+    payload = event_of(made).payload
+    assert (payload["event"], payload["result"]["fired"]) == ("condition", "condition")
+
+
+def test_outside_of_a_triggerer_it_leaves_the_end_to_a_worker() -> None:
+    made = trigger(FakeHook({NAME: [running(1)]}), FirstUsableModel(), end_from_trigger=True)
+    assert event_of(made).payload["event"] == "condition"
+
+
+def test_an_arn_without_a_link_ends_the_task_too(published: Published) -> None:
     hook = FakeHook({NAME: [running(1, HyperParameterTuningJobArn="")]})
-    event = event_of(trigger(hook, FirstUsableModel(), end_from_trigger=True))
-    assert set(event.xcoms) == {"progress", "return_value"}
-    assert ARN not in str(event.xcoms)
+    event_of(trigger(hook, FirstUsableModel(), end_from_trigger=True))
+    assert set(published) == {"progress", "return_value"}
 
 
 def test_a_kill_of_the_task_leaves_the_job_alone() -> None:
