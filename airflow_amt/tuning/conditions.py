@@ -616,44 +616,50 @@ class _Combination(Condition):
         return {"version": CONDITION_VERSION, **_body(self)}
 
 
+class _Several(_Combination):
+    """Base of what combines several conditions by the strongest answer among them."""
+
+    __slots__ = ()
+
+    strongest_first: ClassVar[tuple[Met, ...]]
+    of: tuple[Condition, ...]
+
+    @property
+    def parts(self) -> tuple[Condition, ...]:
+        """The conditions that it consists of."""
+        return self.of
+
+    def evaluate(
+        self, progress: TuningProgress, training_jobs: Sequence[TrainingJobResult] | None = None
+    ) -> ConditionResult:
+        """See :meth:`Condition.evaluate`; the parts that gave the strongest answer say why."""
+        results = [one.evaluate(progress, training_jobs) for one in self.of]
+        met = min((result.met for result in results), key=self.strongest_first.index)
+        deciding = [result for result in results if result.met is met]
+        return ConditionResult(
+            met=met,
+            code=self.code,
+            reason=" ".join(dict.fromkeys(result.reason for result in deciding)),
+            because=tuple(dict.fromkeys(name for result in deciding for name in result.because)),
+        )
+
+
 @dataclass(frozen=True, slots=True)
-class AllOf(_Combination):
+class AllOf(_Several):
     """Met if all of its conditions are, not met if one of them is not."""
 
     code: ClassVar[str] = "all"
+    strongest_first: ClassVar[tuple[Met, ...]] = (Met.NO, Met.UNKNOWN, Met.YES)
     of: tuple[Condition, ...]
-
-    @property
-    def parts(self) -> tuple[Condition, ...]:
-        """The conditions that it consists of."""
-        return self.of
-
-    def evaluate(
-        self, progress: TuningProgress, training_jobs: Sequence[TrainingJobResult] | None = None
-    ) -> ConditionResult:
-        """See :meth:`Condition.evaluate`."""
-        results = [one.evaluate(progress, training_jobs) for one in self.of]
-        return _combined(self.code, results, (Met.NO, Met.UNKNOWN, Met.YES))
 
 
 @dataclass(frozen=True, slots=True)
-class AnyOf(_Combination):
+class AnyOf(_Several):
     """Met if one of its conditions is, not met if none of them is."""
 
     code: ClassVar[str] = "any"
+    strongest_first: ClassVar[tuple[Met, ...]] = (Met.YES, Met.UNKNOWN, Met.NO)
     of: tuple[Condition, ...]
-
-    @property
-    def parts(self) -> tuple[Condition, ...]:
-        """The conditions that it consists of."""
-        return self.of
-
-    def evaluate(
-        self, progress: TuningProgress, training_jobs: Sequence[TrainingJobResult] | None = None
-    ) -> ConditionResult:
-        """See :meth:`Condition.evaluate`."""
-        results = [one.evaluate(progress, training_jobs) for one in self.of]
-        return _combined(self.code, results, (Met.YES, Met.UNKNOWN, Met.NO))
 
 
 @dataclass(frozen=True, slots=True)
@@ -680,18 +686,6 @@ class Negation(_Combination):
 
 def _operands(kind: type[AllOf] | type[AnyOf], condition: Condition) -> tuple[Condition, ...]:
     return condition.of if isinstance(condition, kind) else (condition,)
-
-
-def _combined(code: str, results: list[ConditionResult], strongest_first: tuple[Met, ...]) -> ConditionResult:
-    """Combine results: the strongest answer among them wins, and those that gave it say why."""
-    met = next(one for one in strongest_first if any(result.met is one for result in results))
-    deciding = [result for result in results if result.met is met]
-    return ConditionResult(
-        met=met,
-        code=code,
-        reason=" ".join(dict.fromkeys(result.reason for result in deciding)),
-        because=tuple(dict.fromkeys(name for result in deciding for name in result.because)),
-    )
 
 
 def _too_large(path: str, value: Any) -> AmtFieldError:
@@ -834,7 +828,7 @@ def _body(condition: Condition) -> dict[str, Any]:
     """Return a condition's dict without its version, which only the outermost one carries."""
     if isinstance(condition, Negation):
         return {"type": condition.code, "of": _body(condition.of)}
-    if isinstance(condition, (AllOf, AnyOf)):
+    if isinstance(condition, _Several):
         return {"type": condition.code, "of": [_body(one) for one in condition.of]}
     body: dict[str, Any] = {"type": condition.code}
     if isinstance(condition, SingleCondition):

@@ -68,13 +68,23 @@ def test_integrations_of_all_entries_exist() -> None:
 
 
 def test_extra_links_can_be_imported_and_belong_to_the_operators() -> None:
-    from airflow_amt import AmtStopTuningJobOperator, AmtTuningJobOperator, AmtTuningJobSensor
+    from airflow_amt import (
+        AmtStopTuningJobOperator,
+        AmtTuningJobOperator,
+        AmtTuningJobSensor,
+        AmtTuningProgressSensor,
+    )
 
     links = []
     for path in get_provider_info()["extra-links"]:
         module, _, name = path.rpartition(".")
         links.append(getattr(importlib.import_module(module), name))
-    for operator in (AmtTuningJobOperator, AmtStopTuningJobOperator, AmtTuningJobSensor):
+    for operator in (
+        AmtTuningJobOperator,
+        AmtStopTuningJobOperator,
+        AmtTuningJobSensor,
+        AmtTuningProgressSensor,
+    ):
         assert [type(link) for link in operator.operator_extra_links] == links
 
 
@@ -103,6 +113,7 @@ def test_every_error_is_public() -> None:
 _IMPORT_OPERATORS = (
     "import sys; import airflow_amt.operators.stop, airflow_amt.operators.tuning; "
     "import airflow_amt.sensors.tuning, airflow_amt.triggers.tuning; "
+    "import airflow_amt.sensors.progress, airflow_amt.triggers.progress; "
     "print([name for name in sys.modules "
     "if name.split('.')[0] in ('boto3', 'botocore') or name.startswith('airflow.providers.amazon.aws')])"
 )
