@@ -8,7 +8,12 @@ import pytest
 from airflow_amt import task_exceptions
 from airflow_amt._compat import AirflowException, AirflowFailException
 from airflow_amt.exceptions import AmtError
-from airflow_amt.task_exceptions import AmtOwnJobEndedError, AmtTaskKilled, AmtTuningJobError
+from airflow_amt.task_exceptions import (
+    AmtConditionNotMet,
+    AmtOwnJobEndedError,
+    AmtTaskKilled,
+    AmtTuningJobError,
+)
 
 OUTCOME = {
     "tuning_job_name": "churn-model",
@@ -25,6 +30,7 @@ EXAMPLES: list[AirflowException] = [
         if isinstance(kind, type) and issubclass(kind, AmtTuningJobError)
     ),
     AmtTaskKilled("churn-model", "the tuning job is being stopped"),
+    AmtConditionNotMet({**OUTCOME, "condition": {"reason": "The target is not reached."}}),
     AmtOwnJobEndedError("churn-model", {"airflow-amt:dag-id": "mine"}, {}, "Completed"),
 ]
 each = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
