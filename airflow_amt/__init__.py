@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     )
     from airflow_amt.hooks.tuning import AmtHook
     from airflow_amt.links.tuning import AmtTuningJobLink
+    from airflow_amt.operators.best import AmtBestTrainingJobOperator
+    from airflow_amt.operators.branch import AmtOutcomeBranchOperator
+    from airflow_amt.operators.export import AmtExportTrainingJobsOperator
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
     from airflow_amt.operators.tuning import AmtTuningJobOperator
     from airflow_amt.sensors.progress import AmtTuningProgressSensor
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
         AmtAwaitedJobFailed,
         AmtAwaitedJobStopped,
         AmtConditionNotMet,
+        AmtNoUsableTrainingJob,
         AmtOwnJobEndedError,
         AmtTaskKilled,
         AmtTuningJobError,
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
         AmtTuningJobStopped,
         AmtTuningJobTimeout,
     )
+    from airflow_amt.triggers.ended import AmtTuningJobEndedTrigger
     from airflow_amt.triggers.progress import AmtTuningProgressTrigger
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.tuning import (
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
         ObjectiveType,
         TuningOutcome,
         TuningProgress,
+        branch_on_outcome,
         infer_outcome,
     )
     from airflow_amt.tuning.conditions import (
@@ -72,11 +78,15 @@ __all__ = [
     "AmtAwaitedJobFailed",
     "AmtAwaitedJobStopped",
     "AmtAwsError",
+    "AmtBestTrainingJobOperator",
     "AmtConditionNotMet",
     "AmtError",
+    "AmtExportTrainingJobsOperator",
     "AmtFieldError",
     "AmtHook",
     "AmtJobExistsError",
+    "AmtNoUsableTrainingJob",
+    "AmtOutcomeBranchOperator",
     "AmtOwnJobEndedError",
     "AmtRequestError",
     "AmtResourceInUseError",
@@ -85,6 +95,7 @@ __all__ = [
     "AmtStopTuningJobOperator",
     "AmtTaskKilled",
     "AmtThrottledError",
+    "AmtTuningJobEndedTrigger",
     "AmtTuningJobError",
     "AmtTuningJobFailed",
     "AmtTuningJobLink",
@@ -113,6 +124,7 @@ __all__ = [
     "TuningOutcome",
     "TuningProgress",
     "__version__",
+    "branch_on_outcome",
     "infer_outcome",
     "parse_condition",
 ]
@@ -139,6 +151,7 @@ _MODULES = {
             "AmtAwaitedJobFailed",
             "AmtAwaitedJobStopped",
             "AmtConditionNotMet",
+            "AmtNoUsableTrainingJob",
             "AmtOwnJobEndedError",
             "AmtTaskKilled",
             "AmtTuningJobError",
@@ -155,6 +168,7 @@ _MODULES = {
             "ObjectiveType",
             "TuningOutcome",
             "TuningProgress",
+            "branch_on_outcome",
             "infer_outcome",
         ),
         "airflow_amt.tuning",
@@ -176,8 +190,12 @@ _MODULES = {
         ),
         "airflow_amt.tuning",
     ),
+    "AmtBestTrainingJobOperator": "airflow_amt.operators.best",
+    "AmtExportTrainingJobsOperator": "airflow_amt.operators.export",
     "AmtHook": "airflow_amt.hooks.tuning",
+    "AmtOutcomeBranchOperator": "airflow_amt.operators.branch",
     "AmtStopTuningJobOperator": "airflow_amt.operators.stop",
+    "AmtTuningJobEndedTrigger": "airflow_amt.triggers.ended",
     "AmtTuningJobLink": "airflow_amt.links.tuning",
     "AmtTuningJobOperator": "airflow_amt.operators.tuning",
     "AmtTuningJobSensor": "airflow_amt.sensors.tuning",

@@ -7,15 +7,18 @@ import contextvars
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from airflow.sdk import BranchMixIn
     from airflow.sdk.configuration import conf
     from airflow.sdk.exceptions import (
         AirflowException,
         AirflowFailException,
         AirflowSensorTimeout,
         AirflowSkipException,
+        AirflowTaskTimeout,
     )
 else:
     try:  # Airflow 3.2 and later
@@ -25,6 +28,7 @@ else:
             AirflowFailException,
             AirflowSensorTimeout,
             AirflowSkipException,
+            AirflowTaskTimeout,
         )
     except ImportError:  # Airflow 3.1
         from airflow.configuration import conf
@@ -33,6 +37,7 @@ else:
             AirflowFailException,
             AirflowSensorTimeout,
             AirflowSkipException,
+            AirflowTaskTimeout,
         )
 
 __all__ = [
@@ -40,11 +45,17 @@ __all__ = [
     "AirflowFailException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
+    "AirflowTaskTimeout",
+    "BranchMixIn",
+    "asset_state_stores",
     "can_start_from_trigger",
+    "count",
     "default_deferrable",
     "in_thread",
     "push_xcoms",
     "read_task_state",
+    "run_succeeded",
+    "triggers_hear_of_kills",
 ]
 
 _Result = TypeVar("_Result")
@@ -72,7 +83,7 @@ def can_start_from_trigger() -> bool:
 
 
 def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
-    """Read the state of a task instance from inside a triggerer; blocking.
+    """Read the state of a task instance from inside a triggerer or a task; blocking.
 
     :return: the state; ``None`` if it has none (cleared) or if the task instance is gone.
     :raises Exception: whatever the supervisor answers when the state cannot be read.
@@ -110,25 +121,53 @@ def push_xcoms(task_instance: Any, values: Mapping[str, Any]) -> None:
         )
 
 
+def run_succeeded(dag_id: str, run_id: str) -> bool:
+    """Say, from inside a task, whether a DAG run exists and was a success."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return bool(RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id], states=["success"]))
+
+
+def count(metric: str, tags: dict[str, str] | None = None) -> None:
+    """Add one to a metric of Airflow's (StatsD, OpenTelemetry)."""
+    try:  # Airflow 3.2 and later
+        from airflow.sdk.observability import stats
+    except ImportError:  # Airflow 3.1
+        from airflow.stats import Stats as stats  # type: ignore[no-redef] # noqa: N813
+    stats.incr(metric, tags=tags or {})
+
+
+def triggers_hear_of_kills() -> bool:
+    """Whether Airflow calls a trigger's ``on_kill`` (3.3 and later)."""
+    from airflow.triggers.base import BaseTrigger
+
+    return hasattr(BaseTrigger, "on_kill")
+
+
 @cache
-def _polling_threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=_POLLING_THREADS, thread_name_prefix="airflow-amt")
+def _threads(urgent: bool) -> ThreadPoolExecutor:
+    name = "airflow-amt-kill" if urgent else "airflow-amt"
+    return ThreadPoolExecutor(max_workers=_POLLING_THREADS, thread_name_prefix=name)
 
 
-async def in_thread(call: Callable[[], _Result]) -> _Result:
+async def in_thread(call: Callable[[], _Result], *, urgent: bool = False) -> _Result:
     """Run a blocking call of a trigger in a thread in which Airflow connections can be read.
 
     Airflow 3.1's triggerer answers a thread only if asgiref started it. From 3.2 any thread may ask, and a
     plain one is better: asgiref loses the message of a cancellation, by which Airflow 3.3 tells a user's
     kill from a shutdown.
+
+    :param urgent: do not wait for a polling thread: those may all be busy with reads that hang.
     """
     if _asks_through_asgiref():
         from asgiref.sync import sync_to_async
 
-        return await sync_to_async(call, thread_sensitive=False, executor=_polling_threads())()
+        # Shielded: asgiref would hand a cancellation on to a question that the thread has just asked, whose
+        # answer the triggerer then takes for that of its own next question, and dies of (seen with 3.1.8).
+        return await asyncio.shield(sync_to_async(call, thread_sensitive=False, executor=_threads(urgent))())
     # Airflow finds a trigger's own log, which people see as the task's, by a context variable.
     context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(_polling_threads(), lambda: context.run(call))
+    return await asyncio.get_running_loop().run_in_executor(_threads(urgent), lambda: context.run(call))
 
 
 def _asks_through_asgiref() -> bool:
@@ -136,3 +175,27 @@ def _asks_through_asgiref() -> bool:
 
     supervisor = getattr(task_runner, "SUPERVISOR_COMMS", None)
     return type(supervisor).__name__ == "TriggerCommsDecoder" and not hasattr(supervisor, "start_reader")
+
+
+def asset_state_stores(trigger: Any) -> list[Any]:
+    """Return the state stores (``aget``, ``aset``) of the assets that an event trigger is watched for.
+
+    Airflow 3.3 and later give a trigger one for each asset; its mapping can only be asked for assets that
+    one knows, which a trigger does not. Before 3.3 there are none.
+    """
+    accessors = getattr(trigger, "asset_state_store", None)
+    if accessors is None:
+        return []
+    by_name = getattr(accessors, "_by_name", {})
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def __getattr__(name: str) -> Any:
+    # Not at the top: only the branching operator needs it, and everything imports this module.
+    if name != "BranchMixIn":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:  # Airflow 3.3 and later
+        from airflow.sdk import BranchMixIn as Mixin
+    except ImportError:  # from a provider that Airflow itself depends on
+        return import_module("airflow.providers.standard.operators.branch").BranchMixIn
+    return Mixin

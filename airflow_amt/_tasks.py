@@ -156,6 +156,13 @@ def parse_seconds(field: str, value: Any, *, at_least: float) -> float:
     return float(seconds)
 
 
+def optional_seconds(field: str, value: Any, *, at_least: float) -> float | None:
+    """Return a duration as :func:`parse_seconds`; ``None`` for none, also as a template renders it."""
+    if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
+        return None
+    return parse_seconds(field, value, at_least=at_least)
+
+
 def require_name(field: str, value: Any) -> str:
     """Return the name of a tuning job that a person gave, if it can be one.
 

@@ -29,7 +29,13 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": integration,
-                "python-modules": ["airflow_amt.operators.tuning", "airflow_amt.operators.stop"],
+                "python-modules": [
+                    "airflow_amt.operators.tuning",
+                    "airflow_amt.operators.stop",
+                    "airflow_amt.operators.branch",
+                    "airflow_amt.operators.best",
+                    "airflow_amt.operators.export",
+                ],
             }
         ],
         "sensors": [
@@ -42,8 +48,14 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": integration,
-                "python-modules": ["airflow_amt.triggers.tuning", "airflow_amt.triggers.progress"],
+                "python-modules": [
+                    "airflow_amt.triggers.tuning",
+                    "airflow_amt.triggers.progress",
+                    "airflow_amt.triggers.quota",
+                    "airflow_amt.triggers.ended",
+                ],
             }
         ],
+        "plugins": [{"name": "airflow_amt", "plugin-class": "airflow_amt.plugin.plugin.AmtPlugin"}],
         "extra-links": ["airflow_amt.links.tuning.AmtTuningJobLink"],
     }

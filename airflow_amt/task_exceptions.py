@@ -11,7 +11,8 @@
     │   └── AmtTuningJobTimeout                this task stopped it, max_ingestion_time being over
     ├── AmtConditionNotMet                 the tuning job ended before a sensor's condition was met
     │                                          (also AirflowFailException)
-    └── AmtTaskKilled                      this task was killed while it waited
+    ├── AmtTaskKilled                      this task was killed while it waited
+    └── AmtNoUsableTrainingJob             no training job has what was asked for (also AirflowFailException)
 
     AmtJobExistsError, AirflowException
     └── AmtOwnJobEndedError                the given name is taken by this task's own job, which is over
@@ -33,6 +34,7 @@ __all__ = [
     "AmtAwaitedJobFailed",
     "AmtAwaitedJobStopped",
     "AmtConditionNotMet",
+    "AmtNoUsableTrainingJob",
     "AmtOwnJobEndedError",
     "AmtTaskKilled",
     "AmtTuningJobError",
@@ -130,6 +132,26 @@ class AmtTaskKilled(AmtError, AirflowException):  # noqa: N818 - as above
 
     def __str__(self) -> str:
         return f"The task was killed while it waited for tuning job {self.tuning_job_name!r}: {self.detail}"
+
+    def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Return class path and arguments, for Airflow's own serialisation of exceptions."""
+        return f"{type(self).__module__}.{type(self).__name__}", (self.tuning_job_name, self.detail), {}
+
+
+class AmtNoUsableTrainingJob(AmtError, AirflowFailException):  # noqa: N818 - as above
+    """A tuning job has no training job to go on with: the task fails without a retry.
+
+    :param tuning_job_name: the tuning job.
+    :param detail: what was looked for and what was found.
+    """
+
+    def __init__(self, tuning_job_name: str, detail: str) -> None:
+        super().__init__(tuning_job_name, detail)
+        self.tuning_job_name = tuning_job_name
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"Tuning job {self.tuning_job_name!r} has no usable training job: {self.detail}"
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """Return class path and arguments, for Airflow's own serialisation of exceptions."""

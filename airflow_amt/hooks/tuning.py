@@ -81,6 +81,14 @@ class AmtHook(AwsBaseHook):
             "list_training_jobs_for_hyper_parameter_tuning_job", "TrainingJobSummaries", filters
         )
 
+    def describe_training_job(self, name: str) -> dict[str, Any]:
+        """Describe a training job (``DescribeTrainingJob``).
+
+        :raises AmtAwsError: there is none of this name (AWS answers ``ValidationException``), or another
+            error.
+        """
+        return self._call("describe_training_job", TrainingJobName=name)
+
     def tags(self, arn: str) -> dict[str, str] | None:
         """Read the tags of a tuning job (``ListTags``); ``None`` if that is not permitted."""
         try:
@@ -88,6 +96,18 @@ class AmtHook(AwsBaseHook):
         except AmtAccessDeniedError as error:
             self.log.warning("The tags of %s cannot be read: %s", arn, error)
             return None
+
+    def add_tags(self, arn: str, tags: Mapping[str, str]) -> bool:
+        """Add tags to a tuning job (``AddTags``), over those of the same keys.
+
+        :return: whether it was permitted; a refusal is logged.
+        """
+        try:
+            self._call("add_tags", ResourceArn=arn, Tags=to_tag_list(tags))
+        except AmtAccessDeniedError as error:
+            self.log.warning("The tags %s of %s cannot be written: %s", ", ".join(tags), arn, error)
+            return False
+        return True
 
     def stop_tuning_job(self, name: str, *, stopped_by: str, detail: str | None = None) -> bool:
         """Stop a tuning job if it is in progress, and leave in its tags who did it.

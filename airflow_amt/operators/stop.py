@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from airflow_amt import _compat
 from airflow_amt._tasks import CONNECTION_FIELDS, NAME_KEY, require_name, resumed_state
+from airflow_amt.exceptions import AmtFieldError, AmtRequestError, AmtResourceNotFoundError
 from airflow_amt.links.tuning import AmtTuningJobLink
 from airflow_amt.operators.tuning import WaitingOperator
 from airflow_amt.tuning import TuningOutcome, infer_outcome
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 #: Version of the dict that the operator returns.
 STOP_VERSION = 1
 
+#: What to do about a tuning job that is not there.
+OnMissing = Literal["fail", "succeed"]
+_ON_MISSING: tuple[OnMissing, ...] = get_args(OnMissing)
+
 
 class AmtStopTuningJobOperator(WaitingOperator):
     """Stop a tuning job by name, wait until it is over, and return its best training job so far.
@@ -28,11 +33,15 @@ class AmtStopTuningJobOperator(WaitingOperator):
     Returns ``{"version", "tuning_job_name", "tuning_job_arn", "status", "reason", "explanation",
     "stopped", "best_training_job", "objective_metric"}``: ``stopped`` says whether this task stopped the
     job; ``reason``, ``explanation`` and ``best_training_job`` are those of the outcome, which is pushed to
-    XCom as ``outcome``. Without waiting, the reason is ``None`` while the job is not over.
+    XCom as ``outcome``. Without waiting, the reason is ``None`` while the job is not over. If there is no
+    job and that is a success, everything but ``version``, ``tuning_job_name`` and ``stopped`` is ``None``.
 
     Known limitation: if the task is retried after its stop call, ``stopped`` of the retry is ``False``.
 
-    :param tuning_job_name: the tuning job (templated).
+    :param tuning_job_name: the tuning job (templated). ``None``, also as a template renders it, and an empty
+        name stand for no job: a task that was ended before it created one has pushed no name to XCom.
+    :param on_missing: what to do if there is no such job, or no name: ``fail`` or ``succeed``; default:
+        ``succeed`` as a teardown, whose setup may not have come to create a job, else ``fail``.
     :param reason: why, for people; kept in a tag of the job (templated).
     :param aws_conn_id: connection (templated).
     :param region_name: AWS region (templated).
@@ -41,8 +50,8 @@ class AmtStopTuningJobOperator(WaitingOperator):
     :param wait_for_completion: wait until the job is over.
     :param check_interval: seconds between two reads, 0.1 at least (templated).
     :param deferrable: wait in the triggerer; default ``[operators] default_deferrable``.
-    :raises AmtRequestError: the name cannot be one of a tuning job.
-    :raises AmtResourceNotFoundError: there is no such tuning job.
+    :raises AmtRequestError: the name cannot be one of a tuning job, or ``on_missing`` is none of its values.
+    :raises AmtResourceNotFoundError: there is no such tuning job, and that is a failure.
     """
 
     template_fields: Sequence[str] = ("tuning_job_name", "reason", "check_interval", *CONNECTION_FIELDS)
@@ -52,7 +61,8 @@ class AmtStopTuningJobOperator(WaitingOperator):
     def __init__(
         self,
         *,
-        tuning_job_name: str,
+        tuning_job_name: str | None,
+        on_missing: OnMissing | None = None,
         reason: str | None = None,
         aws_conn_id: str | None = "aws_default",
         region_name: str | None = None,
@@ -65,6 +75,7 @@ class AmtStopTuningJobOperator(WaitingOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.tuning_job_name = tuning_job_name
+        self.on_missing = on_missing
         self.reason = reason
         self.aws_conn_id = aws_conn_id
         self.region_name = region_name
@@ -77,14 +88,24 @@ class AmtStopTuningJobOperator(WaitingOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Stop the tuning job and wait for its end."""
         interval = self._interval()
+        missing_is_success = self._missing_is_success()
+        if missing_is_success and _is_no_name(self.tuning_job_name):
+            self.log.info("No name of a tuning job was given: there is nothing to stop.")
+            return _nothing(None)
         name = require_name("tuning_job_name", self.tuning_job_name)
         ti = context["ti"]
         detail = self.reason or f"task {ti.task_id} of DAG {ti.dag_id}"
-        stopped = patiently(
-            lambda: self.hook.stop_tuning_job(name, stopped_by="operator", detail=detail),
-            interval_seconds=interval,
-            log=self.log,
-        )
+        try:
+            stopped = patiently(
+                lambda: self.hook.stop_tuning_job(name, stopped_by="operator", detail=detail),
+                interval_seconds=interval,
+                log=self.log,
+            )
+        except AmtResourceNotFoundError:
+            if not missing_is_success:
+                raise
+            self.log.info("There is no tuning job %s: there is nothing to stop.", name)
+            return _nothing(name)
         ti.xcom_push(key=NAME_KEY, value=name)
         known_stop = None
         if stopped:
@@ -107,6 +128,20 @@ class AmtStopTuningJobOperator(WaitingOperator):
             context, name, stopped=bool(state.get("stopped")), known_stop=state.get("known_stop")
         )
 
+    def _missing_is_success(self) -> bool:
+        if self.on_missing not in (None, *_ON_MISSING):
+            raise AmtRequestError(
+                [
+                    AmtFieldError(
+                        "on_missing",
+                        self.on_missing,
+                        f"one of {', '.join(_ON_MISSING)}, or None",
+                        "leave it out for a success as a teardown and a failure otherwise",
+                    )
+                ]
+            )
+        return self.is_teardown if self.on_missing is None else self.on_missing == "succeed"
+
     def _follow(
         self, context: Context, name: str, *, stopped: bool, known_stop: dict[str, str] | None
     ) -> dict[str, Any]:
@@ -123,6 +158,24 @@ class AmtStopTuningJobOperator(WaitingOperator):
                 return {**_result(now, stopped), "reason": None, "explanation": None}
         outcome = self.read_outcome(context, name, interval_seconds=self._interval(), known_stop=known_stop)
         return _result(outcome, stopped)
+
+
+def _is_no_name(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
+def _nothing(name: str | None) -> dict[str, Any]:
+    return {
+        "version": STOP_VERSION,
+        "tuning_job_name": name,
+        "tuning_job_arn": None,
+        "status": None,
+        "reason": None,
+        "explanation": None,
+        "stopped": False,
+        "best_training_job": None,
+        "objective_metric": None,
+    }
 
 
 def _result(outcome: TuningOutcome, stopped: bool) -> dict[str, Any]:

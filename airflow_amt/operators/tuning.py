@@ -2,48 +2,60 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from enum import Enum
+from random import uniform
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.sdk import BaseOperator
 
 from airflow_amt import _compat
+from airflow_amt._claim import NAME, Claim, Claimed, with_tags
+from airflow_amt._previous_run import PreviousRun
 from airflow_amt._tasks import (
     CONNECTION_FIELDS,
     NAME_KEY,
+    OUTCOME_KEY,
     TuningJobTask,
+    optional_seconds,
     parse_seconds,
     resumed_state,
 )
 from airflow_amt.exceptions import (
     AmtAwsError,
     AmtFieldError,
-    AmtJobExistsError,
     AmtRequestError,
-    AmtResourceInUseError,
+    AmtResourceLimitExceededError,
     AmtResourceNotFoundError,
 )
 from airflow_amt.links.tuning import AmtTuningJobLink
 from airflow_amt.task_exceptions import (
-    AmtOwnJobEndedError,
     AmtTaskKilled,
     AmtTuningJobFailed,
     AmtTuningJobStopped,
     AmtTuningJobTimeout,
 )
+from airflow_amt.triggers.quota import AmtQuotaTrigger
 from airflow_amt.tuning import (
     CompletionCriteria,
     Owner,
     TuningJobStatus,
     TuningProgress,
+    check_warm_start,
     derive_job_name,
     estimated_max_compute,
 )
-from airflow_amt.tuning.naming import TAG_PREFIX, ownership_tags, to_tag_list
+from airflow_amt.tuning.custody import UNREADABLE, IfExists, KillDecision, Place, decide_on_kill
+from airflow_amt.tuning.judgement import Ending, OutcomePolicy
+from airflow_amt.tuning.naming import DELIVERED_TAG, GENERATION_TAG, REPORTED_TAG, TRY_TAG, Waits
+from airflow_amt.tuning.report import outcome_table
 from airflow_amt.tuning.request import training_job_definitions
 from airflow_amt.watch.polling import TuningJobReader, Verdict, patiently
 
@@ -53,19 +65,28 @@ if TYPE_CHECKING:
 #: Version of the dict that the operator returns when it does not wait.
 STARTED_VERSION = 1
 
-_Checked = TypeVar("_Checked")
+_Result = TypeVar("_Result")
 
 _CREATE = "CreateHyperParameterTuningJob"
-_NAME = "HyperParameterTuningJobName"
 _CONFIG = "HyperParameterTuningJobConfig"
 _S3_OPERATIONS = "S3Operations"
 
-#: Jobs that one task instance may have started, one a retry, before something is clearly wrong.
-_MOST_GENERATIONS = 1000
-
-#: How long ``on_kill`` holds up the process: Airflow kills it about 9 s after it asked (measured, 3.3.2).
-_ON_KILL_SECONDS = 5.0
+#: How long ``on_kill`` holds up the process. Airflow kills it 5 s after it asked, and while this waits, the
+#: waiting loop cannot give back what the other thread may need.
+_ON_KILL_SECONDS = 2.5
 _ON_KILL_REST_SECONDS = 20.0
+
+#: Waits between two attempts to create a job while a quota is used up: the first, and the longest.
+_QUOTA_WAIT_SECONDS = 30.0
+_QUOTA_LONGEST_WAIT_SECONDS = 600.0
+
+#: What is kept of ``execution_timeout`` for stopping the job and reading its outcome, where the task waits on
+#: a worker: Airflow ends that in the middle of anything. AMT gives training jobs 120 s to end.
+_TIMEOUT_MARGIN = timedelta(seconds=150)
+_TIMEOUT_MARGIN_SHARE = 0.2
+
+#: Names a mapped task instance in the UI; empty, which Airflow passes over, for a task that is not mapped.
+_MAP_INDEX_TEMPLATE = "{{ (task.job_name_prefix or '') if ti.map_index is not none and ti.map_index >= 0 }}"
 
 
 class WaitingOperator(TuningJobTask, BaseOperator):
@@ -78,6 +99,11 @@ class WaitingOperator(TuningJobTask, BaseOperator):
     deferrable: bool
     # Set by on_kill, which a signal handler calls in the middle of anything.
     _killed: bool = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        # Without this one, Airflow 3.3 takes BaseOperator's for ours when a task is mapped, gives the task
+        # None for inlets and outlets, and fails on them.
+        super().__init__(**kwargs)
 
     def wait(
         self,
@@ -123,6 +149,19 @@ class WaitingOperator(TuningJobTask, BaseOperator):
             self._sleep(reading.delay_seconds)
             self.raise_if_killed(name)
 
+    def patiently(self, call: Callable[[], _Result], name: str | None = None) -> _Result:
+        """Make a call to AWS until it succeeds; a kill of the task ends the waiting between two attempts.
+
+        :raises AmtAwsError: the call failed for good.
+        :raises AmtTaskKilled: the task was killed meanwhile.
+        """
+
+        def sleep(seconds: float) -> None:
+            self._sleep(seconds)
+            self.raise_if_killed(name)
+
+        return patiently(call, interval_seconds=self._interval(), log=self.log, sleep=sleep)
+
     def raise_if_killed(self, name: str | None) -> None:
         """Stop waiting after ``on_kill``; Airflow's SIGTERM alone would let the task poll on."""
         if self._killed:
@@ -153,20 +192,26 @@ class AmtTuningJobOperator(WaitingOperator):
     ``config=`` work as they are) that adds typed completion criteria, a reason, and safe retries.
 
     How it works: the whole request is checked before any call. The job's name is derived from the task
-    instance unless ``config`` gives one, and the job is tagged with its owner; a retry that finds its own
-    job still in progress adopts it, and starts a new one if that is over. Name (XCom ``tuning_job_name``)
-    and console link are published as soon as the job exists. However the job ends, its outcome is pushed to
-    XCom as ``outcome``; if it came to its own end (:attr:`airflow_amt.tuning.TuningOutcome.succeeded`) it is
-    also returned, otherwise the task fails.
+    instance unless ``config`` gives one, and the job is tagged with its owner. A try that finds a job of an
+    earlier try adopts it if it is active or if its result was never delivered, and starts a new one after a
+    failure or when a person cleared a finished task (:func:`airflow_amt.tuning.custody.decide_existing`).
+    That a result was delivered is recorded, in a tag, after Airflow accepted the task's success. Name (XCom
+    ``tuning_job_name``) and console link are published as soon as the job exists. However the job ends, its
+    outcome is pushed to XCom as ``outcome``; whether the task then succeeds, fails or is skipped is decided
+    by ``fail_on``, ``skip_on`` and ``good_enough``
+    (:class:`airflow_amt.tuning.judgement.OutcomePolicy`). Each asset in ``outlets`` gets the outcome's main
+    facts as the extra of its event.
 
     What it does not do: it does not look at the S3 URIs of ``InputDataConfig``; AMT does.
 
-    Known limitation: while the task is deferred, ``execution_timeout`` has no effect (Airflow does not
-    enforce it then); ``max_ingestion_time`` does.
+    Known limitation: Airflow does not enforce ``execution_timeout`` while a task is deferred; this operator
+    does, as a deadline of the try, in both modes. Where it waits on a worker it acts a little earlier (a
+    fifth of the time, 150 s at most), because Airflow ends the process at the timeout itself.
 
-    :param config: the ``CreateHyperParameterTuningJob`` request (templated); strings that a template
-        rendered are turned into the API's types. ``RoleArn`` may be a role's name. The Amazon provider's
-        ``S3Operations`` are run first, by that provider's hook.
+    :param config: the ``CreateHyperParameterTuningJob`` request (templated), or an object with a
+        ``to_request()`` that returns it; strings that a template rendered are turned into the API's types.
+        ``RoleArn`` may be a role's name. The Amazon provider's ``S3Operations`` are run first, by that
+        provider's hook.
     :param criteria: when AMT shall end the job: :class:`airflow_amt.tuning.CompletionCriteria` or a mapping
         of its attributes (templated). What it sets goes to its place in ``config``.
     :param aws_conn_id: connection (templated).
@@ -177,16 +222,32 @@ class AmtTuningJobOperator(WaitingOperator):
     :param wait_for_completion: ``False`` returns as soon as the job is created: version,
         ``tuning_job_name``, ``tuning_job_arn`` and ``status``.
     :param check_interval: seconds between two reads, 0.1 at least (templated).
-    :param max_ingestion_time: seconds from the job's creation after which it is stopped and the task fails
-        with :class:`airflow_amt.task_exceptions.AmtTuningJobTimeout`; ``None`` for no limit (templated).
+    :param max_ingestion_time: seconds from the job's creation after which it is stopped and the task ends
+        with the result so far: as :class:`airflow_amt.task_exceptions.AmtTuningJobTimeout`, unless
+        ``fail_on``, ``skip_on`` or ``good_enough`` say otherwise; ``None`` for no limit (templated).
     :param deferrable: wait in the triggerer; default ``[operators] default_deferrable``.
     :param stop_on_kill: stop the tuning job when the task is killed (marked failed or successful, cleared,
         timed out). While the task is deferred this needs Airflow 3.3.
-    :param job_name_prefix: start of the derived name; default: the task id (templated).
-    :raises AmtRequestError: request, criteria or times are not well formed; every bad field is named,
+    :param job_name_prefix: start of the derived name, and the name of a mapped task instance in the UI;
+        default: the task id (templated). It should be the same in every try.
+    :param if_exists: what to do about a job of an earlier try of this very task instance: ``adopt`` as above;
+        ``new`` stops it if it is active and starts another one; ``fail`` fails (templated).
+    :param fail_on: reasons of the job's end that fail the task, in place of the default.
+    :param skip_on: reasons that skip it.
+    :param good_enough: objective from which on a stopped job is a success (templated).
+    :param on_quota: what to do when AWS answers ``ResourceLimitExceeded``: ``fail``, or ``wait`` and try
+        again (deferred if ``deferrable``), after 30 s and then ever longer, 10 minutes at most.
+    :param quota_timeout: seconds after which a task that waits for a quota fails; default a day (templated).
+    :param warm_start_from_previous: start from the tuning job that this task created in the last successful
+        run of this DAG, if there is one that can be started from: ``True`` for ``IdenticalDataAndAlgorithm``,
+        or the ``WarmStartType`` (templated).
+    :param description_path: where the job's full description and the list of its training jobs are written
+        as JSON when it is over: a path or URI of Airflow's object storage, ``<name>.json`` is added to one
+        that ends in ``/`` (templated).
+    :raises AmtRequestError: request, criteria or arguments are not well formed; every bad field is named,
         nothing was sent.
-    :raises AmtJobExistsError: the given name is taken.
-    :raises AmtTuningJobError: the job failed or was stopped; carries the outcome.
+    :raises AmtJobExistsError: the name is somebody else's.
+    :raises AmtTuningJobError: the job's outcome is no success; carries the outcome.
     :raises AmtAwsError: AWS refused a call.
     """
 
@@ -196,6 +257,11 @@ class AmtTuningJobOperator(WaitingOperator):
         "check_interval",
         "max_ingestion_time",
         "job_name_prefix",
+        "if_exists",
+        "good_enough",
+        "quota_timeout",
+        "warm_start_from_previous",
+        "description_path",
         *CONNECTION_FIELDS,
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json"}
@@ -205,7 +271,7 @@ class AmtTuningJobOperator(WaitingOperator):
     def __init__(
         self,
         *,
-        config: Mapping[str, Any] | str,
+        config: Any,
         criteria: CompletionCriteria | Mapping[str, Any] | None = None,
         aws_conn_id: str | None = "aws_default",
         region_name: str | None = None,
@@ -217,8 +283,18 @@ class AmtTuningJobOperator(WaitingOperator):
         deferrable: bool = _compat.default_deferrable(),
         stop_on_kill: bool = True,
         job_name_prefix: str | None = None,
+        if_exists: str = IfExists.ADOPT.value,
+        fail_on: Sequence[str] | str | None = None,
+        skip_on: Sequence[str] | str | None = None,
+        good_enough: float | str | None = None,
+        on_quota: str = "fail",
+        quota_timeout: float | str | timedelta = timedelta(days=1),
+        warm_start_from_previous: bool | str = False,
+        description_path: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("map_index_template") is None:
+            kwargs["map_index_template"] = _MAP_INDEX_TEMPLATE
         super().__init__(**kwargs)
         self.config = config
         self.criteria = criteria
@@ -232,158 +308,473 @@ class AmtTuningJobOperator(WaitingOperator):
         self.deferrable = deferrable
         self.stop_on_kill = stop_on_kill
         self.job_name_prefix = job_name_prefix
+        self.if_exists = if_exists
+        self.fail_on = fail_on
+        self.skip_on = skip_on
+        self.good_enough = good_enough
+        self.on_quota = on_quota
+        self.quota_timeout = quota_timeout
+        self.warm_start_from_previous = warm_start_from_previous
+        self.description_path = description_path
         self._job_name: str | None = None
+        self._job_arn: str | None = None
+        self._task_key = ("", "", "", -1)
+        self._try_number = 1
+        self._retry_left = False
         self._killer: threading.Thread | None = None
+        self._kill_report: str | None = None
+
+    # -- the task -----------------------------------------------------------------------------------------
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check the request, create or adopt the tuning job, and wait for it."""
-        owner = _owner(context)
-        request, s3_operations, limit = self._checked(owner)
-        self._warn_if_endless(request)
-        created_at = datetime.now(UTC)
-        name, arn, created_at = self._create_or_adopt(request, s3_operations, owner, created_at)
-        self.raise_if_killed(name)
-        context["ti"].xcom_push(key=NAME_KEY, value=name)
-        self.publish_link(context, arn)
-        if not self.wait_for_completion:
-            progress = TuningProgress.from_describe(
-                patiently(
-                    lambda: self.hook.describe_tuning_job(name),
-                    interval_seconds=self._interval(),
-                    log=self.log,
-                )
-            )
-            return {
-                "version": STARTED_VERSION,
-                "tuning_job_name": name,
-                "tuning_job_arn": arn,
-                "status": progress.status,
-            }
-        return self._follow(context, name, deadline=None if limit is None else created_at + limit)
+        return self._start(context, _Begun.now(self.execution_timeout, self.deferrable))
 
     def execute_complete(
         self,
         context: Context,
         event: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Go on after the trigger fired; AWS is read again, whatever the event says."""
+        """Go on after a trigger fired; AWS is read again, whatever the event says."""
+        state = dict((event or {}).get("state") or {})
+        if state.get("waits_for") == "quota":
+            return self._start(context, _Begun.from_state(state))
         name, deadline, state = resumed_state(event)
-        self._job_name = name
+        self._take_up(context, name)
         error = self.watch_error(name, event)
         if error is not None:
             raise error
-        return self._follow(context, name, deadline=deadline, known_stop=state.get("known_stop"))
+        return self._follow(context, name, deadline=deadline, state=state)
+
+    def _start(self, context: Context, begun: _Begun) -> dict[str, Any]:
+        owner = _owner(context)
+        self._take_up(context, None)
+        checked = self._checked(owner)
+        self._warn_if_endless(checked.request)
+        try:
+            claimed = self._claim(context, owner, checked)
+        except AmtResourceLimitExceededError as error:
+            return self._wait_for_quota(context, begun, checked, error)
+        self._job_arn = claimed.arn
+        self.raise_if_killed(claimed.name)
+        context["ti"].xcom_push(key=NAME_KEY, value=claimed.name)
+        self.publish_link(context, claimed.arn)
+        if not self.wait_for_completion:
+            description = self.patiently(lambda: self.hook.describe_tuning_job(claimed.name), claimed.name)
+            return {
+                "version": STARTED_VERSION,
+                "tuning_job_name": claimed.name,
+                "tuning_job_arn": claimed.arn,
+                "status": TuningProgress.from_describe(description).status,
+            }
+        deadline, limit = begun.deadline(claimed.created_at, checked.limit)
+        return self._follow(context, claimed.name, deadline=deadline, state={"limit": limit})
+
+    def _take_up(self, context: Context, name: str | None) -> None:
+        """Remember what on_kill and the listener need to know of this try."""
+        ti = context["ti"]
+        self._job_name = name
+        self._task_key = (ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
+        self._try_number = ti.try_number
+        self._retry_left = ti.try_number <= (getattr(ti, "max_tries", None) or 0)
+
+    def _follow(
+        self, context: Context, name: str, *, deadline: datetime | None, state: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Wait until the job is over, stopping it at the deadline, and end the task.
+
+        :param state: ``limit``, the name of the argument that set the deadline, and ``known_stop``, the tags
+            of a stop that this task made.
+        """
+        state = {"limit": state.get("limit"), "known_stop": state.get("known_stop")}
+        while True:
+            verdict = self.wait(context, name, deadline=deadline, stop_on_kill=self.stop_on_kill, state=state)
+            if verdict is Verdict.ENDED:
+                return self._finish(context, name, state["known_stop"])
+            state["known_stop"] = self._stop_at_deadline(name, state["limit"])
+            deadline = None
+
+    def _stop_at_deadline(self, name: str, limit: str | None) -> dict[str, str] | None:
+        from airflow_amt.hooks.tuning import stop_tags
+
+        limit = limit or "max_ingestion_time"
+        value = getattr(self, limit)
+        seconds = value.total_seconds() if isinstance(value, timedelta) else value
+        detail = f"{limit} of {seconds} s is over"
+        self.log.warning("Tuning job %s: %s; it is stopped.", name, detail)
+        stopped = self.patiently(
+            lambda: self.hook.stop_tuning_job(name, stopped_by="deadline", detail=detail), name
+        )
+        return stop_tags("deadline", detail) if stopped else None
+
+    def _finish(self, context: Context, name: str, known_stop: dict[str, str] | None) -> dict[str, Any]:
+        outcome = self.read_outcome(context, name, interval_seconds=self._interval(), known_stop=known_stop)
+        self._job_arn = outcome.arn
+        result = outcome.to_dict()
+        self.log.info("%s", outcome_table(outcome))
+        _compat.count("amt.tuning_jobs.ended", {"reason": outcome.reason.value, "status": outcome.status})
+        if self.description_path:
+            result["description_path"] = self._write_description(name)
+            context["ti"].xcom_push(key=OUTCOME_KEY, value=result)
+        judgement = self._policy().judge(outcome)
+        if judgement.ending is Ending.SUCCEED:
+            self._tell_outlets(context, result)
+            return result
+        if judgement.ending is Ending.SKIP:
+            raise _compat.AirflowSkipException(f"{outcome.explanation} ({judgement.because})")
+        # Before the task fails: the next try shall start another job, not report this one again.
+        self.patiently(lambda: self.hook.add_tags(outcome.arn, {REPORTED_TAG: _now()}), name)
+        if outcome.status != TuningJobStatus.STOPPED.value:
+            raise AmtTuningJobFailed(result)
+        timed_out = outcome.evidence.get("stopped_by") == "deadline"
+        raise AmtTuningJobTimeout(result) if timed_out else AmtTuningJobStopped(result)
+
+    def _tell_outlets(self, context: Context, result: Mapping[str, Any]) -> None:
+        from airflow.sdk import Asset
+
+        best = result["best_training_job"] or {}
+        extra = {
+            "tuning_job_name": result["tuning_job_name"],
+            "tuning_job_arn": result["tuning_job_arn"],
+            "status": result["status"],
+            "reason": result["reason"],
+            "best_training_job": best.get("name"),
+            "objective_metric": result["objective_metric"],
+            "objective": best.get("objective"),
+        }
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra.update(extra)
+
+    def _write_description(self, name: str) -> str:
+        from airflow.sdk import ObjectStoragePath
+
+        path = ObjectStoragePath(
+            f"{self.description_path}{name}.json"
+            if str(self.description_path).endswith("/")
+            else str(self.description_path)
+        )
+        description = self.patiently(lambda: self.hook.describe_tuning_job(name), name)
+        description.pop("ResponseMetadata", None)
+        training_jobs = self.patiently(lambda: list(self.hook.list_training_jobs(name)), name)
+        whole = {"tuning_job": description, "training_jobs": training_jobs}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(whole, default=_json_safe, indent=1))
+        return str(path)
+
+    # -- ownership ----------------------------------------------------------------------------------------
+
+    def record_delivered(self, ti: Any, expected_state: str) -> None:
+        """Record that Airflow accepted the result, so that a cleared task starts another job.
+
+        Called by the listener after the task's process reported its end. Airflow calls that also when the
+        report was refused (a person had marked the task meanwhile), so its state is asked for first. What is
+        not recorded is delivered once more, which costs nothing.
+        """
+        name, arn = self._job_name, self._job_arn
+        if name is None or arn is None:
+            return
+        state = _compat.read_task_state(ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
+        if state != expected_state:
+            self.log.warning(
+                "The task is %s, not %s: the result of %s is not taken as delivered.",
+                state,
+                expected_state,
+                name,
+            )
+            return
+        self.patiently(lambda: self.hook.add_tags(arn, {DELIVERED_TAG: _now()}), name)
+
+    def _claim(self, context: Context, owner: Owner, checked: _Checked) -> Claimed:
+        """Create the job, or find the one that an earlier try created."""
+        request = checked.request
+        self._expand_roles(request)
+        if checked.warm_start is not None:
+            self._warm_start(context, owner, request, checked.warm_start)
+        s3_operations: list[Any] = [] if checked.s3_operations is None else [checked.s3_operations]
+        store = context.get("task_state_store")
+
+        def before_create() -> None:
+            if s3_operations and self._describe_or_none(str(request[NAME])) is None:
+                self._run_s3_operations(s3_operations.pop())
+
+        claim = Claim(
+            hook=lambda: self.hook,
+            owner=owner,
+            try_number=self._try_number,
+            request=request,
+            derived=checked.derived,
+            prefix=self.job_name_prefix,
+            if_exists=checked.if_exists,
+            policy=self._policy(),
+            waits=self._waits(),
+            store=store,
+            patiently=lambda call: self.patiently(call, self._job_name),
+            pause=self._pause,
+            on_name=self._set_name,
+            before_create=before_create,
+            log=self.log,
+        )
+        claimed = claim.settle(datetime.now(UTC))
+        if not claimed.adopted:
+            self._log_created(claimed, request)
+        _compat.count(f"amt.tuning_jobs.{'adopted' if claimed.adopted else 'created'}")
+        return claimed
+
+    def _set_name(self, name: str) -> None:
+        self._job_name = name
+
+    def _pause(self) -> None:
+        self._sleep(self._interval())
+        self.raise_if_killed(self._job_name)
+
+    def _waits(self) -> Waits:
+        if not self.wait_for_completion:
+            return Waits.NO
+        return Waits.YES if self.stop_on_kill else Waits.LEAVE
+
+    def _policy(self) -> OutcomePolicy:
+        return OutcomePolicy.parse(fail_on=self.fail_on, skip_on=self.skip_on, good_enough=self.good_enough)
+
+    def _warm_start(self, context: Context, owner: Owner, request: dict[str, Any], kind: str) -> None:
+        """Let the job start from the last good run's, if that is possible."""
+        run = context.get("dag_run")
+        parent = PreviousRun(
+            hook=lambda: self.hook,
+            ti=context["ti"],
+            owner=owner,
+            prefix=self.job_name_prefix,
+            name_key=NAME_KEY,
+            patiently=lambda call: self.patiently(call, None),
+            log=self.log,
+        ).tuning_job(has_logical_date=getattr(run, "logical_date", None) is not None)
+        if parent is None:
+            self.log.info("No tuning job of an earlier successful run: it starts without a warm start.")
+            return
+        name = str(parent[NAME])
+        warm = {
+            "WarmStartType": kind,
+            "ParentHyperParameterTuningJobs": [{"HyperParameterTuningJobName": name}],
+        }
+        problems = check_warm_start({**request, "WarmStartConfig": warm}, {name: parent})
+        if problems:
+            # A changed request is no reason for a scheduled run to fail: it begins anew, and says why.
+            self.log.warning(
+                "Tuning job %s of the last successful run cannot be started from, so this one starts without "
+                "a warm start: %s",
+                name,
+                " ".join(str(problem) for problem in problems),
+            )
+            return
+        request["WarmStartConfig"] = warm
+        self.log.info("It starts from tuning job %s of the last successful run (%s).", name, kind)
+
+    # -- quota --------------------------------------------------------------------------------------------
+
+    def _wait_for_quota(
+        self, context: Context, begun: _Begun, checked: _Checked, error: AmtResourceLimitExceededError
+    ) -> dict[str, Any]:
+        """Try again later, unless that is not wanted or the time for it is over."""
+        if checked.quota_timeout is None:
+            raise error
+        now = datetime.now(UTC)
+        since = begun.quota_since or now
+        wait = min(_QUOTA_WAIT_SECONDS * 2.0**begun.quota_attempts, _QUOTA_LONGEST_WAIT_SECONDS)
+        wait *= uniform(0.8, 1.2)  # noqa: S311 - tasks that were refused together shall not come together again
+        left = (since + checked.quota_timeout - now).total_seconds()
+        if left <= 0:
+            self.log.error("The quota was used up for %s: giving up.", now - since)
+            raise error
+        wait = min(wait, left)
+        begun = begun.refused(since)
+        self.log.warning("A quota is used up; next attempt in %.0f s: %s", wait, error)
+        if self.deferrable:
+            self.defer(
+                trigger=AmtQuotaTrigger(
+                    moment=(now + timedelta(seconds=wait)).isoformat(), state=begun.to_state()
+                ),
+                method_name="execute_complete",
+            )
+        self._sleep(wait)
+        self.raise_if_killed(None)
+        return self._start(context, begun)
+
+    # -- kill ---------------------------------------------------------------------------------------------
 
     def on_kill(self) -> None:
-        """Stop the tuning job, unless ``stop_on_kill`` is off, and end the waiting."""
+        """Stop the tuning job if a person ended the task or its time is over, and end the waiting.
+
+        A worker that is shut down sends the same signal as a person's kill; then the next try takes the job
+        over (:func:`airflow_amt.tuning.custody.decide_on_kill`).
+        """
         super().on_kill()
-        name = self._job_name
-        if not self.stop_on_kill or name is None or self._killer is not None:
+        if not self.stop_on_kill or self._job_name is None or self._killer is not None:
             return
+        # Airflow calls this within its handler of the timeout's exception.
+        timed_out = isinstance(sys.exc_info()[1], _compat.AirflowTaskTimeout)
         # In a thread: a signal handler may have interrupted this one while it held a lock that the calls
         # below need. What is not done in time goes on beside the waiting loop, which then ends.
-        self._killer = threading.Thread(target=self._stop_killed, args=(name,), name="airflow-amt-on-kill")
+        self._killer = threading.Thread(
+            target=self._settle_kill, args=(timed_out,), name="airflow-amt-on-kill"
+        )
         self._killer.start()
-        self._killer.join(_ON_KILL_SECONDS)
+        self._killer.join(_ON_KILL_REST_SECONDS if timed_out else _ON_KILL_SECONDS)
 
     def after_kill(self) -> str:
         """Say what was done about the tuning job."""
         if self._killer is None:
             return super().after_kill()
         self._killer.join(_ON_KILL_REST_SECONDS)
-        return "the tuning job is being stopped" if not self._killer.is_alive() else "stopping it hangs"
+        if self._killer.is_alive():
+            return "stopping the tuning job hangs"
+        if self._kill_report is None:
+            # It did not exist yet when the signal came, and may have been created since.
+            self._settle_kill(False)
+        return self._kill_report or "no tuning job was created"
 
-    def _stop_killed(self, name: str) -> None:
+    def _settle_kill(self, timed_out: bool) -> None:
+        name = self._job_name
+        if name is None:
+            return
+        if timed_out:
+            decision = KillDecision(stop=True, reason="execution_timeout is over")
+        else:
+            decision = self._decide_kill(name)
+        if not decision.stop:
+            self._kill_report = f"the tuning job runs on, because {decision.reason}"
+            self.log.warning("Tuning job %s is not stopped: %s.", name, decision.reason)
+            return
         try:
-            self.hook.stop_tuning_job(name, stopped_by="on_kill", detail="the task was killed")
+            self.hook.stop_tuning_job(
+                name, stopped_by="deadline" if timed_out else "on_kill", detail=decision.reason
+            )
+            self._kill_report = f"the tuning job is being stopped, because {decision.reason}"
         except AmtResourceNotFoundError:
             self.log.info("Tuning job %s was not created yet.", name)
-        except AmtAwsError:
+        except AmtAwsError as error:
+            self._kill_report = f"the tuning job could not be stopped and may run on: {error}"
             self.log.exception("Tuning job %s could not be stopped and may run on.", name)
 
-    def _follow(
-        self,
-        context: Context,
-        name: str,
-        *,
-        deadline: datetime | None,
-        known_stop: dict[str, str] | None = None,
-    ) -> dict[str, Any]:
-        """Wait until the job is over, stopping it at the deadline, and end the task."""
-        while True:
-            verdict = self.wait(
-                context,
-                name,
-                deadline=deadline,
-                stop_on_kill=self.stop_on_kill,
-                state={"known_stop": known_stop},
-            )
-            if verdict is Verdict.ENDED:
-                return self._finish(context, name, known_stop)
-            known_stop = self._stop_at_deadline(name)
-            deadline = None
+    def _decide_kill(self, name: str) -> KillDecision:
+        state: str | None
+        try:
+            state = _compat.read_task_state(*self._task_key)
+        except Exception:
+            # Whatever the supervisor raises, it means the same here: not known. It is logged.
+            self.log.exception("The task's state cannot be read")
+            state = UNREADABLE
+        superseded = False
+        if state == "running" and not self._retry_left:
+            try:
+                superseded = self._superseded(name)
+            except AmtAwsError as error:
+                self.log.warning("The tuning job's tags cannot be read: %s", error)
+        return decide_on_kill(state, place=Place.WORKER, retry_left=self._retry_left, superseded=superseded)
 
-    def _stop_at_deadline(self, name: str) -> dict[str, str] | None:
-        from airflow_amt.hooks.tuning import stop_tags
+    def _superseded(self, name: str) -> bool:
+        arn = TuningProgress.from_describe(self.hook.describe_tuning_job(name)).arn
+        found = (self.hook.tags(arn) or {}).get(TRY_TAG, "")
+        return found.isdigit() and int(found) > self._try_number
 
-        detail = f"max_ingestion_time of {self.max_ingestion_time} s is over"
-        self.log.warning("Tuning job %s: %s; it is stopped.", name, detail)
-        stopped = patiently(
-            lambda: self.hook.stop_tuning_job(name, stopped_by="deadline", detail=detail),
-            interval_seconds=self._interval(),
-            log=self.log,
-        )
-        return stop_tags("deadline", detail) if stopped else None
-
-    def _finish(self, context: Context, name: str, known_stop: dict[str, str] | None) -> dict[str, Any]:
-        outcome = self.read_outcome(context, name, interval_seconds=self._interval(), known_stop=known_stop)
-        result = outcome.to_dict()
-        if outcome.succeeded:
-            return result
-        if outcome.status != TuningJobStatus.STOPPED.value:
-            raise AmtTuningJobFailed(result)
-        raise AmtTuningJobTimeout(result) if known_stop else AmtTuningJobStopped(result)
-
-    def _time_limit(self) -> timedelta | None:
-        limit = self.max_ingestion_time
-        if limit is None or (isinstance(limit, str) and limit.strip() in ("", "None")):
-            return None
-        return timedelta(seconds=parse_seconds("max_ingestion_time", limit, at_least=0))
-
-    def _checked(self, owner: Owner) -> tuple[dict[str, Any], Any, timedelta | None]:
-        """Check all arguments, and list all problems at once.
-
-        :return: the request, roles still unexpanded; the S3 operations beside it; the time limit.
-        """
+    # -- checks -------------------------------------------------------------------------------------------
+    def _checked(self, owner: Owner) -> _Checked:
+        """Check all arguments, and list all problems at once."""
         problems: list[AmtFieldError] = []
         request, s3_operations = self._request(owner, problems)
         _collect(problems, self._interval)
-        limit = _collect(problems, self._time_limit)
+        _collect(problems, self._policy)
+        limit = _collect(
+            problems, lambda: optional_seconds("max_ingestion_time", self.max_ingestion_time, at_least=0)
+        )
+        quota_timeout = _collect(problems, self._parsed_quota_timeout)
+        if_exists = _choice("if_exists", self.if_exists, [one.value for one in IfExists], problems)
+        warm_start = self._parsed_warm_start(request, problems)
         # Two checks may find fault with one field; the first to do so is the more specific one.
         by_field: dict[str, AmtFieldError] = {}
         for problem in problems:
             by_field.setdefault(problem.field, problem)
         if by_field:
             raise AmtRequestError(by_field.values())
-        return request, s3_operations, limit
+        return _Checked(
+            request=request,
+            derived=self._given().get(NAME) is None,
+            s3_operations=s3_operations,
+            limit=None if limit is None else timedelta(seconds=limit),
+            quota_timeout=quota_timeout,
+            if_exists=IfExists(if_exists),
+            warm_start=warm_start,
+        )
+
+    def _given(self) -> Mapping[str, Any]:
+        """Return the request that the author of the DAG gave; empty if it is none."""
+        to_request = getattr(self.config, "to_request", None)
+        given = to_request() if callable(to_request) else self.config
+        return given if isinstance(given, Mapping) else {}
+
+    def _parsed_quota_timeout(self) -> timedelta | None:
+        """Return how long to wait for a quota; ``None`` for not at all."""
+        problems: list[AmtFieldError] = []
+        on_quota = _choice("on_quota", self.on_quota, ["fail", "wait"], problems)
+        if problems:
+            raise AmtRequestError(problems)
+        seconds = parse_seconds("quota_timeout", self.quota_timeout, at_least=0)
+        return timedelta(seconds=seconds) if on_quota == "wait" else None
+
+    def _parsed_warm_start(self, request: Mapping[str, Any], problems: list[AmtFieldError]) -> str | None:
+        """Return the warm start's type; ``None`` for none."""
+        given = self.warm_start_from_previous
+        if given in (None, False, "", "False", "None"):
+            return None
+        types = ["IdenticalDataAndAlgorithm", "TransferLearning"]
+        kind = types[0] if given in (True, "True") else str(given)
+        field = "warm_start_from_previous"
+        if kind not in types:
+            problems.append(
+                AmtFieldError(field, given, f"True, False or one of {', '.join(types)}", "give one")
+            )
+        if request.get("WarmStartConfig") is not None:
+            problems.append(
+                AmtFieldError(field, given, "config has a WarmStartConfig already", "give one of the two")
+            )
+        if request.get("TrainingJobDefinitions") is not None:
+            problems.append(
+                AmtFieldError(
+                    field,
+                    given,
+                    "a warm start takes one training job definition",
+                    "give TrainingJobDefinition, or no warm start",
+                )
+            )
+        strategy = (request.get(_CONFIG) or {}).get("Strategy") if request else None
+        if strategy in ("Grid", "Hyperband"):
+            problems.append(
+                AmtFieldError(
+                    field,
+                    given,
+                    f"{strategy} takes no warm start",
+                    "use Bayesian or Random, or leave it out",
+                )
+            )
+        return kind
 
     def _request(self, owner: Owner, problems: list[AmtFieldError]) -> tuple[dict[str, Any], Any]:
         """Return the request and the S3 operations beside it; add what is wrong to the problems."""
         from airflow_amt import service_model
 
-        if not isinstance(self.config, Mapping):
+        given = _collect(problems, self._given)
+        if not given:
             problems.append(
                 AmtFieldError(
                     "config",
                     self.config,
-                    "a mapping",
+                    "a mapping, or an object with to_request()",
                     "pass a dict; a template that stands for the whole of it needs "
                     "render_template_as_native_obj=True",
                 )
             )
             self._parsed_criteria(problems)
             return {}, None
-        config = dict(self.config)
+        config = dict(given)
         s3_operations = config.pop(_S3_OPERATIONS, None)
         request = service_model.coerce(_CREATE, config)
         criteria = self._parsed_criteria(problems)
@@ -393,19 +784,19 @@ class AmtTuningJobOperator(WaitingOperator):
             if merged is not None:
                 request[_CONFIG] = merged
         prefix = self.job_name_prefix
-        if request.get(_NAME) is None:
-            request[_NAME] = derive_job_name(owner, prefix=prefix)
+        if request.get(NAME) is None:
+            request[NAME] = derive_job_name(owner, prefix=prefix)
         elif prefix is not None:
             problems.append(
                 AmtFieldError(
                     "job_name_prefix",
                     prefix,
-                    f"config gives the name already ({request[_NAME]})",
+                    f"config gives the name already ({request[NAME]})",
                     "give one of the two",
                 )
             )
         if request.get("Tags") is None or isinstance(request["Tags"], list):
-            request["Tags"] = _with_tags(request.get("Tags") or [], {**owner.tags(), _GENERATION_TAG: "1"})
+            request["Tags"] = with_tags(request.get("Tags") or [], {**owner.tags(), GENERATION_TAG: "1"})
         problems += service_model.check_create_request(_with_sample_roles(request))
         return request, s3_operations
 
@@ -425,69 +816,6 @@ class AmtTuningJobOperator(WaitingOperator):
             "Neither max_training_jobs nor max_runtime limits this tuning job: other criteria may never be "
             "met, and it may run, and cost, until AWS's quotas end it. Set one of the two in criteria."
         )
-
-    def _create_or_adopt(
-        self, request: dict[str, Any], s3_operations: Any, owner: Owner, now: datetime
-    ) -> tuple[str, str, datetime]:
-        """Create the job, or find the one that an earlier try created.
-
-        :return: its name, its ARN and when it was created.
-        """
-        derived = isinstance(self.config, Mapping) and self.config.get(_NAME) is None
-        self._expand_roles(request)
-        for generation in range(1, _MOST_GENERATIONS + 1):
-            if derived:
-                request[_NAME] = derive_job_name(owner, prefix=self.job_name_prefix, generation=generation)
-            request["Tags"] = _with_tags(request["Tags"], {_GENERATION_TAG: str(generation)})
-            name = request[_NAME]
-            self._job_name = name
-            if s3_operations is not None and self._describe_or_none(name) is None:
-                self._run_s3_operations(s3_operations)
-                s3_operations = None
-            try:
-                arn = self.hook.create_tuning_job(request)
-            except AmtResourceInUseError:
-                found = self._adoptable(name, owner, derived)
-                if found is None:
-                    continue
-                # The job's clock and this one may differ: its deadline shall not move to the future.
-                return name, found.arn, min(found.created_at or now, now)
-            self._log_created(name, arn, request)
-            return name, arn, now
-        raise AmtRequestError(
-            [
-                AmtFieldError(
-                    "job_name_prefix",
-                    self.job_name_prefix,
-                    f"this task instance has started {_MOST_GENERATIONS} tuning jobs",
-                    "find out why it is retried that often",
-                )
-            ]
-        )
-
-    def _adoptable(self, name: str, owner: Owner, derived: bool) -> TuningProgress | None:
-        """Decide about a job whose name is taken.
-
-        :return: the job, if it is ours and in progress; ``None`` if it is ours, was named by us and is over.
-        :raises AmtJobExistsError: it is somebody else's.
-        :raises AmtOwnJobEndedError: it is ours, has a given name, and is over.
-        """
-        progress = TuningProgress.from_describe(self.hook.describe_tuning_job(name))
-        tags = self.hook.tags(progress.arn)
-        # A derived name holds a digest of the owner: it is ours even if its tags cannot be read.
-        ours = owner.owns(tags) if tags is not None else derived
-        theirs = ownership_tags(tags or {})
-        if not ours:
-            raise AmtJobExistsError(name, owner.tags(), theirs, progress.status)
-        if progress.status != TuningJobStatus.IN_PROGRESS.value:
-            if not derived:
-                raise AmtOwnJobEndedError(name, owner.tags(), theirs, progress.status)
-            self.log.info(
-                "An earlier try's tuning job %s is %s: a new one is started.", name, progress.status
-            )
-            return None
-        self.log.info("Tuning job %s was started by an earlier try of this task: it is adopted.", name)
-        return progress
 
     def _describe_or_none(self, name: str) -> dict[str, Any] | None:
         try:
@@ -512,20 +840,90 @@ class AmtTuningJobOperator(WaitingOperator):
             if isinstance(role, str) and _is_role_name(role):
                 definition["RoleArn"] = self.hook.expand_role(role)
 
-    def _log_created(self, name: str, arn: str, request: Mapping[str, Any]) -> None:
-        self.log.info("Created tuning job %s (%s).", name, arn)
+    def _log_created(self, claimed: Claimed, request: Mapping[str, Any]) -> None:
+        self.log.info("Created tuning job %s (%s).", claimed.name, claimed.arn)
         compute = estimated_max_compute(request)
         if compute is not None:
             self.log.info("It may consume %s instance-seconds at most, by the guide's estimate.", compute)
 
 
-_GENERATION_TAG = f"{TAG_PREFIX}generation"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """What an operator was asked for, checked.
+
+    :param request: the request, roles still unexpanded.
+    :param derived: whether the job's name is derived.
+    :param s3_operations: the S3 operations beside the request.
+    :param limit: ``max_ingestion_time``.
+    :param quota_timeout: how long to wait for a quota; ``None`` for not at all.
+    :param if_exists: what to do about an earlier try's job.
+    :param warm_start: ``WarmStartType``; ``None`` for no warm start.
+    """
+
+    request: dict[str, Any]
+    derived: bool
+    s3_operations: Any
+    limit: timedelta | None
+    quota_timeout: timedelta | None
+    if_exists: IfExists
+    warm_start: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """What a try knows from its beginning on, also after it waited for a quota.
+
+    :param timeout_at: when ``execution_timeout`` demands that the job is stopped.
+    :param quota_since: when a quota was first found used up.
+    :param quota_attempts: how often.
+    """
+
+    timeout_at: datetime | None
+    quota_since: datetime | None = None
+    quota_attempts: int = 0
+
+    @classmethod
+    def now(cls, execution_timeout: timedelta | None, deferrable: bool) -> _Begun:
+        if execution_timeout is None:
+            return cls(timeout_at=None)
+        margin = timedelta(0)
+        if not deferrable:
+            margin = min(_TIMEOUT_MARGIN, execution_timeout * _TIMEOUT_MARGIN_SHARE)
+        return cls(timeout_at=datetime.now(UTC) + execution_timeout - margin)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> _Begun:
+        timeout_at, since = state.get("timeout_at"), state.get("quota_since")
+        return cls(
+            timeout_at=None if timeout_at is None else datetime.fromisoformat(timeout_at),
+            quota_since=None if since is None else datetime.fromisoformat(since),
+            quota_attempts=int(state.get("quota_attempts") or 0),
+        )
+
+    def to_state(self) -> dict[str, Any]:
+        return {
+            "waits_for": "quota",
+            "timeout_at": None if self.timeout_at is None else self.timeout_at.isoformat(),
+            "quota_since": None if self.quota_since is None else self.quota_since.isoformat(),
+            "quota_attempts": self.quota_attempts,
+        }
+
+    def refused(self, since: datetime) -> _Begun:
+        return replace(self, quota_since=since, quota_attempts=self.quota_attempts + 1)
+
+    def deadline(self, created_at: datetime, limit: timedelta | None) -> tuple[datetime | None, str | None]:
+        """Return when the job is to be stopped, and the argument that says so."""
+        ends = [] if self.timeout_at is None else [(self.timeout_at, "execution_timeout")]
+        if limit is not None:
+            ends.append((created_at + limit, "max_ingestion_time"))
+        return min(ends) if ends else (None, None)
+
 
 #: Stands for a role that is given by name while the request is checked: the API wants an ARN.
 _SAMPLE_ROLE = "arn:aws:iam::000000000000:role/"
 
 
-def _collect(problems: list[AmtFieldError], check: Callable[[], _Checked]) -> _Checked | None:
+def _collect(problems: list[AmtFieldError], check: Callable[[], _Result]) -> _Result | None:
     """Return what the check returns; add the problems that it raises to the list."""
     try:
         return check()
@@ -534,21 +932,30 @@ def _collect(problems: list[AmtFieldError], check: Callable[[], _Checked]) -> _C
         return None
 
 
+def _choice(field: str, given: Any, choices: Sequence[str], problems: list[AmtFieldError]) -> str:
+    """Return the choice that was given; add a problem and return the first if it is none."""
+    text = given.value if isinstance(given, Enum) else given
+    if text in choices:
+        return str(text)
+    problems.append(AmtFieldError(field, given, f"one of {', '.join(choices)}", "give one of them"))
+    return choices[0]
+
+
 def _owner(context: Context) -> Owner:
     ti = context["ti"]
-    map_index = ti.map_index
-    return Owner(
-        dag_id=ti.dag_id,
-        run_id=ti.run_id,
-        task_id=ti.task_id,
-        map_index=-1 if map_index is None else map_index,
-    )
+    return Owner(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=_map_index(ti))
 
 
-def _with_tags(tags: Sequence[Any], ours: Mapping[str, str]) -> list[Any]:
-    """Return the tags with ours in place of others of the same key."""
-    kept = [tag for tag in tags if not (isinstance(tag, Mapping) and tag.get("Key") in ours)]
-    return [*kept, *to_tag_list(ours)]
+def _map_index(ti: Any) -> int:
+    return -1 if ti.map_index is None else int(ti.map_index)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _json_safe(value: Any) -> str:
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _definitions(request: Mapping[str, Any]) -> list[dict[str, Any]]:

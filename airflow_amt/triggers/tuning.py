@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from datetime import datetime
 from enum import Enum
@@ -15,6 +16,7 @@ from airflow_amt import _compat
 from airflow_amt._lazy_hook import LazyHook
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import to_payload
+from airflow_amt.tuning.custody import UNREADABLE, Place, decide_on_kill
 from airflow_amt.watch.polling import MAX_FAILURES_IN_A_ROW, Reading, TuningJobReader, Verdict
 
 #: Version of the stored arguments and of the event.
@@ -27,9 +29,6 @@ _JITTER = 0.1
 _ON_KILL_SECONDS = 25.0
 _STATE_ATTEMPTS = 3
 _STATE_PAUSE_SECONDS = 2.0
-
-#: States of a task instance in which nobody killed it: it waits, or runs on, for the tuning job.
-_ALIVE_STATES = frozenset({"deferred", "running", "up_for_retry", "up_for_reschedule"})
 
 
 class EventKind(str, Enum):
@@ -54,7 +53,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
     What it does not do: it takes no decision and stops nothing, except when a person kills the task (see
     :meth:`on_kill`).
 
-    Known limitation: Airflow before 3.3 never calls ``on_kill`` of a trigger.
+    Known limitation: a triggerer that is down, or has not yet taken the trigger up, hears of no kill.
 
     :param tuning_job_name: the tuning job.
     :param check_interval: seconds between two reads.
@@ -99,6 +98,8 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         self.max_failures = max_failures
         self.version = version
         self._newer = newer
+        # Between the begin of run and its event.
+        self._watching = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the stored arguments: plain, JSON-safe, without secrets."""
@@ -118,6 +119,12 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Watch the tuning job and yield one event."""
+        self._watching = True
+        event = await self._watch()
+        self._watching = False
+        yield event
+
+    async def _watch(self) -> TriggerEvent:
         if self._newer:
             self.log.warning(
                 "A newer release of airflow-provider-amt stored this trigger (version %s); not known here "
@@ -130,19 +137,16 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             try:
                 reading = await _compat.in_thread(reader.read)
             except AmtAwsError as error:
-                yield await self.event(EventKind.ERROR, None, error)
-                return
+                return await self.event(EventKind.ERROR, None, error)
             except Exception as error:
                 # Building the hook can raise anything (Airflow: no such connection). Raised from here it
                 # would make Airflow fail the task unasked; this way the worker looks for itself.
                 self.log.exception("Tuning job %s cannot be watched", self.tuning_job_name)
-                yield await self.event(EventKind.ERROR, None, self._not_read(error))
-                return
+                return await self.event(EventKind.ERROR, None, self._not_read(error))
             if reading.verdict is Verdict.WAIT:
                 await asyncio.sleep(_jittered(reading.delay_seconds))
                 continue
-            yield await self.event(EventKind(reading.verdict.value), reading, None)
-            return
+            return await self.event(EventKind(reading.verdict.value), reading, None)
 
     def new_reader(self, **options: Any) -> TuningJobReader:
         """Return what reads the tuning job.
@@ -165,7 +169,10 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         given to another one, though nobody touched the tasks (measured with 3.3.2). So the task instance's
         real state is asked for first: while it is deferred, running or up for retry, the job is left alone.
         The same holds if the state cannot be read: a job that runs on costs money and can still be stopped;
-        one that was stopped is lost. Takes 25 seconds at most.
+        one that was stopped is lost.
+
+        Returns after 25 seconds at most. What takes longer goes on in its thread: a triggerer's first
+        question about a task makes Airflow build its API in the process, which took 40 s on a busy machine.
         """
         if not self.stop_on_kill:
             self.log.info(
@@ -173,53 +180,52 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             )
             return
         try:
-            await asyncio.wait_for(self._stop_if_killed(), timeout=_ON_KILL_SECONDS)
+            await asyncio.wait_for(
+                _compat.in_thread(self._stop_if_killed, urgent=True), timeout=_ON_KILL_SECONDS
+            )
         except TimeoutError:
             self.log.error(
-                "Stopping tuning job %s took longer than %.0f s and may not have been done: look at it.",
+                "Stopping tuning job %s takes longer than %.0f s; it goes on as long as this triggerer runs.",
                 self.tuning_job_name,
                 _ON_KILL_SECONDS,
             )
 
-    async def _stop_if_killed(self) -> None:
-        state = await self._task_state()
-        if state in _ALIVE_STATES:
-            self.log.warning(
-                "Airflow reports a kill, yet the task is %s: tuning job %s is not stopped.",
-                state,
-                self.tuning_job_name,
-            )
-            return
-        if state == _UNREADABLE:
-            self.log.error(
-                "Airflow reports a kill, but the task's state cannot be read to confirm it: tuning job %s is "
-                "not stopped. If the task was killed, stop the job with AmtStopTuningJobOperator or in the "
-                "AWS console.",
-                self.tuning_job_name,
-            )
-            return
-        detail = f"the deferred task was killed, its state is {state or 'cleared'}"
-        # Not the polling threads: those may all be busy with reads that hang.
-        await asyncio.to_thread(
-            lambda: self.hook.stop_tuning_job(self.tuning_job_name, stopped_by="on_kill", detail=detail)
-        )
+    async def cleanup(self) -> None:
+        """Do what ``on_kill`` does where Airflow (before 3.3) does not call that.
 
-    async def _task_state(self) -> str | None:
-        """Return the task instance's state, ``None`` if it has none or is gone, or ``_UNREADABLE``."""
+        Airflow calls this whenever the trigger ends: also when its triggerer is stopped, or gave it to
+        another one. The task's state tells these from a kill, as in :meth:`on_kill`. A trigger that has
+        fired leaves the job to its task.
+        """
+        if self._watching and not _compat.triggers_hear_of_kills():
+            await self.on_kill()
+
+    def _stop_if_killed(self) -> None:
+        decision = decide_on_kill(self._task_state(), place=Place.TRIGGERER)
+        if not decision.stop:
+            self.log.warning(
+                "Tuning job %s is not stopped with its trigger: %s. If the task was killed, stop the job "
+                "with AmtStopTuningJobOperator or `airflow-amt reap`.",
+                self.tuning_job_name,
+                decision.reason,
+            )
+            return
+        self.hook.stop_tuning_job(self.tuning_job_name, stopped_by="on_kill", detail=decision.reason)
+
+    def _task_state(self) -> str | None:
+        """Return the task instance's state, ``None`` if it has none or is gone, or ``UNREADABLE``."""
         ti = self.task_instance
         if ti is None:
-            return _UNREADABLE
+            return UNREADABLE
         for attempt in range(1, _STATE_ATTEMPTS + 1):
             try:
-                return await asyncio.to_thread(
-                    _compat.read_task_state, ti.dag_id, ti.run_id, ti.task_id, ti.map_index
-                )
+                return _compat.read_task_state(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
             except Exception:
                 # Whatever the supervisor raises, it means the same here: not known. It is logged.
                 self.log.exception("Reading the task's state failed (%d of %d)", attempt, _STATE_ATTEMPTS)
             if attempt < _STATE_ATTEMPTS:
-                await asyncio.sleep(_STATE_PAUSE_SECONDS)
-        return _UNREADABLE
+                time.sleep(_STATE_PAUSE_SECONDS)
+        return UNREADABLE
 
     def _not_read(self, error: Exception) -> AmtAwsError:
         return AmtAwsError(
@@ -247,9 +253,6 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             "error": to_payload(error) if error else None,
             "state": self.state,
         }
-
-
-_UNREADABLE = "<unreadable>"
 
 
 def _jittered(delay_seconds: float) -> float:

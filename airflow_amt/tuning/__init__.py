@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from airflow_amt.tuning.branching import OutcomeGroup, branch_on_outcome
 from airflow_amt.tuning.conditions import (
     BudgetShareUsed,
     Condition,
@@ -34,6 +35,7 @@ from airflow_amt.tuning.progress import (
     TuningJobStatus,
     TuningProgress,
 )
+from airflow_amt.tuning.ranking import rank_training_jobs
 from airflow_amt.tuning.request import (
     check_documented_rules,
     estimated_max_compute,
@@ -58,6 +60,7 @@ __all__ = [
     "NotImproving",
     "ObjectiveCounters",
     "ObjectiveType",
+    "OutcomeGroup",
     "Owner",
     "ReplayReport",
     "RuntimeAbove",
@@ -69,6 +72,7 @@ __all__ = [
     "TuningJobStatus",
     "TuningOutcome",
     "TuningProgress",
+    "branch_on_outcome",
     "check_documented_rules",
     "check_warm_start",
     "derive_job_name",
@@ -76,6 +80,7 @@ __all__ = [
     "infer_outcome",
     "parse_condition",
     "prior_evaluations",
+    "rank_training_jobs",
     "replay",
     "search_space_size",
 ]

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 #: Longest tuning job name (SageMaker API, ``HyperParameterTuningJobName``).
 MAX_NAME_LENGTH = 32
@@ -20,7 +23,35 @@ TAG_PREFIX = "airflow-amt:"
 STOPPED_BY_TAG = f"{TAG_PREFIX}stopped-by"
 STOPPED_DETAIL_TAG = f"{TAG_PREFIX}stopped-by-detail"
 
+#: Which job of its task instance this is, counted from 1.
+GENERATION_TAG = f"{TAG_PREFIX}generation"
+#: Try number of the task instance that created the job or, later, adopted it.
+TRY_TAG = f"{TAG_PREFIX}try"
+#: What the task does about the job: :class:`Waits`.
+WAITS_TAG = f"{TAG_PREFIX}waits"
+#: Digest of the request, to tell that a task adopts a job that it would create differently now.
+REQUEST_TAG = f"{TAG_PREFIX}request"
+#: When Airflow accepted the task's success (or skip), ISO 8601: the job's result is not owed to anybody.
+DELIVERED_TAG = f"{TAG_PREFIX}delivered"
+#: When the task was about to fail with the job's outcome, ISO 8601.
+REPORTED_TAG = f"{TAG_PREFIX}reported"
+
+#: Jobs that one task instance may start, one a failed try, before something is clearly wrong.
+MAX_GENERATION = 999
+
 _DIGEST_LENGTH = 10
+#: "-" and the generation behind the digest; kept free in every name.
+_GENERATION_ROOM = 1 + len(str(MAX_GENERATION))
+
+
+class Waits(str, Enum):
+    """Whether a task waits for its tuning job: values of :data:`WAITS_TAG`."""
+
+    YES = "yes"
+    #: It waits, but a kill of the task leaves the job running (``stop_on_kill=False``).
+    LEAVE = "leave"
+    #: It does not wait (``wait_for_completion=False``).
+    NO = "no"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +89,46 @@ def ownership_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in tags.items() if key in names}
 
 
+def owner_digest(owner: Owner) -> str:
+    """Return the part of a derived name that stands for its owner: the same in every generation."""
+    identity = "\0".join((owner.dag_id, owner.run_id, owner.task_id, str(owner.map_index)))
+    return base64.b32encode(hashlib.sha256(identity.encode()).digest()).decode().lower()[:_DIGEST_LENGTH]
+
+
 def derive_job_name(owner: Owner, *, prefix: str | None = None, generation: int = 1) -> str:
     """Derive a tuning job name from its owner: the same one every time, another for every generation.
+
+    ``<prefix>-<digest of the owner>`` for the first job, ``<prefix>-<digest>-<generation>`` for later ones:
+    all jobs of a task instance are found by the digest, whatever became of the prefix.
 
     :param owner: the task instance.
     :param prefix: readable start of the name; the task id if left out. It is cut and cleaned to fit.
     :param generation: 1 for the first job of this task instance, then counting up.
     :return: at most 32 characters that match the API's pattern.
     """
-    identity = "\0".join((owner.dag_id, owner.run_id, owner.task_id, str(owner.map_index), str(generation)))
-    digest = base64.b32encode(hashlib.sha256(identity.encode()).digest()).decode().lower()[:_DIGEST_LENGTH]
-    room = MAX_NAME_LENGTH - _DIGEST_LENGTH - 1
+    room = MAX_NAME_LENGTH - _DIGEST_LENGTH - 1 - _GENERATION_ROOM
     readable = re.sub(r"[^a-zA-Z0-9]+", "-", prefix if prefix is not None else owner.task_id)
     readable = readable.strip("-")[:room].strip("-")
-    return f"{readable}-{digest}" if readable else digest
+    digest = owner_digest(owner)
+    name = f"{readable}-{digest}" if readable else digest
+    return name if generation == 1 else f"{name}-{generation}"
+
+
+def generation_of(name: str, owner: Owner) -> int | None:
+    """Return which generation a name derived from this owner stands for; ``None`` for any other name."""
+    found = re.fullmatch(rf"(?:.*-)?{owner_digest(owner)}(?:-([1-9][0-9]*))?", name)
+    if found is None:
+        return None
+    return int(found[1] or 1)
+
+
+def request_digest(request: Mapping[str, Any]) -> str:
+    """Return a digest of what a create request asks for: all of it but the name and the tags."""
+    asked = {
+        key: value for key, value in request.items() if key not in ("HyperParameterTuningJobName", "Tags")
+    }
+    text = json.dumps(asked, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def tag_value(text: str) -> str:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow_amt.tuning.criteria import API_PATHS, CompletionReason
-from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult
+from airflow_amt.tuning.criteria import API_PATHS, CompletionReason, ObjectiveType
+from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult, iso
 from airflow_amt.tuning.naming import STOPPED_BY_TAG, STOPPED_DETAIL_TAG
-from airflow_amt.tuning.progress import TuningJobStatus, TuningProgress, iso
+from airflow_amt.tuning.progress import TuningJobStatus, TuningProgress
+from airflow_amt.tuning.ranking import rank_training_jobs
 from airflow_amt.tuning.request import estimated_max_compute, search_space_size
 
 #: Version of the dict that :meth:`TuningOutcome.to_dict` returns; readers may rely on it in XCom.
@@ -28,6 +29,7 @@ _RUNTIME_TOLERANCE = timedelta(seconds=60)
 _RUNTIME_TOLERANCE_SHARE = 0.01
 
 _MOST_REASONS = 3
+_MOST_RANKED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,7 @@ class TuningOutcome:
     :param training_seconds: training time of all ended training jobs in seconds; ``None`` if not listed.
     :param progressing: whether the job still gained objective for what it consumed, at the end.
     :param failure_reasons: the training jobs' most frequent failure reasons, each with its count.
+    :param ranking: the three training jobs with the best objectives, if they were listed.
     """
 
     name: str
@@ -64,6 +67,7 @@ class TuningOutcome:
     training_seconds: float | None = None
     progressing: bool | None = None
     failure_reasons: tuple[tuple[str, int], ...] = field(default=())
+    ranking: tuple[TrainingJobResult, ...] = field(default=())
 
     @property
     def succeeded(self) -> bool:
@@ -168,6 +172,7 @@ def infer_outcome(
         training_seconds=satisfactory.training_seconds if satisfactory else None,
         progressing=satisfactory.progressing if satisfactory else None,
         failure_reasons=_failure_reasons(jobs),
+        ranking=_ranking(jobs, progress.objective_type),
     )
 
 
@@ -375,3 +380,10 @@ def _sentence(met: _Met) -> str:
 def _failure_reasons(jobs: Iterable[TrainingJobResult]) -> tuple[tuple[str, int], ...]:
     reasons = Counter(job.failure_reason or "no reason given" for job in jobs if job.status == "Failed")
     return tuple(reasons.most_common(_MOST_REASONS))
+
+
+def _ranking(
+    jobs: Iterable[TrainingJobResult], objective_type: ObjectiveType | None
+) -> tuple[TrainingJobResult, ...]:
+    ranked = rank_training_jobs(jobs, objective_type)[:_MOST_RANKED]
+    return tuple(job for rank, job in ranked if rank is not None)

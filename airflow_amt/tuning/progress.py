@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
@@ -19,6 +19,7 @@ from airflow_amt.tuning.history import (
     aware,
     ended_in_order,
     finite,
+    iso,
     replay,
 )
 
@@ -507,11 +508,6 @@ def _span(seconds: float | None) -> timedelta | None:
 
 def _seconds(span: timedelta | None) -> float | None:
     return None if span is None else span.total_seconds()
-
-
-def iso(moment: datetime | None) -> str | None:
-    """Return a time as ISO 8601 in UTC."""
-    return None if moment is None else moment.astimezone(UTC).isoformat()
 
 
 def _of(count: int, limit: int | None) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +19,6 @@ except ImportError:  # Airflow 3.1
 
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import aws_error
-from airflow_amt.triggers.tuning import AmtTuningJobTrigger
 from airflow_amt.tuning import Owner, TuningOutcome, infer_outcome
 from airflow_amt.tuning.naming import from_tag_list
 
@@ -74,6 +73,8 @@ class FakeHook:
     calls: list[tuple[str, Any]] = field(default_factory=list)
     stop_takes_effect: str = "Stopped"
     lists: dict[str, list[Any]] = field(default_factory=dict)
+    training_jobs_of: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    described: dict[str, Any] = field(default_factory=dict)
 
     def describe_tuning_job(self, name: str) -> dict[str, Any]:
         self.calls.append(("describe", name))
@@ -85,13 +86,26 @@ class FakeHook:
             raise answer
         return describe(name, answer) if isinstance(answer, str) else deepcopy(answer)
 
-    def list_training_jobs(self, name: str) -> Iterator[dict[str, Any]]:
-        self.calls.append(("list", name))
-        answers = self.lists.get(name) or [[]]
-        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+    def list_training_jobs(self, name: str, *, status: str | None = None) -> Iterator[dict[str, Any]]:
+        self.calls.append(("list_training_jobs", name))
+        answers = self.lists.get(name)
+        if answers:
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        else:
+            answer = self.training_jobs_of.get(name, [describe(name)["BestTrainingJob"]])
         if isinstance(answer, Exception):
             raise answer
-        yield from deepcopy(answer)
+        for summary in answer:
+            if status in (None, summary.get("TrainingJobStatus")):
+                yield deepcopy(dict(summary))
+
+    def describe_training_job(self, name: str) -> dict[str, Any]:
+        self.calls.append(("describe_training_job", name))
+        answer = self.described[name]
+        if isinstance(answer, Exception):
+            self.described[name] = {}
+            raise answer
+        return deepcopy(dict(answer))
 
     def create_tuning_job(self, request: Mapping[str, Any]) -> str:
         name = str(request["HyperParameterTuningJobName"])
@@ -108,6 +122,19 @@ class FakeHook:
             return False
         self.script[name] = [self.stop_takes_effect]
         return True
+
+    def add_tags(self, arn: str, tags: Mapping[str, str]) -> bool:
+        self.calls.append(("add_tags", (arn.removeprefix(ARN), dict(tags))))
+        known = self.tags_of.get(arn.removeprefix(ARN))
+        if known is not None:
+            known.update(tags)
+        return True
+
+    def list_tuning_jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        self.calls.append(("list", filters))
+        for name in sorted({*self.script, *self.tags_of}):
+            if filters.get("NameContains", "") in name:
+                yield {"HyperParameterTuningJobName": name, "HyperParameterTuningJobArn": ARN + name}
 
     def tags(self, arn: str) -> dict[str, str] | None:
         return self.tags_of.get(arn.removeprefix(ARN), {})
@@ -137,6 +164,7 @@ class FakeTaskInstance:
     task_id: str = OWNER.task_id
     map_index: int | None = -1
     try_number: int = 1
+    max_tries: int = 0
     xcom: dict[str, Any] = field(default_factory=dict)
 
     def xcom_push(self, key: str, value: Any) -> None:
@@ -154,7 +182,7 @@ def use_hook(task: Any, hook: Any) -> None:
     vars(task)["hook"] = hook
 
 
-def fired(trigger: AmtTuningJobTrigger) -> dict[str, Any]:
+def fired(trigger: Any) -> dict[str, Any]:
     """Run a trigger to its end and return the payload of its only event."""
 
     async def collect() -> list[Any]:
@@ -166,14 +194,11 @@ def fired(trigger: AmtTuningJobTrigger) -> dict[str, Any]:
     return payload
 
 
-def stored(trigger: Any) -> AmtTuningJobTrigger:
+def stored(trigger: Any) -> Any:
     """Send a trigger through its serialised form, as the metadata database does."""
     path, arguments = trigger.serialize()
     module, _, name = path.rpartition(".")
-    made = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
-    assert type(made) is type(trigger)
-    again: AmtTuningJobTrigger = made
-    return again
+    return getattr(import_module(module), name)(**json.loads(json.dumps(arguments)))
 
 
 def run_task(

@@ -63,14 +63,3 @@ with DAG(dag_id="stop", schedule=None):
         reason="the table",
         wait_for_completion=False,
     )
-
-for stop_on_kill in (True, False):
-    with DAG(dag_id="kill" if stop_on_kill else "kill_but_leave", schedule=None):
-        AmtTuningJobOperator(
-            task_id="tune",
-            config=request(SCENARIOS["endless"], gate=GATE),
-            criteria=SCENARIOS["endless"].criteria,
-            check_interval=1,
-            deferrable=True,
-            stop_on_kill=stop_on_kill,
-        )

@@ -9,7 +9,7 @@ import pytest
 from airflow_amt.exceptions import AmtAccessDeniedError, AmtRequestError, AmtResourceNotFoundError
 from airflow_amt.operators.stop import AmtStopTuningJobOperator
 from airflow_amt.watch import polling
-from tests.unit.tasks import ARN, DENIED, THROTTLED, FakeHook, describe, run_task, task_context
+from tests.unit.tasks import ARN, DENIED, THROTTLED, FakeHook, describe, run_task, task_context, use_hook
 
 NAME = "churn-model"
 WAYS = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferred"])
@@ -104,6 +104,56 @@ def test_without_waiting_it_returns_at_once() -> None:
 def test_a_job_that_is_not_there_is_a_clear_error() -> None:
     with pytest.raises(AmtResourceNotFoundError, match="no job churn-model"):
         run(FakeHook())
+
+
+MISSING = {
+    "version": 1,
+    "tuning_job_arn": None,
+    "status": None,
+    "reason": None,
+    "explanation": None,
+    "stopped": False,
+    "best_training_job": None,
+    "objective_metric": None,
+}
+
+
+@pytest.mark.parametrize("name", [None, "", " ", "None", NAME])
+def test_nothing_to_stop_is_a_success_where_that_is_asked_for(name: str | None) -> None:
+    hook = FakeHook()
+    result, xcom, _ = run(hook, tuning_job_name=name, on_missing="succeed")
+    assert result == {**MISSING, "tuning_job_name": NAME if name == NAME else None}
+    assert xcom == {}
+    assert hook.named("stop") == ([(NAME, "operator", "task stop of DAG churn")] if name == NAME else [])
+
+
+def test_as_a_teardown_it_succeeds_without_a_job_unless_told_otherwise() -> None:
+    def stop(**options: Any) -> dict[str, Any]:
+        task = AmtStopTuningJobOperator(task_id="stop", check_interval=0.1, **options).as_teardown()
+        use_hook(task, FakeHook())
+        result: dict[str, Any] = task.execute(task_context(task_id="stop"))
+        return result
+
+    assert stop(tuning_job_name=NAME)["stopped"] is False
+    assert stop(tuning_job_name=None)["tuning_job_name"] is None
+    with pytest.raises(AmtResourceNotFoundError):
+        stop(tuning_job_name=NAME, on_missing="fail")
+    with pytest.raises(AmtRequestError, match="tuning_job_name"):
+        stop(tuning_job_name=None, on_missing="fail")
+
+
+def test_other_errors_fail_also_where_a_missing_job_is_a_success() -> None:
+    with pytest.raises(AmtAccessDeniedError):
+        run(FakeHook({NAME: [DENIED]}), on_missing="succeed")
+    with pytest.raises(AmtRequestError, match="tuning_job_name"):
+        run(FakeHook(), tuning_job_name="no_underscore", on_missing="succeed")
+
+
+def test_on_missing_is_checked_before_any_call() -> None:
+    hook = FakeHook({NAME: ["InProgress"]})
+    with pytest.raises(AmtRequestError, match=r"on_missing.*'ignore'.*fail, succeed"):
+        run(hook, on_missing="ignore")
+    assert hook.calls == []
 
 
 @pytest.mark.parametrize("name", ["", "n" * 33, "no_underscore", None, 7])

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
 import pytest
+from airflow.sdk import Asset
+from airflow.sdk.execution_time.context import OutletEventAccessors
 
+from airflow_amt import _compat
 from airflow_amt.exceptions import (
     AmtAccessDeniedError,
     AmtJobExistsError,
     AmtRequestError,
+    AmtResourceLimitExceededError,
     AmtResourceNotFoundError,
     AmtThrottledError,
 )
+from airflow_amt.hooks.errors import aws_error
 from airflow_amt.operators.tuning import AmtTuningJobOperator
+from airflow_amt.plugin import listener
 from airflow_amt.task_exceptions import (
     AmtOwnJobEndedError,
     AmtTaskKilled,
@@ -27,6 +36,7 @@ from airflow_amt.task_exceptions import (
     AmtTuningJobTimeout,
 )
 from airflow_amt.tuning import CompletionCriteria, Owner, derive_job_name
+from airflow_amt.tuning.naming import request_digest
 from airflow_amt.watch import polling
 from tests.unit.requests import create_request, set_path
 from tests.unit.tasks import (
@@ -92,6 +102,9 @@ def test_the_request_is_sent_as_it_is_with_ownership_tags() -> None:
         "airflow-amt:task-id": "tune",
         "airflow-amt:map-index": "-1",
         "airflow-amt:generation": "1",
+        "airflow-amt:try": "1",
+        "airflow-amt:waits": "yes",
+        "airflow-amt:request": request_digest(expected),
     }
     assert config == create_request(Tags=[{"Key": "team", "Value": "ml"}]), "the config was changed"
 
@@ -391,19 +404,109 @@ def test_a_retry_adopts_a_job_with_a_derived_name_whose_tags_cannot_be_read() ->
     assert run(hook, unnamed())[0]["tuning_job_name"] == DERIVED
 
 
-@pytest.mark.parametrize("status", ["Completed", "Failed", "Stopped", "Stopping"])
-def test_after_an_own_job_that_is_over_a_derived_name_gets_its_next_generation(status: str) -> None:
+DELIVERED = {"airflow-amt:delivered": "2026-01-01T00:00:00+00:00"}
+REPORTED = {"airflow-amt:reported": "2026-01-01T00:00:00+00:00"}
+
+
+@pytest.mark.parametrize(
+    ("status", "tags"),
+    [
+        (["Completed"], DELIVERED),
+        (["Failed"], {}),
+        (["Stopped"], {}),
+        (["Stopped"], REPORTED),
+        (["Stopped"], {"airflow-amt:stopped-by": "on_kill"}),
+        (["Stopping", "Stopping", "Stopped"], {"airflow-amt:stopped-by": "on_kill"}),
+    ],
+    ids=["delivered", "failed", "stopped", "reported", "killed", "stopping"],
+)
+def test_after_an_own_job_whose_result_is_not_owed_the_next_generation_is_started(
+    status: list[str], tags: dict[str, str]
+) -> None:
     second = derive_job_name(OWNER, generation=2)
-    hook = FakeHook({DERIVED: [status], second: ["Completed"]}, {DERIVED: OWNER.tags()})
+    hook = FakeHook({DERIVED: list(status), second: ["Completed"]}, {DERIVED: {**OWNER.tags(), **tags}})
     result, _ = run(hook, unnamed())
     assert result["tuning_job_name"] == second
-    tags = {tag["Key"]: tag["Value"] for tag in hook.named("create")[1]["Tags"]}
-    assert tags["airflow-amt:generation"] == "2"
-    assert len(tags) == 5
+    sent = {tag["Key"]: tag["Value"] for tag in hook.named("create")[1]["Tags"]}
+    assert sent["airflow-amt:generation"] == "2"
+
+
+def test_a_result_that_was_never_delivered_is() -> None:
+    hook = FakeHook({DERIVED: ["Completed"]}, {DERIVED: OWNER.tags()})
+    result, _ = run(hook, unnamed())
+    assert result["tuning_job_name"] == DERIVED
+    assert len(hook.named("create")) == 1
+
+
+def test_a_stop_at_the_deadline_that_was_never_reported_is_reported_once() -> None:
+    hook = FakeHook({DERIVED: ["Stopped"]}, {DERIVED: {**OWNER.tags(), "airflow-amt:stopped-by": "deadline"}})
+    with pytest.raises(AmtTuningJobTimeout):
+        run(hook, unnamed())
+    assert "airflow-amt:reported" in (hook.tags_of[DERIVED] or {})
+    second = derive_job_name(OWNER, generation=2)
+    hook.script[second] = ["Completed"]
+    assert run(hook, unnamed())[0]["tuning_job_name"] == second
+
+
+def test_a_later_try_asks_for_the_latest_generation_whatever_its_prefix() -> None:
+    third = derive_job_name(OWNER, prefix="another", generation=3)
+    names = [derive_job_name(OWNER, prefix="another", generation=number) for number in (1, 2, 3)]
+    hook = FakeHook(
+        {names[0]: ["Failed"], names[1]: ["Stopped"], third: ["InProgress", "Completed"]},
+        dict.fromkeys(names, OWNER.tags()),
+    )
+    context = task_context(try_number=3)
+    result, _ = run_task(lambda: operator(unnamed()), context, hook)
+    assert result["tuning_job_name"] == third
+    assert hook.named("create") == []
+    assert hook.named("add_tags")[0] == (third, {"airflow-amt:try": "3"})
+
+
+def test_the_task_state_store_spares_the_search() -> None:
+    store: dict[str, Any] = {}
+    first, second = task_context(), task_context(try_number=2)
+    for context in (first, second):
+        context["task_state_store"] = SimpleNamespace(get=store.get, set=store.__setitem__)
+    hook = FakeHook({DERIVED: ["InProgress", "Completed"]})
+    run_task(lambda: operator(unnamed()), first, hook)
+    assert store == {
+        "airflow_amt_tuning_job": {"version": 1, "name": DERIVED, "generation": 1, "delivered": False}
+    }
+    hook.calls.clear()
+    result, _ = run_task(lambda: operator(unnamed()), second, hook)
+    assert result["tuning_job_name"] == DERIVED
+    assert hook.named("create") == []
+    assert hook.named("list") == []
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_if_exists_new_leaves_one_active_job(active: bool) -> None:
+    second = derive_job_name(OWNER, generation=2)
+    hook = FakeHook(
+        {DERIVED: ["InProgress" if active else "Completed"], second: ["Completed"]},
+        {DERIVED: OWNER.tags()},
+    )
+    result, _ = run(hook, unnamed(), if_exists="new")
+    assert result["tuning_job_name"] == second
+    assert [name for name, _, _ in hook.named("stop")] == ([DERIVED] if active else [])
+
+
+def test_if_exists_fail_fails() -> None:
+    hook = FakeHook({DERIVED: ["InProgress"]}, {DERIVED: OWNER.tags()})
+    with pytest.raises(AmtOwnJobEndedError, match="InProgress"):
+        run(hook, unnamed(), if_exists="fail")
+
+
+def test_another_request_than_that_of_the_adopted_job_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = FakeHook({DERIVED: ["InProgress", "Completed"]})
+    hook.create_tuning_job({"HyperParameterTuningJobName": DERIVED})
+    hook.tags_of[DERIVED] = {**OWNER.tags(), "airflow-amt:request": "other"}
+    lines = warnings_of(hook, monkeypatch, config=unnamed())
+    assert any("created from another request" in line for line in lines)
 
 
 def test_a_given_name_of_an_own_job_that_is_over_is_an_error_that_says_so() -> None:
-    hook = FakeHook({NAME: ["Completed"]}, {NAME: OWNER.tags()})
+    hook = FakeHook({NAME: ["Completed"]}, {NAME: {**OWNER.tags(), **DELIVERED}})
     with pytest.raises(AmtOwnJobEndedError, match=r"earlier try of this very task started it.*Completed"):
         run(hook)
 
@@ -607,22 +710,77 @@ def killed() -> Iterator[list[AmtTuningJobOperator]]:
     thread.join()
 
 
-def run_killed(hook: FakeHook, killed: list[AmtTuningJobOperator], **options: Any) -> str:
+@pytest.fixture
+def state_of_the_task(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the supervisor answers for the task's state; nobody can be asked here."""
+    states: list[Any] = ["failed"]
+
+    def read(*key: Any) -> Any:
+        assert key == (OWNER.dag_id, OWNER.run_id, OWNER.task_id, -1)
+        if isinstance(states[0], Exception):
+            raise states[0]
+        return states[0]
+
+    monkeypatch.setattr(_compat, "read_task_state", read)
+    return states
+
+
+def run_killed(hook: FakeHook, killed: list[AmtTuningJobOperator], *, tries: int = 0, **options: Any) -> str:
     def make() -> AmtTuningJobOperator:
         killed.append(operator(check_interval=60, **options))
         return killed[0]
 
     began = time.monotonic()
     with pytest.raises(AmtTaskKilled) as caught:
-        run_task(make, task_context(), hook)
+        run_task(make, task_context(max_tries=tries), hook)
     assert time.monotonic() - began < 5, "the kill did not end the wait"
     return str(caught.value)
 
 
-def test_a_kill_stops_the_job_and_ends_the_polling(killed: list[AmtTuningJobOperator]) -> None:
+@pytest.mark.parametrize("state", ["failed", "success", "skipped", None])
+def test_a_kill_by_a_person_stops_the_job_and_ends_the_polling(
+    killed: list[AmtTuningJobOperator], state_of_the_task: list[Any], state: str | None
+) -> None:
+    state_of_the_task[0] = state
     hook = FakeHook()
     assert "is being stopped" in run_killed(hook, killed)
-    assert hook.named("stop") == [(NAME, "on_kill", "the task was killed")]
+    assert hook.named("stop") == [
+        (NAME, "on_kill", f"the task was killed, its state is {state or 'cleared'}")
+    ]
+
+
+@pytest.mark.parametrize("tries", [0, 1])
+def test_a_worker_that_is_shut_down_leaves_the_job_to_the_next_try(
+    killed: list[AmtTuningJobOperator], state_of_the_task: list[Any], tries: int
+) -> None:
+    state_of_the_task[0] = "running"
+    hook = FakeHook()
+    said = run_killed(hook, killed, tries=tries)
+    assert ("the next try adopts it" in said) == (tries == 1)
+    assert len(hook.named("stop")) == (1 if tries == 0 else 0)
+
+
+def test_a_try_whose_job_a_later_one_has_adopted_leaves_it_alone(
+    killed: list[AmtTuningJobOperator], state_of_the_task: list[Any]
+) -> None:
+    state_of_the_task[0] = "running"
+
+    class Adopted(FakeHook):
+        def tags(self, arn: str) -> dict[str, str] | None:
+            return {**(super().tags(arn) or {}), "airflow-amt:try": "2"}
+
+    hook = Adopted()
+    assert "a later try" in run_killed(hook, killed)
+    assert hook.named("stop") == []
+
+
+def test_a_kill_that_cannot_be_confirmed_stops_nothing(
+    killed: list[AmtTuningJobOperator], state_of_the_task: list[Any]
+) -> None:
+    state_of_the_task[0] = RuntimeError("no supervisor")
+    hook = FakeHook()
+    assert "cannot be read" in run_killed(hook, killed)
+    assert hook.named("stop") == []
 
 
 def test_a_kill_leaves_the_job_alone_when_told_so(killed: list[AmtTuningJobOperator]) -> None:
@@ -631,21 +789,51 @@ def test_a_kill_leaves_the_job_alone_when_told_so(killed: list[AmtTuningJobOpera
     assert hook.named("stop") == []
 
 
-def test_killed_twice_it_stops_once() -> None:
+def test_a_kill_during_the_create_call_stops_the_job_that_it_created(state_of_the_task: list[Any]) -> None:
+    class Slow(FakeHook):
+        def create_tuning_job(self, request: Any) -> str:
+            task.on_kill()  # as a signal handler does, in the middle of the call
+            return super().create_tuning_job(request)
+
+    hook = Slow()
+    task = operator()
+    use_hook(task, hook)
+    with pytest.raises(AmtTaskKilled, match="is being stopped"):
+        task.execute(task_context())
+    assert [name for name, _, _ in hook.named("stop")] == [NAME, NAME]
+
+
+def test_the_end_of_execution_timeout_stops_the_job(state_of_the_task: list[Any]) -> None:
+    """As Airflow calls it: in its handler of the timeout, while the task's state is still running."""
+    state_of_the_task[0] = "running"
     hook = FakeHook({NAME: ["InProgress"]})
     task = operator()
     use_hook(task, hook)
     task._job_name = NAME
+    try:
+        raise _compat.AirflowTaskTimeout
+    except _compat.AirflowTaskTimeout:
+        task.on_kill()
+    assert hook.named("stop") == [(NAME, "deadline", "execution_timeout is over")]
+
+
+def test_killed_twice_it_stops_once(state_of_the_task: list[Any]) -> None:
+    hook = FakeHook({NAME: ["InProgress"]})
+    task = operator()
+    use_hook(task, hook)
+    task._job_name, task._task_key = NAME, (OWNER.dag_id, OWNER.run_id, OWNER.task_id, -1)
     task.on_kill()
     task.on_kill()
     assert len(hook.named("stop")) == 1
 
 
 @pytest.mark.parametrize("error", [DENIED, not_found(NAME)], ids=["denied", "not-found"])
-def test_a_kill_that_cannot_stop_the_job_does_not_raise(error: Exception) -> None:
+def test_a_kill_that_cannot_stop_the_job_does_not_raise(
+    error: Exception, state_of_the_task: list[Any]
+) -> None:
     task = operator()
     use_hook(task, FakeHook({NAME: [error]}))
-    task._job_name = NAME
+    task._job_name, task._task_key = NAME, (OWNER.dag_id, OWNER.run_id, OWNER.task_id, -1)
     task.on_kill()
 
 
@@ -688,3 +876,140 @@ def test_init_stores_and_checks_nothing() -> None:
     task = AmtTuningJobOperator(task_id="tune", config={"Nonsense": 1}, criteria={"x": 1}, check_interval="?")
     assert task.config == {"Nonsense": 1}
     assert "hook" not in vars(task)
+
+
+# --- judging, delivering, waiting for a quota ---------------------------------------------------
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("options", "ending"),
+    [
+        ({"fail_on": ["max_training_jobs"]}, "fail"),
+        ({"skip_on": ["max_training_jobs"]}, "skip"),
+        ({}, "succeed"),
+    ],
+)
+def test_the_policy_decides_in_both_modes(deferrable: bool, options: dict[str, Any], ending: str) -> None:
+    hook = FakeHook({NAME: ["InProgress", "InProgress", "Completed"]})
+    context = task_context()
+    expected = {"fail": AmtTuningJobFailed, "skip": _compat.AirflowSkipException}.get(ending)
+    if expected is None:
+        run_task(lambda: operator(deferrable=deferrable, **options), context, hook)
+    else:
+        with pytest.raises(expected):
+            run_task(lambda: operator(deferrable=deferrable, **options), context, hook)
+    assert context["ti"].xcom["outcome"]["reason"] == "max_training_jobs"
+    assert ("airflow-amt:reported" in (hook.tags_of[NAME] or {})) == (ending == "fail")
+
+
+def test_a_stopped_job_with_a_good_enough_model_is_a_success() -> None:
+    hook = FakeHook({NAME: ["InProgress", "Stopped"]})
+    assert run(hook, good_enough="0.9")[0]["status"] == "Stopped"
+
+
+@pytest.mark.parametrize(("state", "recorded"), [("success", True), ("failed", False)])
+def test_a_result_counts_as_delivered_once_airflow_has_accepted_it(
+    state_of_the_task: list[Any], state: str, recorded: bool
+) -> None:
+    state_of_the_task[0] = state
+    hook = FakeHook({NAME: ["Completed"]})
+    context = task_context()
+    task = operator()
+    use_hook(task, hook)
+    task.execute(context)
+    context["ti"].task = task
+    listener.on_task_instance_success(context["ti"])
+    assert ("airflow-amt:delivered" in (hook.tags_of[NAME] or {})) == recorded
+
+
+def test_the_listener_leaves_other_tasks_alone() -> None:
+    listener.on_task_instance_success(SimpleNamespace(task=object()))
+    listener.on_task_instance_skipped(SimpleNamespace())
+
+
+LIMIT = aws_error("CreateHyperParameterTuningJob", "ResourceLimitExceeded", "100 tuning jobs run", 400)
+
+
+class Full(FakeHook):
+    """An account whose quota is used up for so many create calls."""
+
+    refusals = 0
+
+    def create_tuning_job(self, request: Any) -> str:
+        if self.refusals > 0:
+            self.refusals -= 1
+            raise LIMIT
+        return super().create_tuning_job(request)
+
+
+@WAYS
+def test_a_used_up_quota_is_waited_for(deferrable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_amt.operators.tuning._QUOTA_WAIT_SECONDS", 0.01)
+    hook = Full({NAME: ["Completed"]})
+    hook.refusals = 3
+    context = task_context()
+    result, events = run_task(lambda: operator(on_quota="wait", deferrable=deferrable), context, hook)
+    assert result["tuning_job_name"] == NAME
+    assert [event["event"] for event in events] == (["quota"] * 3 if deferrable else [])
+
+
+@WAYS
+def test_a_quota_is_not_waited_for_longer_than_asked(
+    deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_amt.operators.tuning._QUOTA_WAIT_SECONDS", 0.01)
+    hook = Full()
+    hook.refusals = 1000
+    with pytest.raises(AmtResourceLimitExceededError):
+        run_task(
+            lambda: operator(on_quota="wait", quota_timeout=0.2, deferrable=deferrable),
+            task_context(),
+            hook,
+            most_deferrals=50,
+        )
+
+
+def test_by_default_a_used_up_quota_fails_the_task() -> None:
+    hook = Full()
+    hook.refusals = 1
+    with pytest.raises(AmtResourceLimitExceededError):
+        run(hook)
+
+
+@WAYS
+def test_execution_timeout_is_a_deadline_in_both_modes(deferrable: bool) -> None:
+    hook = FakeHook()
+    with pytest.raises(AmtTuningJobTimeout, match=r"execution_timeout of 0\.4 s is over"):
+        run_task(
+            lambda: operator(deferrable=deferrable, execution_timeout=timedelta(seconds=0.4)),
+            task_context(),
+            hook,
+        )
+    assert [by for _, by, _ in hook.named("stop")] == ["deadline"]
+
+
+def test_the_full_description_goes_to_object_storage(tmp_path: Path) -> None:
+    hook = FakeHook({NAME: ["Completed"]})
+    result, _ = run(hook, description_path=f"file://{tmp_path}/jobs/")
+    written = json.loads((tmp_path / "jobs" / f"{NAME}.json").read_text())
+    assert result["description_path"].endswith(f"/jobs/{NAME}.json")
+    assert written["tuning_job"]["CreationTime"] == "2026-01-01T00:00:00+00:00"
+    assert len(written["training_jobs"]) == 1
+
+
+def test_each_outlet_asset_is_told_the_outcome() -> None:
+    hook = FakeHook({NAME: ["Completed"]})
+    context = task_context()
+    model = Asset("model")
+    context["outlet_events"] = OutletEventAccessors()
+    result, _ = run_task(lambda: operator(outlets=[model]), context, hook)
+    assert context["outlet_events"][model].extra == {
+        "tuning_job_name": NAME,
+        "tuning_job_arn": result["tuning_job_arn"],
+        "status": "Completed",
+        "reason": "max_training_jobs",
+        "best_training_job": "churn-model-001",
+        "objective_metric": "accuracy",
+        "objective": 0.9,
+    }

@@ -129,9 +129,9 @@ def test_the_list_is_not_read_for_what_the_snapshot_says() -> None:
     details = {"TuningJobCompletionDetails": {"NumberOfTrainingJobsObjectiveNotImproving": 3}}
     hook = FakeHook({NAME: [running(4), running(4, **details)]}, lists={NAME: [listed(1, 0, 0, 0)]})
     assert fired(trigger(hook, NotImproving(3)))["event"] == "condition"
-    assert hook.named("list") == [NAME]  # only for the first snapshot, which lacks AMT's number
+    assert hook.named("list_training_jobs") == [NAME]  # only for the first snapshot, which lacks AMT's number
     assert fired(trigger(hook, FirstUsableModel() | NotImproving(99)))["event"] == "condition"
-    assert hook.named("list") == [NAME]
+    assert hook.named("list_training_jobs") == [NAME]
 
 
 def test_the_list_is_read_again_only_when_the_counters_changed() -> None:
@@ -140,21 +140,21 @@ def test_the_list_is_read_again_only_when_the_counters_changed() -> None:
     assert fired(trigger(hook, NotImproving(3)))["event"] == "condition"
     assert [kind for kind, _ in hook.calls] == [
         "describe",
-        "list",
+        "list_training_jobs",
         "describe",
         "describe",
         "describe",
-        "list",
+        "list_training_jobs",
         "describe",
         "describe",
-        "list",
+        "list_training_jobs",
     ]
 
 
 def test_a_list_that_lags_behind_the_counters_is_read_again() -> None:
     hook = FakeHook({NAME: [running(4)]}, lists={NAME: [listed(1, 0), listed(1, 0, 0, 0)]})
     assert fired(trigger(hook, NotImproving(3)))["event"] == "condition"
-    assert len(hook.named("list")) == 2
+    assert len(hook.named("list_training_jobs")) == 2
 
 
 def test_errors_of_the_list_are_errors_of_reading() -> None:

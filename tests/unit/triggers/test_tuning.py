@@ -16,6 +16,7 @@ from airflow_amt import _compat
 from airflow_amt.triggers import tuning as triggers
 from airflow_amt.triggers.tuning import AmtTuningJobTrigger
 from airflow_amt.watch import polling
+from tests.local.support import wait_until
 from tests.unit.tasks import DENIED, OWNER, THROTTLED, FakeHook, fired, loud_log, use_hook
 
 NAME = "churn-model"
@@ -211,7 +212,7 @@ def test_a_kill_stops_the_job(state: str | None, monkeypatch: pytest.MonkeyPatch
     asked = kill(hook, state, monkeypatch)
     assert asked == [(OWNER.dag_id, OWNER.run_id, OWNER.task_id, -1)]
     assert hook.named("stop") == [
-        (NAME, "on_kill", f"the deferred task was killed, its state is {state or 'cleared'}")
+        (NAME, "on_kill", f"the task was killed, its state is {state or 'cleared'}")
     ]
 
 
@@ -254,11 +255,59 @@ def test_a_kill_is_over_in_time_though_the_task_cannot_be_read_in_time(
         began = time.monotonic()
         await made.on_kill()
         took = time.monotonic() - began
-        leave.set()  # else closing the loop would wait for the thread
+        assert hook.calls == []
+        leave.set()
         return took
 
     assert asyncio.run(run()) < 2
-    assert hook.calls == []
+    # What was not done in time is done nevertheless.
+    wait_until(lambda: len(hook.named("stop")) == 1, "the job to be stopped")
+
+
+def cleaned_up(hook: Held, state: str | None, monkeypatch: pytest.MonkeyPatch, *, told: bool) -> None:
+    """Cancel a trigger that watches, as Airflow does; its cleanup runs, as in Airflow."""
+    monkeypatch.setattr(_compat, "read_task_state", lambda *_: state)
+    monkeypatch.setattr(_compat, "triggers_hear_of_kills", lambda: told)
+    made = trigger(hook, stop_on_kill=True)
+    made.task_instance = task_instance()
+
+    async def run() -> None:
+        watching = asyncio.ensure_future(anext(aiter(made.run())))
+        await asyncio.to_thread(hook.entered.wait, 10)
+        hook.leave.set()
+        watching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watching
+        await made.cleanup()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("state", "told", "stopped"),
+    [("failed", False, True), (None, False, True), ("deferred", False, False), ("failed", True, False)],
+)
+def test_where_nobody_tells_of_kills_the_cleanup_looks_for_itself(
+    state: str | None, told: bool, stopped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = Held("InProgress")
+    cleaned_up(hook, state, monkeypatch, told=told)
+    assert bool(hook.named("stop")) is stopped
+
+
+def test_the_cleanup_of_a_trigger_that_fired_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_compat, "read_task_state", lambda *_: "scheduled")
+    monkeypatch.setattr(_compat, "triggers_hear_of_kills", lambda: False)
+    hook = FakeHook({NAME: ["InProgress"]})
+    made = trigger(hook, stop_on_kill=True, deadline="2026-01-01T00:00:00+00:00")
+    made.task_instance = task_instance()
+
+    async def run() -> None:
+        assert [event.payload["event"] async for event in made.run()] == ["deadline"]
+        await made.cleanup()
+
+    asyncio.run(run())
+    assert hook.named("stop") == []
 
 
 def test_the_state_of_a_mapped_task_is_found_under_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:

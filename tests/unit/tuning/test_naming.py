@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from airflow_amt.service_model import service_model, validate
 from airflow_amt.tuning import Owner, derive_job_name
-from airflow_amt.tuning.naming import from_tag_list, ownership_tags, tag_value, to_tag_list
+from airflow_amt.tuning.naming import (
+    MAX_GENERATION,
+    from_tag_list,
+    generation_of,
+    owner_digest,
+    ownership_tags,
+    request_digest,
+    tag_value,
+    to_tag_list,
+)
 
 OWNER = Owner(dag_id="retrain", run_id="manual__2026-03-29T00:30:00+00:00", task_id="tune.churn_model")
 
@@ -30,7 +39,10 @@ def test_names_are_stable_readable_and_distinct() -> None:
     st.none() | st.text(),
 )
 def test_any_owner_gets_a_name_and_tags_that_aws_accepts(owner: Owner, prefix: str | None) -> None:
-    name = derive_job_name(owner, prefix=prefix)
+    generation = 1 if len(owner.dag_id) % 2 else MAX_GENERATION
+    name = derive_job_name(owner, prefix=prefix, generation=generation)
+    assert generation_of(name, owner) == generation
+    assert owner_digest(owner) in name
     pattern = service_model().shape_for("HyperParameterTuningJobName").metadata["pattern"]
     assert re.fullmatch(pattern, name)
     assert len(name) <= 32
@@ -46,6 +58,19 @@ def test_any_owner_gets_a_name_and_tags_that_aws_accepts(owner: Owner, prefix: s
         == []
     )
     assert owner.owns(from_tag_list([*tags, {"Key": "team", "Value": "ml"}]))
+
+
+def test_a_name_of_another_owner_has_no_generation() -> None:
+    other = Owner(dag_id="retrain", run_id="other", task_id=OWNER.task_id)
+    assert generation_of(derive_job_name(other), OWNER) is None
+    assert generation_of(derive_job_name(OWNER) + "-0", OWNER) is None
+    assert generation_of("nightly", OWNER) is None
+
+
+def test_the_digest_of_a_request_leaves_name_and_tags_out() -> None:
+    request = {"HyperParameterTuningJobName": "a", "Tags": [], "Autotune": {"Mode": "Enabled"}}
+    assert request_digest(request) == request_digest({"Autotune": {"Mode": "Enabled"}})
+    assert request_digest(request) != request_digest({})
 
 
 def test_somebody_elses_job_is_not_owned() -> None:

@@ -1,0 +1,1 @@
+"""What Airflow loads by itself wherever this provider is installed: the listener."""

@@ -1,0 +1,161 @@
+"""The example DAGs, each as a process of its own against the embedded AMT, as a user would run it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from airflow_amt.local import RunningServer, running
+
+pytestmark = [pytest.mark.dags, pytest.mark.local]
+
+ROOT = Path(__file__).parents[2]
+REGION = "us-east-1"
+TIMEOUT_SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """An embedded AMT with its bundled trainers."""
+    with running(tmp_path_factory.mktemp("examples") / "amt") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[Any]:
+    """A client of moto's server, which has what SageMaker is beside tuning: here the model registry."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.session.Session().client(
+        "sagemaker",
+        endpoint_url=f"http://{host}:{port}",
+        region_name=REGION,
+        aws_access_key_id="registry",
+        aws_secret_access_key="registry",
+    )
+    yield client
+    client.close()
+    server.stop()
+
+
+def connection(endpoint: str) -> str:
+    service = {"sagemaker": {"endpoint_url": endpoint}}
+    extra = {"region_name": REGION, "service_config": service}
+    return json.dumps({"conn_type": "aws", "login": "any", "password": "any-secret", "extra": extra})
+
+
+def run_example(
+    airflow_db: Path, folder: Path, name: str, task_id: str, *, conf: dict[str, Any], **connections: str
+) -> dict[str, Any]:
+    """Run an example DAG; return the states of run and task, and the task's return value."""
+    output = folder / "result.json"
+    # It has to lie in the DAGs folder, and any path may be one.
+    environment = {
+        **os.environ,
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
+        **{f"AIRFLOW_CONN_{key.upper()}": connection(endpoint) for key, endpoint in connections.items()},
+    }
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "airflow_amt.cli.dag_run"),
+            *("--dag-file", str(ROOT / "example_dags" / f"{name}.py"), "--dag-id", name),
+            *("--conf", json.dumps(conf), "--task-id", task_id, "--xcom-key", "return_value"),
+            *("--output", str(output)),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+    )
+    assert output.exists(), done.stdout[-5000:] + done.stderr[-5000:]
+    result: dict[str, Any] = json.loads(output.read_text())
+    # Shown by pytest if the test fails.
+    print(done.stdout[-20_000:], done.stderr[-5000:])
+    return result
+
+
+def test_fan_out_compares_the_models_of_three_tuning_jobs(
+    airflow_db: Path, tmp_path: Path, trainers: RunningServer
+) -> None:
+    result = run_example(
+        airflow_db,
+        tmp_path,
+        "amt_fan_out",
+        "pick_winner",
+        conf={"max_training_jobs": 2},
+        aws_default=trainers.endpoint,
+    )
+    assert result["dag_run_state"] == "success"
+    client = trainers.client(REGION)
+    jobs = client.list_hyper_parameter_tuning_jobs()["HyperParameterTuningJobSummaries"]
+    bests = {
+        job["HyperParameterTuningJobName"]: client.describe_hyper_parameter_tuning_job(
+            HyperParameterTuningJobName=job["HyperParameterTuningJobName"]
+        )["BestTrainingJob"]
+        for job in jobs
+        if job["HyperParameterTuningJobStatus"] == "Completed"
+    }
+    client.close()
+    assert len(bests) == 3
+    name, best = max(
+        bests.items(), key=lambda pair: pair[1]["FinalHyperParameterTuningJobObjectiveMetric"]["Value"]
+    )
+    assert result["value"]["objective"] == best["FinalHyperParameterTuningJobObjectiveMetric"]["Value"]
+    assert result["value"]["tuning_job"] == name
+    assert result["value"]["training_job"] == best["TrainingJobName"]
+
+
+@pytest.mark.parametrize(
+    ("conf", "task_id", "approval"),
+    [
+        # Any classifier reaches it with the first training job or soon after.
+        ({"target_accuracy": 0.05, "good_enough": 0.05}, "approve", "Approved"),
+        ({"target_accuracy": 0.99999, "good_enough": 0.05}, "register", "PendingManualApproval"),
+        ({"target_accuracy": 0.99999, "good_enough": 0.99999}, "judge", None),
+    ],
+    ids=["target-reached", "good-enough", "not-good-enough"],
+)
+def test_platform_registers_what_is_good_enough_and_approves_what_reached_its_target(
+    airflow_db: Path,
+    tmp_path: Path,
+    trainers: RunningServer,
+    registry: Any,
+    conf: dict[str, Any],
+    task_id: str,
+    approval: str | None,
+) -> None:
+    report = tmp_path / "report" / "jobs.csv"
+    group = f"digits-{task_id}"
+    result = run_example(
+        airflow_db,
+        tmp_path,
+        "amt_platform",
+        task_id,
+        conf={**conf, "max_training_jobs": 2, "package_group": group, "report": report.as_uri()},
+        aws_default=trainers.endpoint,
+        models=registry.meta.endpoint_url,
+    )
+    assert (result["dag_run_state"], result["task_state"]) == ("success", "success")
+    rows = list(csv.DictReader(report.read_text().splitlines()))
+    assert [row["rank"] for row in rows if row["rank"]] == ["1", "2"][: len(rows)]
+    if approval is None:
+        assert result["value"] == ["reject"]
+        groups = registry.list_model_package_groups()["ModelPackageGroupSummaryList"]
+        assert group not in {one["ModelPackageGroupName"] for one in groups}
+        return
+    package = registry.describe_model_package(ModelPackageName=result["value"])
+    assert package["ModelApprovalStatus"] == approval
+    (container,) = package["InferenceSpecification"]["Containers"]
+    assert container["ModelDataUrl"] == f"s3://models/platform/{rows[0]['name']}/output/model.tar.gz"
+    assert container["Image"] == "airflow-amt.local/sklearn-digits:latest"
