@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from airflow_amt.operators.best import AmtBestTrainingJobOperator
     from airflow_amt.operators.branch import AmtOutcomeBranchOperator
     from airflow_amt.operators.export import AmtExportTrainingJobsOperator
+    from airflow_amt.operators.reap import AmtReapTuningJobsOperator
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
     from airflow_amt.operators.tuning import AmtTuningJobOperator
     from airflow_amt.sensors.progress import AmtTuningProgressSensor
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         AmtConditionNotMet,
         AmtNoUsableTrainingJob,
         AmtOwnJobEndedError,
+        AmtReapError,
         AmtTaskKilled,
         AmtTuningJobError,
         AmtTuningJobFailed,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         CompletionCriteria,
         CompletionReason,
         ObjectiveType,
+        TuningJobRequest,
         TuningOutcome,
         TuningProgress,
         branch_on_outcome,
@@ -88,6 +91,8 @@ __all__ = [
     "AmtNoUsableTrainingJob",
     "AmtOutcomeBranchOperator",
     "AmtOwnJobEndedError",
+    "AmtReapError",
+    "AmtReapTuningJobsOperator",
     "AmtRequestError",
     "AmtResourceInUseError",
     "AmtResourceLimitExceededError",
@@ -121,6 +126,7 @@ __all__ = [
     "RuntimeAbove",
     "TargetReached",
     "TrainingJobsDone",
+    "TuningJobRequest",
     "TuningOutcome",
     "TuningProgress",
     "__version__",
@@ -153,6 +159,7 @@ _MODULES = {
             "AmtConditionNotMet",
             "AmtNoUsableTrainingJob",
             "AmtOwnJobEndedError",
+            "AmtReapError",
             "AmtTaskKilled",
             "AmtTuningJobError",
             "AmtTuningJobFailed",
@@ -166,6 +173,7 @@ _MODULES = {
             "CompletionCriteria",
             "CompletionReason",
             "ObjectiveType",
+            "TuningJobRequest",
             "TuningOutcome",
             "TuningProgress",
             "branch_on_outcome",
@@ -194,6 +202,7 @@ _MODULES = {
     "AmtExportTrainingJobsOperator": "airflow_amt.operators.export",
     "AmtHook": "airflow_amt.hooks.tuning",
     "AmtOutcomeBranchOperator": "airflow_amt.operators.branch",
+    "AmtReapTuningJobsOperator": "airflow_amt.operators.reap",
     "AmtStopTuningJobOperator": "airflow_amt.operators.stop",
     "AmtTuningJobEndedTrigger": "airflow_amt.triggers.ended",
     "AmtTuningJobLink": "airflow_amt.links.tuning",

@@ -51,9 +51,14 @@ __all__ = [
     "can_start_from_trigger",
     "count",
     "default_deferrable",
+    "deployment_id",
+    "import_dags",
     "in_thread",
     "push_xcoms",
+    "read_dag_known",
+    "read_run_state",
     "read_task_state",
+    "read_task_states",
     "run_succeeded",
     "triggers_hear_of_kills",
 ]
@@ -80,6 +85,25 @@ def can_start_from_trigger() -> bool:
     from airflow.triggers.base import BaseTrigger
 
     return hasattr(BaseTrigger, "render_template_fields")
+
+
+def deployment_id() -> str | None:
+    """Return ``[amt] deployment``, the id by which this Airflow's tuning jobs are told from another's."""
+    return str(conf.get("amt", "deployment", fallback="") or "").strip() or None
+
+
+def import_dags(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Import a DAG file as Airflow's DAG processor does; no database is asked.
+
+    :return: DAGs by id, and tracebacks by file.
+    """
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow 3.1
+        from airflow.models.dagbag import DagBag  # type: ignore[no-redef]
+
+    bag = DagBag(path, safe_mode=False, load_op_links=False)
+    return dict(bag.dags), dict(bag.import_errors)
 
 
 def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> str | None:
@@ -121,6 +145,80 @@ def push_xcoms(task_instance: Any, values: Mapping[str, Any]) -> None:
         )
 
 
+def read_task_states(
+    dag_id: str, task_id: str, run_ids: list[str] | None = None
+) -> dict[str, dict[int, str | None]]:
+    """Read the states of all task instances of one task from inside a worker; blocking.
+
+    One task at a time: in its answer the execution API names mapped task instances ``<task_id>_<map_index>``,
+    which may be the id of another task.
+
+    :param run_ids: only of these DAG runs; ``None`` for all. They travel in the address of a request.
+    :return: states by run id and map index; what is gone, or was never there, is missing.
+    :raises Exception: whatever the supervisor answers when the states cannot be read.
+    """
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    answer = RuntimeTaskInstance.get_task_states(dag_id=dag_id, task_ids=[task_id], run_ids=run_ids)
+    return {
+        run_id: {
+            -1 if key == task_id else int(key.removeprefix(f"{task_id}_")): None
+            if state is None
+            else str(getattr(state, "value", state))
+            for key, state in states.items()
+        }
+        for run_id, states in answer.items()
+    }
+
+
+def read_run_state(dag_id: str, run_id: str) -> str | None:
+    """Read the state of a DAG run from inside a worker; ``None`` if there is no such run; blocking.
+
+    :raises Exception: whatever the supervisor answers when it cannot be read.
+    """
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    try:
+        state = RuntimeTaskInstance.get_dagrun_state(dag_id, run_id)
+    except Exception as error:
+        if _is_not_found(error):
+            return None
+        raise
+    return str(getattr(state, "value", state))
+
+
+def read_dag_known(dag_id: str) -> bool | None:
+    """Read from inside a worker whether Airflow knows a DAG; blocking.
+
+    :return: ``None`` if that cannot be told: to Airflow 3.1's workers a DAG is its runs, and there is none.
+    :raises Exception: whatever the supervisor answers when it cannot be read.
+    """
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    if not hasattr(RuntimeTaskInstance, "get_dag"):  # Airflow 3.1
+        return True if RuntimeTaskInstance.get_dr_count(dag_id=dag_id) > 0 else None
+    try:
+        RuntimeTaskInstance.get_dag(dag_id)
+    except Exception as error:
+        if _is_not_found(error):
+            return False
+        raise
+    return True
+
+
+def _is_not_found(error: Exception) -> bool:
+    """Whether the execution API answered that there is no such thing.
+
+    A worker gets ``AirflowRuntimeError`` from its supervisor; in ``dag.test()`` there is none between the
+    task and the API, whose client raises an error with the response itself.
+    """
+    response = getattr(error, "response", None)
+    if response is not None:
+        return bool(response.status_code == 404)
+    detail = getattr(getattr(error, "error", None), "detail", None)
+    return isinstance(detail, dict) and detail.get("status_code") == 404
+
+
 def run_succeeded(dag_id: str, run_id: str) -> bool:
     """Say, from inside a task, whether a DAG run exists and was a success."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -130,11 +228,15 @@ def run_succeeded(dag_id: str, run_id: str) -> bool:
 
 def count(metric: str, tags: dict[str, str] | None = None) -> None:
     """Add one to a metric of Airflow's (StatsD, OpenTelemetry)."""
-    try:  # Airflow 3.2 and later
-        from airflow.sdk.observability import stats
-    except ImportError:  # Airflow 3.1
-        from airflow.stats import Stats as stats  # type: ignore[no-redef] # noqa: N813
-    stats.incr(metric, tags=tags or {})
+    try:  # Airflow 3.3
+        from airflow.sdk.observability.stats import incr
+    except ImportError:
+        try:  # Airflow 3.2
+            from airflow.sdk.observability.stats import Stats
+        except ImportError:  # Airflow 3.1
+            from airflow.stats import Stats
+        incr = Stats.incr
+    incr(metric, tags=tags or {})
 
 
 def triggers_hear_of_kills() -> bool:

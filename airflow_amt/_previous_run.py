@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow_amt import _compat
 from airflow_amt.exceptions import AmtResourceNotFoundError
 from airflow_amt.tuning import Owner, TuningJobStatus, TuningProgress, derive_job_name
-from airflow_amt.tuning.naming import DELIVERED_TAG, TAG_PREFIX, owner_digest
+from airflow_amt.tuning.naming import DELIVERED_TAG, TAG_PREFIX, owner_digest, tag_value
 
 if TYPE_CHECKING:
     from airflow_amt.hooks.tuning import AmtHook
@@ -115,11 +116,10 @@ class PreviousRun:
 
     def _is_a_good_run(self, tags: Mapping[str, str]) -> bool:
         run_key = f"{TAG_PREFIX}run-id"
-        same_task = {key: value for key, value in self._owner.tags().items() if key != run_key}
         run_id = tags.get(run_key)
         if DELIVERED_TAG not in tags or run_id is None or run_id == self._owner.tags()[run_key]:
             return False
-        if any(tags.get(key) != value for key, value in same_task.items()):
+        if not replace(self._owner, run_id=run_id).owns({**tags, run_key: tag_value(run_id)}):
             return False
         if not _compat.run_succeeded(self._owner.dag_id, run_id):
             self._log.info("DAG run %s is no success: its tuning job is passed over.", run_id)

@@ -11,12 +11,12 @@ from airflow_amt._lazy_hook import LazyHook
 from airflow_amt.exceptions import AmtAwsError, AmtFieldError, AmtRequestError
 from airflow_amt.hooks.errors import from_payload
 from airflow_amt.links.tuning import URL_ATTRIBUTE, AmtTuningJobLink, console_url
-from airflow_amt.triggers.tuning import AmtTuningJobTrigger, EventKind
 from airflow_amt.watch.polling import patiently
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.tuning import TuningOutcome
 
 #: XCom keys. The outcome is there also when the task fails.
@@ -46,6 +46,9 @@ class TuningJobTask(LazyHook):
 
         :param state: what the task needs when it resumes (:func:`resumed_state`); JSON-safe.
         """
+        # Airflow's triggers are no part of parsing a DAG.
+        from airflow_amt.triggers.tuning import AmtTuningJobTrigger
+
         return AmtTuningJobTrigger(
             tuning_job_name=name,
             check_interval=check_interval,
@@ -101,6 +104,7 @@ class TuningJobTask(LazyHook):
 
         The event is a hint: the triggerer may have had another role or network than this worker.
         """
+        from airflow_amt.triggers.tuning import EventKind
         from airflow_amt.tuning import TuningProgress
 
         if not event or event.get("event") != EventKind.ERROR.value:

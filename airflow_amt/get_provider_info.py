@@ -35,6 +35,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_amt.operators.branch",
                     "airflow_amt.operators.best",
                     "airflow_amt.operators.export",
+                    "airflow_amt.operators.reap",
                 ],
             }
         ],
@@ -57,5 +58,21 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "plugins": [{"name": "airflow_amt", "plugin-class": "airflow_amt.plugin.plugin.AmtPlugin"}],
+        "config": {
+            "amt": {
+                "description": "Settings of the provider for SageMaker automatic model tuning.",
+                "options": {
+                    "deployment": {
+                        "description": "Name of this Airflow, where several share an AWS account and region. "
+                        "It goes into the names and tags of tuning jobs, so that none takes over, or "
+                        "reaps, another's.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "production",
+                        "default": "",
+                    }
+                },
+            }
+        },
         "extra-links": ["airflow_amt.links.tuning.AmtTuningJobLink"],
     }

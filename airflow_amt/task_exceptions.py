@@ -12,7 +12,8 @@
     ├── AmtConditionNotMet                 the tuning job ended before a sensor's condition was met
     │                                          (also AirflowFailException)
     ├── AmtTaskKilled                      this task was killed while it waited
-    └── AmtNoUsableTrainingJob             no training job has what was asked for (also AirflowFailException)
+    ├── AmtNoUsableTrainingJob             no training job has what was asked for (also AirflowFailException)
+    └── AmtReapError                       the reaper could not judge or stop every tuning job
 
     AmtJobExistsError, AirflowException
     └── AmtOwnJobEndedError                the given name is taken by this task's own job, which is over
@@ -24,7 +25,7 @@ in every mode (``BaseSensorOperator`` of Airflow 3.1 to 3.3).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_amt._compat import AirflowException, AirflowFailException
@@ -36,6 +37,7 @@ __all__ = [
     "AmtConditionNotMet",
     "AmtNoUsableTrainingJob",
     "AmtOwnJobEndedError",
+    "AmtReapError",
     "AmtTaskKilled",
     "AmtTuningJobError",
     "AmtTuningJobFailed",
@@ -156,6 +158,30 @@ class AmtNoUsableTrainingJob(AmtError, AirflowFailException):  # noqa: N818 - as
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """Return class path and arguments, for Airflow's own serialisation of exceptions."""
         return f"{type(self).__module__}.{type(self).__name__}", (self.tuning_job_name, self.detail), {}
+
+
+class AmtReapError(AmtError, AirflowException):
+    """The reaper could not judge or stop every tuning job; what it could do is done.
+
+    :param errors: what went wrong, one sentence each.
+    :param result: what was done, as the operator returns it.
+    """
+
+    def __init__(self, errors: Sequence[str], result: Mapping[str, Any]) -> None:
+        self.errors = tuple(errors)
+        self.result: dict[str, Any] = dict(result)
+        super().__init__(self.errors, self.result)
+
+    def __str__(self) -> str:
+        lines = "".join(f"\n  {number}. {error}" for number, error in enumerate(self.errors, 1))
+        return (
+            f"The reaper looked at {self.result.get('owned')} tuning jobs and stopped "
+            f"{self.result.get('stopped')}; {len(self.errors)} errors:{lines}"
+        )
+
+    def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Return class path and arguments, for Airflow's own serialisation of exceptions."""
+        return f"{type(self).__module__}.{type(self).__name__}", (list(self.errors), self.result), {}
 
 
 class AmtOwnJobEndedError(AmtJobExistsError, AirflowException):

@@ -46,7 +46,7 @@ REQUEST: dict[str, Any] = {
         "RoleArn": "arn:aws:iam::000000000000:role/sagemaker-training",
         "OutputDataConfig": {"S3OutputPath": "s3://models/retraining"},
         "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 10},
-        "StoppingCondition": {"MaxRuntimeInSeconds": 600},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 7200},
     },
 }
 
@@ -73,9 +73,10 @@ def retrain() -> None:
         deferrable=True,
         retries=1,
     )
+    tuned: Any = tune.output
     decide = AmtOutcomeBranchOperator(
         task_id="decide",
-        outcome=tune.output["outcome"],
+        outcome=tuned["outcome"],
         branches={
             "failed": "raise_alarm",
             "no_model": "raise_alarm",
@@ -86,9 +87,8 @@ def retrain() -> None:
         default="raise_alarm",
         trigger_rule="all_done",
     )
-    best_model = AmtBestTrainingJobOperator(
-        task_id="best_model", tuning_job_name=tune.output["tuning_job_name"]
-    )
+    best_model = AmtBestTrainingJobOperator(task_id="best_model", tuning_job_name=tuned["tuning_job_name"])
+    best: Any = best_model.output
 
     @task
     def deploy(model_artifact: Any) -> str:
@@ -107,7 +107,7 @@ def retrain() -> None:
         raise RuntimeError("the tuning job gave no model")
 
     decide >> [best_model, keep_current_model(), raise_alarm()]
-    deploy(best_model.output["model_artifact"])
+    deploy(best["model_artifact"])
 
 
 scheduled_retraining = dag(

@@ -116,6 +116,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "stale reads, failing training jobs (default: nothing)",
     )
     serve.add_argument(
+        "--request-log",
+        type=Path,
+        metavar="FILE",
+        help="append a line of JSON for each call: time, operation, tuning job, status, error, faults "
+        "(default: nowhere)",
+    )
+    serve.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         help="of standard error (default: info)",
@@ -173,6 +180,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             faults=FaultInjector(Faults.from_text(settings.faults) if settings.faults else None),
         ),
         with_aws=arguments.with_aws,
+        request_log=arguments.request_log,
         until_stdin_closes=until_stdin_closes,
     )
     logging.basicConfig(

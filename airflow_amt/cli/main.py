@@ -11,7 +11,12 @@ from airflow_amt import __version__
 from airflow_amt.exceptions import AmtFieldError
 
 #: Modules with a ``register(subparsers)`` that adds a subcommand and sets its ``run(arguments) -> int``.
-SUBCOMMANDS = ("airflow_amt.cli.local", "airflow_amt.cli.demo")
+SUBCOMMANDS = (
+    "airflow_amt.cli.local",
+    "airflow_amt.cli.demo",
+    "airflow_amt.cli.check",
+    "airflow_amt.cli.reap",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

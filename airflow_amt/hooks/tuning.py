@@ -11,6 +11,7 @@ from botocore.parsers import ResponseParserError
 
 from airflow_amt.exceptions import AmtAccessDeniedError, AmtAwsError, AmtValidationError
 from airflow_amt.hooks.errors import CallSource, from_botocore_error, from_client_error, is_refusal
+from airflow_amt.hooks.patience import attempt
 from airflow_amt.tuning import TrainingJobResult, TuningJobStatus, TuningOutcome, infer_outcome
 from airflow_amt.tuning.naming import (
     STOPPED_BY_TAG,
@@ -117,7 +118,7 @@ class AmtHook(AwsBaseHook):
         again; without an answer they stay, because the stop may have been made.
 
         :param name: the tuning job.
-        :param stopped_by: ``operator``, ``policy``, ``on_kill`` or ``deadline``.
+        :param stopped_by: ``operator``, ``policy``, ``on_kill``, ``deadline`` or ``reaper``.
         :param detail: why, for people; cut to what a tag can hold.
         :return: whether this call stopped it; ``False`` if it was over or stopping already.
         :raises AmtResourceNotFoundError: there is no such tuning job.
@@ -134,7 +135,8 @@ class AmtHook(AwsBaseHook):
         tags = stop_tags(stopped_by, detail)
         tagged = False
         try:
-            self._call("add_tags", ResourceArn=arn, Tags=to_tag_list(tags))
+            # Once: stopping does not wait for the tag.
+            self._call_once("add_tags", ResourceArn=arn, Tags=to_tag_list(tags))
             tagged = True
         except AmtAwsError as error:
             self.log.warning(
@@ -193,6 +195,9 @@ class AmtHook(AwsBaseHook):
             page["NextToken"] = answer["NextToken"]
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        return attempt(lambda: self._call_once(method, **params))
+
+    def _call_once(self, method: str, **params: Any) -> dict[str, Any]:
         try:
             # The first use builds the client, which may already call AWS, to assume a role.
             answer: dict[str, Any] = getattr(self.conn, method)(**params)
@@ -206,7 +211,7 @@ class AmtHook(AwsBaseHook):
     def _remove_stop_tags(self, name: str, arn: str, tags: Mapping[str, str]) -> None:
         # Else a later stop by somebody else would be put down to this provider.
         try:
-            self._call("delete_tags", ResourceArn=arn, TagKeys=list(tags))
+            self._call_once("delete_tags", ResourceArn=arn, TagKeys=list(tags))
         except AmtAwsError as error:
             self.log.warning(
                 "Tuning job %s was not stopped, yet its tags (%s) say that it was, and cannot be removed: if "

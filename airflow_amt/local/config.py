@@ -35,12 +35,13 @@ DEFAULTS: Mapping[str, Any] = {
     "stop_grace": 10.0,
     "log_limit": 256,
     "fork_server": (),
+    "request_log": None,
     "account": "000000000000",
     "log_level": "info",
 }
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-_PATHS = ("state_dir", "s3_root")
+_PATHS = ("state_dir", "s3_root", "request_log")
 _TABLES = ("images", "faults")
 
 

@@ -165,6 +165,7 @@ KINDS: Mapping[str, type[Rule]] = {
     "stale": Stale,
     "fail_training": FailTraining,
 }
+_NAMES: Mapping[type[Rule], str] = {kind: name for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,10 +223,9 @@ class Faults:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the setting, with defaults filled in, as :meth:`parse` takes it."""
-        names = {kind: name for name, kind in KINDS.items()}
         rules = [
             {
-                "kind": names[type(rule)],
+                "kind": _NAMES[type(rule)],
                 **{
                     field.name: list(value) if isinstance(value, tuple) else value
                     for field in fields(rule)
@@ -418,9 +418,10 @@ class FaultInjector:
         """How often each rule was applied, in the order of the rules."""
         return [self._applied[number] for number in range(len(self.faults.rules))]
 
-    def before(self, operation: str, region: str) -> float:
+    def before(self, operation: str, region: str, met: list[str] | None = None) -> float:
         """Apply what comes before a call is carried out.
 
+        :param met: gets the kind of each rule that applied.
         :return: real seconds to wait before going on.
         :raises AwsError: the call is answered with this error instead.
         :raises DropConnectionError: the connection is to be closed instead.
@@ -428,30 +429,34 @@ class FaultInjector:
         wait = 0.0
         for number, rule in self._about(operation):
             if isinstance(rule, Latency):
-                if self._meets(number, rule):
+                if self._meets(number, rule, met):
                     wait += rule.seconds + self._random[number].uniform(0, rule.jitter)
             elif isinstance(rule, Throttle):
-                self._throttle(number, rule, operation, region)
+                self._throttle(number, rule, operation, region, met)
             elif isinstance(rule, (Error, Drop)) and rule.when == "before":
-                self._end(number, rule)
+                self._end(number, rule, met)
         return wait
 
-    def after(self, operation: str) -> None:
+    def after(self, operation: str, met: list[str] | None = None) -> None:
         """Apply what comes after a call was carried out, in place of its answer.
 
+        :param met: gets the kind of each rule that applied.
         :raises AwsError: the call is answered with this error instead.
         :raises DropConnectionError: the connection is to be closed instead.
         """
         for number, rule in self._about(operation):
             if isinstance(rule, (Error, Drop)) and rule.when == "after":
-                self._end(number, rule)
+                self._end(number, rule, met)
 
-    def staleness(self, operation: str) -> float | None:
-        """Return the age of the state that a call is answered from; ``None``: the present state."""
+    def staleness(self, operation: str, met: list[str] | None = None) -> float | None:
+        """Return the age of the state that a call is answered from; ``None``: the present state.
+
+        :param met: gets the kind of each rule that applied.
+        """
         if not operation.startswith(("Describe", "List")):
             return None
         for number, rule in self._about(operation):
-            if isinstance(rule, Stale) and self._meets(number, rule):
+            if isinstance(rule, Stale) and self._meets(number, rule, met):
                 return rule.seconds
         return None
 
@@ -481,7 +486,7 @@ class FaultInjector:
             if isinstance(rule, CallRule) and rule.covers(operation)
         ]
 
-    def _meets(self, number: int, rule: Rule) -> bool:
+    def _meets(self, number: int, rule: Rule, met: list[str] | None = None) -> bool:
         """Decide whether a rule applies this time, and count."""
         self._seen[number] += 1
         if rule.probability is not None:
@@ -491,15 +496,19 @@ class FaultInjector:
         else:
             meets = rule.first is None or self._seen[number] <= rule.first
         self._applied[number] += meets
+        if meets and met is not None:
+            met.append(_NAMES[type(rule)])
         return meets
 
-    def _throttle(self, number: int, rule: Throttle, operation: str, region: str) -> None:
+    def _throttle(
+        self, number: int, rule: Throttle, operation: str, region: str, met: list[str] | None
+    ) -> None:
         now = self._monotonic()
         key = (number, region, "" if rule.shared else operation)
         bucket = self._buckets.setdefault(key, _Bucket(rule, now))
-        if not bucket.take(now) and self._meets(number, rule):
+        if not bucket.take(now) and self._meets(number, rule, met):
             raise AwsError("ThrottlingException", _MESSAGES["ThrottlingException"])
 
-    def _end(self, number: int, rule: Error | Drop) -> None:
-        if self._meets(number, rule):
+    def _end(self, number: int, rule: Error | Drop, met: list[str] | None) -> None:
+        if self._meets(number, rule, met):
             raise rule.error() if isinstance(rule, Error) else DropConnectionError

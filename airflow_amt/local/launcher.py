@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_amt.exceptions import AmtError
+from airflow_amt.exceptions import AmtError, AmtFieldError
 
 if TYPE_CHECKING:
     from airflow_amt.local.faults import Faults
@@ -55,10 +55,18 @@ class RunningServer:
     :param process: the server.
     :param endpoint: its address, as ``http://127.0.0.1:40123``.
     :param state_dir: its state folder; ``server.log`` in it has what the server wrote to standard error.
+    :param request_log: the file with its calls, if it keeps one.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], endpoint: str, state_dir: Path) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        endpoint: str,
+        state_dir: Path,
+        request_log: Path | None = None,
+    ) -> None:
         self._process = process
+        self.request_log = request_log
         self.endpoint = endpoint
         self.state_dir = state_dir
         self.pid = process.pid
@@ -107,6 +115,19 @@ class RunningServer:
         answer: dict[str, Any] = json.loads(text)
         return answer
 
+    def requests(self) -> list[dict[str, Any]]:
+        """Return the calls that the server has answered so far, as its request log has them.
+
+        :raises AmtFieldError: it keeps none.
+        """
+        from airflow_amt.local import request_log
+
+        if self.request_log is None:
+            raise AmtFieldError(
+                "request_log", None, "the path that the server was started with", "start it with request_log"
+            )
+        return request_log.read(self.request_log)
+
     @property
     def log(self) -> str:
         """What the server wrote to standard error so far."""
@@ -150,6 +171,7 @@ def start(
     clock_rate: float = 1.0,
     images: Mapping[str, str] | None = None,
     faults: Mapping[str, Any] | None = None,
+    request_log: Path | None = None,
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> RunningServer:
@@ -161,6 +183,7 @@ def start(
     :param clock_rate: AMT seconds per real second.
     :param images: commands that stand for training images, as the ``--image`` option takes them.
     :param faults: what is to go wrong on purpose, as the ``--faults`` option takes it.
+    :param request_log: file that a line is written to for each call; :meth:`RunningServer.requests` reads it.
     :param options: more command line options of ``airflow-amt local serve``.
     :param environment: environment of the server, and so of the training processes; this process's own if
         left out.
@@ -172,6 +195,8 @@ def start(
     command += ["--state-dir", str(state_dir), "--clock-rate", repr(clock_rate)]
     for image, trainer in (images or {}).items():
         command += ["--image", f"{image}={trainer}"]
+    if request_log is not None:
+        command += ["--request-log", str(request_log)]
     if faults is not None:
         command += ["--faults", json.dumps(_checked(faults).as_dict())]
     with (state_dir / "server.log").open("ab") as log:
@@ -184,7 +209,7 @@ def start(
             # Ctrl-C in a terminal goes to the whole foreground group; whoever started the server stops it.
             start_new_session=True,
         )
-    server = RunningServer(process, "", state_dir)
+    server = RunningServer(process, "", state_dir, request_log)
     try:
         line = _first_line(process)
         if not line.startswith(READY):
@@ -227,6 +252,7 @@ def running(
     clock_rate: float = 1.0,
     images: Mapping[str, str] | None = None,
     faults: Mapping[str, Any] | None = None,
+    request_log: Path | None = None,
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningServer]:
@@ -246,6 +272,7 @@ def running(
             clock_rate=clock_rate,
             images=images,
             faults=faults,
+            request_log=request_log,
             options=options,
             environment=environment,
         )

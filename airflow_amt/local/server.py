@@ -31,6 +31,7 @@ from airflow_amt.local import faults, protocol, s3_view
 from airflow_amt.local.clock import AmtClock
 from airflow_amt.local.engine import Engine, EngineOptions
 from airflow_amt.local.operations import Operations
+from airflow_amt.local.request_log import Call, RequestLog, tuning_job_of
 from airflow_amt.local.snapshots import Snapshots
 from airflow_amt.local.storage import FolderStorage
 from airflow_amt.local.store import Store
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 LARGEST_REQUEST = 4 * 1024 * 1024
 #: Where the faults setting is read (GET), replaced (PUT) and emptied (DELETE) while the server runs.
 FAULTS_PATH = "/_amt/faults"
-_READ_HEADERS = frozenset({b"x-amz-target", b"authorization"})
+_READ_HEADERS = frozenset({b"x-amz-target", b"authorization", b"user-agent"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class ServerOptions:
     :param clock_rate: AMT seconds per real second.
     :param engine: see :class:`EngineOptions`.
     :param with_aws: serve S3, STS, IAM and CloudWatch Logs too; needs the extra ``local-aws``.
+    :param request_log: where a line is written for each call (:mod:`airflow_amt.local.request_log`).
     :param until_stdin_closes: end as well when standard input closes: the sign, for a parent that holds
         the other end of a pipe, that the parent is gone.
     """
@@ -63,6 +65,7 @@ class ServerOptions:
     clock_rate: float = 1.0
     engine: EngineOptions
     with_aws: bool = False
+    request_log: Path | None = None
     until_stdin_closes: bool = False
 
 
@@ -73,10 +76,12 @@ class Application:
     is a Starlette application.
 
     :param engine: what runs the tuning jobs.
+    :param request_log: gets each call of SageMaker's API.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, request_log: RequestLog | None = None) -> None:
         self.connections = Connections()
+        self._request_log = request_log
         self._engine = engine
         self._operations = Operations(engine)
         self._injector = engine.options.faults
@@ -110,28 +115,46 @@ class Application:
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _READ_HEADERS}
         request_id = str(uuid.uuid4())
+        call = None if self._request_log is None else Call(user_agent=headers.get(b"user-agent"))
         status, kind = 200, None
         try:
-            answer = await self._answer(headers, receive, request_id)
+            answer = await self._answer(headers, receive, request_id, call)
         except protocol.AwsError as error:
             status, kind, answer = error.status, error.code, error.body()
         except _ClientGoneError:
             # Nobody is left to read an answer.
+            self._note(call, None, None)
             return
         except faults.DropConnectionError:
+            self._note(call, None, None)
             await self._drop(scope, receive)
             return
+        self._note(call, status, kind)
         await _send(send, status, answer, request_id, kind)
 
-    async def _answer(self, headers: Mapping[bytes, str], receive: Receive, request_id: str) -> bytes:
+    def _note(self, call: Call | None, status: int | None, error: str | None) -> None:
+        if call is not None and self._request_log is not None:
+            call.status, call.error = status, error
+            self._request_log.write(call)
+
+    async def _answer(
+        self, headers: Mapping[bytes, str], receive: Receive, request_id: str, call: Call | None
+    ) -> bytes:
         operation = "unknown"
         try:
             operation = protocol.operation_of(headers.get(b"x-amz-target"))
+            if call is not None:
+                call.operation = operation
             body = await _read_body(receive)
             region = protocol.region_of(headers.get(b"authorization"))
+            if call is not None:
+                call.region, call.tuning_job = region, tuning_job_of(body)
             if self._injector.faults.rules:
-                return await self._answer_badly(operation, region, body)
-            return _carry_out(self._operations, operation, region, body)
+                return await self._answer_badly(operation, region, body, call)
+            answer = _carry_out(self._operations, operation, region, body)
+            if call is not None:
+                call.carried_out = True
+            return answer
         except protocol.AwsError as error:
             logger.info("%s refused: %s: %s", operation, error.code, error.message)
             raise
@@ -145,9 +168,10 @@ class Application:
                 500,
             ) from None
 
-    async def _answer_badly(self, operation: str, region: str, body: bytes) -> bytes:
+    async def _answer_badly(self, operation: str, region: str, body: bytes, call: Call | None) -> bytes:
         """Answer a call while faults are asked for."""
-        wait = self._injector.before(operation, region)
+        met = None if call is None else call.faults
+        wait = self._injector.before(operation, region, met)
         if wait:
             try:
                 await asyncio.sleep(wait)
@@ -155,16 +179,18 @@ class Application:
                 # The server ends, and does not wait for calls that it only holds up.
                 raise faults.DropConnectionError from None
         operations = self._operations
-        age = self._injector.staleness(operation)
+        age = self._injector.staleness(operation, met)
         if age is not None:
             operations = Operations(self._engine, self._snapshots.aged(age))
         try:
             answer = _carry_out(operations, operation, region, body)
         except protocol.AwsError:
             # That the call was refused is nothing that the client gets to know then.
-            self._injector.after(operation)
+            self._injector.after(operation, met)
             raise
-        self._injector.after(operation)
+        if call is not None:
+            call.carried_out = True
+        self._injector.after(operation, met)
         return answer
 
     async def _drop(self, scope: Scope, receive: Receive) -> None:
@@ -360,10 +386,14 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         listener = stack.enter_context(listen(options.host, options.port))
         store = open_store(options.engine.state_dir)
         stack.callback(store.close)
+        request_log = None
+        if options.request_log is not None:
+            request_log = RequestLog(options.request_log)
+            stack.callback(request_log.close)
         clock = AmtClock(options.clock_rate, last_seen_ms=store.last_seen_ms())
         # Loaded now, so that the first request is not the slow one.
         service_model()
-        asyncio.run(_serve(options, listener, store, clock, announce))
+        asyncio.run(_serve(options, listener, store, clock, request_log, announce))
 
 
 async def _serve(
@@ -371,10 +401,11 @@ async def _serve(
     listener: socket.socket,
     store: Store,
     clock: AmtClock,
+    request_log: RequestLog | None,
     announce: Callable[[str], None],
 ) -> None:
     engine = Engine(store, clock, options.engine)
-    application = Application(engine)
+    application = Application(engine, request_log)
     host, port = listener.getsockname()[:2]
     endpoint = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     served: ASGIApp = application

@@ -943,7 +943,13 @@ def _choice(field: str, given: Any, choices: Sequence[str], problems: list[AmtFi
 
 def _owner(context: Context) -> Owner:
     ti = context["ti"]
-    return Owner(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=_map_index(ti))
+    return Owner(
+        dag_id=ti.dag_id,
+        run_id=ti.run_id,
+        task_id=ti.task_id,
+        map_index=_map_index(ti),
+        deployment=_compat.deployment_id(),
+    )
 
 
 def _map_index(ti: Any) -> int:

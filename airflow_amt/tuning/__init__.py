@@ -1,54 +1,84 @@
-"""The domain of automatic model tuning: plain decisions, without Airflow, boto3, a clock or I/O."""
+"""The domain of automatic model tuning: plain decisions, without Airflow, boto3, a clock or I/O.
+
+The names are imported when first used: a DAG file that only names an operator pays for what that needs.
+"""
 
 from __future__ import annotations
 
-from airflow_amt.tuning.branching import OutcomeGroup, branch_on_outcome
-from airflow_amt.tuning.conditions import (
-    BudgetShareUsed,
-    Condition,
-    ConditionResult,
-    Converged,
-    EstimatedTimeLeftBelow,
-    FailureShareAbove,
-    FirstUsableModel,
-    NotImproving,
-    RuntimeAbove,
-    TargetReached,
-    TrainingJobsDone,
-    parse_condition,
-)
-from airflow_amt.tuning.convergence import ConvergenceRule, NoSignificantImprovement
-from airflow_amt.tuning.criteria import CompletionCriteria, CompletionReason, ObjectiveType
-from airflow_amt.tuning.history import (
-    CriteriaTracker,
-    CriterionFired,
-    ReplayReport,
-    TrainingJobResult,
-    replay,
-)
-from airflow_amt.tuning.naming import Owner, derive_job_name
-from airflow_amt.tuning.outcome import TuningOutcome, infer_outcome
-from airflow_amt.tuning.progress import (
-    ObjectiveCounters,
-    SatisfactoryProgress,
-    TrainingJobCounters,
-    TuningJobStatus,
-    TuningProgress,
-)
-from airflow_amt.tuning.ranking import rank_training_jobs
-from airflow_amt.tuning.request import (
-    check_documented_rules,
-    estimated_max_compute,
-    search_space_size,
-)
-from airflow_amt.tuning.warm_start import check_warm_start, prior_evaluations
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_amt.tuning.branching import OutcomeGroup, branch_on_outcome
+    from airflow_amt.tuning.builder import (
+        AutoParameter,
+        CategoricalRange,
+        Checkpoint,
+        ContinuousRange,
+        Hyperband,
+        InputChannel,
+        IntegerRange,
+        MetricDefinition,
+        Objective,
+        Resources,
+        Scaling,
+        Strategy,
+        TrainingJobDefinition,
+        TuningJobRequest,
+        Vpc,
+        WarmStart,
+        WarmStartType,
+    )
+    from airflow_amt.tuning.conditions import (
+        BudgetShareUsed,
+        Condition,
+        ConditionResult,
+        Converged,
+        EstimatedTimeLeftBelow,
+        FailureShareAbove,
+        FirstUsableModel,
+        NotImproving,
+        RuntimeAbove,
+        TargetReached,
+        TrainingJobsDone,
+        parse_condition,
+    )
+    from airflow_amt.tuning.convergence import ConvergenceRule, NoSignificantImprovement
+    from airflow_amt.tuning.criteria import CompletionCriteria, CompletionReason, ObjectiveType
+    from airflow_amt.tuning.history import (
+        CriteriaTracker,
+        CriterionFired,
+        ReplayReport,
+        TrainingJobResult,
+        replay,
+    )
+    from airflow_amt.tuning.naming import Owner, derive_job_name
+    from airflow_amt.tuning.outcome import TuningOutcome, infer_outcome
+    from airflow_amt.tuning.progress import (
+        ObjectiveCounters,
+        SatisfactoryProgress,
+        TrainingJobCounters,
+        TuningJobStatus,
+        TuningProgress,
+    )
+    from airflow_amt.tuning.ranking import rank_training_jobs
+    from airflow_amt.tuning.request import (
+        check_documented_rules,
+        estimated_max_compute,
+        search_space_size,
+    )
+    from airflow_amt.tuning.warm_start import check_warm_start, prior_evaluations
 
 __all__ = [
+    "AutoParameter",
     "BudgetShareUsed",
+    "CategoricalRange",
+    "Checkpoint",
     "CompletionCriteria",
     "CompletionReason",
     "Condition",
     "ConditionResult",
+    "ContinuousRange",
     "Converged",
     "ConvergenceRule",
     "CriteriaTracker",
@@ -56,22 +86,35 @@ __all__ = [
     "EstimatedTimeLeftBelow",
     "FailureShareAbove",
     "FirstUsableModel",
+    "Hyperband",
+    "InputChannel",
+    "IntegerRange",
+    "MetricDefinition",
     "NoSignificantImprovement",
     "NotImproving",
+    "Objective",
     "ObjectiveCounters",
     "ObjectiveType",
     "OutcomeGroup",
     "Owner",
     "ReplayReport",
+    "Resources",
     "RuntimeAbove",
     "SatisfactoryProgress",
+    "Scaling",
+    "Strategy",
     "TargetReached",
     "TrainingJobCounters",
+    "TrainingJobDefinition",
     "TrainingJobResult",
     "TrainingJobsDone",
+    "TuningJobRequest",
     "TuningJobStatus",
     "TuningOutcome",
     "TuningProgress",
+    "Vpc",
+    "WarmStart",
+    "WarmStartType",
     "branch_on_outcome",
     "check_documented_rules",
     "check_warm_start",
@@ -84,3 +127,125 @@ __all__ = [
     "replay",
     "search_space_size",
 ]
+
+_MODULES = {
+    "OutcomeGroup": "airflow_amt.tuning.branching",
+    "branch_on_outcome": "airflow_amt.tuning.branching",
+    "rank_training_jobs": "airflow_amt.tuning.ranking",
+    **dict.fromkeys(
+        (
+            "AutoParameter",
+            "CategoricalRange",
+            "Checkpoint",
+            "ContinuousRange",
+            "Hyperband",
+            "InputChannel",
+            "IntegerRange",
+            "MetricDefinition",
+            "Objective",
+            "Resources",
+            "Scaling",
+            "Strategy",
+            "TrainingJobDefinition",
+            "TuningJobRequest",
+            "Vpc",
+            "WarmStart",
+            "WarmStartType",
+        ),
+        "airflow_amt.tuning.builder",
+    ),
+    **dict.fromkeys(
+        (
+            "BudgetShareUsed",
+            "Condition",
+            "ConditionResult",
+            "Converged",
+            "EstimatedTimeLeftBelow",
+            "FailureShareAbove",
+            "FirstUsableModel",
+            "NotImproving",
+            "RuntimeAbove",
+            "TargetReached",
+            "TrainingJobsDone",
+            "parse_condition",
+        ),
+        "airflow_amt.tuning.conditions",
+    ),
+    **dict.fromkeys(
+        (
+            "ConvergenceRule",
+            "NoSignificantImprovement",
+        ),
+        "airflow_amt.tuning.convergence",
+    ),
+    **dict.fromkeys(
+        (
+            "CompletionCriteria",
+            "CompletionReason",
+            "ObjectiveType",
+        ),
+        "airflow_amt.tuning.criteria",
+    ),
+    **dict.fromkeys(
+        (
+            "CriteriaTracker",
+            "CriterionFired",
+            "ReplayReport",
+            "TrainingJobResult",
+            "replay",
+        ),
+        "airflow_amt.tuning.history",
+    ),
+    **dict.fromkeys(
+        (
+            "Owner",
+            "derive_job_name",
+        ),
+        "airflow_amt.tuning.naming",
+    ),
+    **dict.fromkeys(
+        (
+            "TuningOutcome",
+            "infer_outcome",
+        ),
+        "airflow_amt.tuning.outcome",
+    ),
+    **dict.fromkeys(
+        (
+            "ObjectiveCounters",
+            "SatisfactoryProgress",
+            "TrainingJobCounters",
+            "TuningJobStatus",
+            "TuningProgress",
+        ),
+        "airflow_amt.tuning.progress",
+    ),
+    **dict.fromkeys(
+        (
+            "check_documented_rules",
+            "estimated_max_compute",
+            "search_space_size",
+        ),
+        "airflow_amt.tuning.request",
+    ),
+    **dict.fromkeys(
+        (
+            "check_warm_start",
+            "prior_evaluations",
+        ),
+        "airflow_amt.tuning.warm_start",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

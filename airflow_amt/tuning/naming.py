@@ -23,6 +23,8 @@ TAG_PREFIX = "airflow-amt:"
 STOPPED_BY_TAG = f"{TAG_PREFIX}stopped-by"
 STOPPED_DETAIL_TAG = f"{TAG_PREFIX}stopped-by-detail"
 
+#: Which Airflow a job belongs to, where several share an AWS account (``[amt] deployment``).
+DEPLOYMENT_TAG = f"{TAG_PREFIX}deployment"
 #: Which job of its task instance this is, counted from 1.
 GENERATION_TAG = f"{TAG_PREFIX}generation"
 #: Try number of the task instance that created the job or, later, adopted it.
@@ -62,12 +64,14 @@ class Owner:
     :param run_id: DAG run id.
     :param task_id: task id.
     :param map_index: map index, -1 for a task that is not mapped.
+    :param deployment: which Airflow of those that share the AWS account; ``None`` if it has no name.
     """
 
     dag_id: str
     run_id: str
     task_id: str
     map_index: int = -1
+    deployment: str | None = None
 
     def tags(self) -> dict[str, str]:
         """Return the ownership tags, with values that AWS accepts."""
@@ -76,22 +80,27 @@ class Owner:
             f"{TAG_PREFIX}run-id": tag_value(self.run_id),
             f"{TAG_PREFIX}task-id": tag_value(self.task_id),
             f"{TAG_PREFIX}map-index": str(self.map_index),
+            **({DEPLOYMENT_TAG: tag_value(self.deployment)} if self.deployment else {}),
         }
 
     def owns(self, tags: Mapping[str, str]) -> bool:
         """Say whether a tuning job with these tags belongs to this task instance."""
-        return all(tags.get(key) == value for key, value in self.tags().items())
+        mine = self.tags()
+        same_deployment = tags.get(DEPLOYMENT_TAG) == mine.get(DEPLOYMENT_TAG)
+        return same_deployment and all(tags.get(key) == value for key, value in mine.items())
 
 
 def ownership_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Pick the ownership tags out of all tags of a tuning job."""
-    names = Owner(dag_id="", run_id="", task_id="").tags()
+    names = Owner(dag_id="", run_id="", task_id="", deployment="any").tags()
     return {key: value for key, value in tags.items() if key in names}
 
 
 def owner_digest(owner: Owner) -> str:
     """Return the part of a derived name that stands for its owner: the same in every generation."""
-    identity = "\0".join((owner.dag_id, owner.run_id, owner.task_id, str(owner.map_index)))
+    identity = "\0".join(
+        (owner.dag_id, owner.run_id, owner.task_id, str(owner.map_index), owner.deployment or "")
+    )
     return base64.b32encode(hashlib.sha256(identity.encode()).digest()).decode().lower()[:_DIGEST_LENGTH]
 
 

@@ -132,6 +132,18 @@ def search_space_size(request: Mapping[str, Any]) -> int | None:
     return total or None
 
 
+def is_endless(request: Mapping[str, Any]) -> bool:
+    """Whether neither a number of training jobs nor a runtime limits the tuning job.
+
+    Other criteria may never be met. AMT computes the number for a grid, and with Autotune it sets the limits
+    itself.
+    """
+    config = _mapping(request.get(_CONFIG))
+    limits = _mapping(config.get("ResourceLimits"))
+    limited = any(limits.get(key) is not None for key in ("MaxNumberOfTrainingJobs", "MaxRuntimeInSeconds"))
+    return not limited and config.get("Strategy") != "Grid" and request.get("Autotune") is None
+
+
 def estimated_max_compute(request: Mapping[str, Any]) -> int | None:
     """Return the most compute the tuning job can use, in instance-seconds, or ``None`` without a limit.
 

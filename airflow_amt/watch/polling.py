@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import is_transient
+from airflow_amt.hooks.patience import Bearer, bearing
 from airflow_amt.tuning import TrainingJobResult, TuningProgress
 from airflow_amt.tuning.conditions import Condition, ConditionResult, Met
 
@@ -84,6 +85,7 @@ class Patience:
         self._log = log
         self._most = most
         self._failures = 0
+        self.spent = False
 
     def bear(self, error: AmtAwsError) -> float:
         """Take note of an error.
@@ -96,6 +98,7 @@ class Patience:
         self._failures += 1
         if self._failures >= self._most:
             self._log.error("Giving up: reading AWS failed %d times in a row.", self._failures)
+            self.spent = True
             raise error
         doubled = max(self._interval_seconds, 1.0) * 2.0 ** min(self._failures - 1, 16)
         delay = min(doubled, LONGEST_BACKOFF_SECONDS)
@@ -221,15 +224,25 @@ def patiently(
     interval_seconds: float,
     log: Logger | FilteringBoundLogger,
     sleep: Callable[[float], object] = time.sleep,
+    most: int = MAX_FAILURES_IN_A_ROW,
 ) -> _Result:
     """Make a call to AWS until it succeeds, bearing transient errors.
 
+    Of what consists of several calls, only the one that failed is made again (by the hook).
+
+    :param most: as for :class:`Patience`.
     :raises AmtAwsError: as :meth:`Patience.bear`.
     """
-    patience = Patience(interval_seconds=interval_seconds, log=log)
-    while True:
-        try:
-            return call()
-        except AmtAwsError as error:
-            delay = patience.bear(error)
-        sleep(delay)
+    patience = Patience(interval_seconds=interval_seconds, log=log, most=most)
+
+    def bear(error: AmtAwsError) -> None:
+        sleep(patience.bear(error))
+
+    with bearing(Bearer(bear=bear, relieved=patience.relieved)):
+        while True:
+            try:
+                return call()
+            except AmtAwsError as error:
+                if patience.spent:
+                    raise
+                bear(error)

@@ -69,6 +69,9 @@ def test_integrations_of_all_entries_exist() -> None:
 
 def test_extra_links_can_be_imported_and_belong_to_the_operators() -> None:
     from airflow_amt import (
+        AmtBestTrainingJobOperator,
+        AmtExportTrainingJobsOperator,
+        AmtOutcomeBranchOperator,
         AmtStopTuningJobOperator,
         AmtTuningJobOperator,
         AmtTuningJobSensor,
@@ -84,6 +87,9 @@ def test_extra_links_can_be_imported_and_belong_to_the_operators() -> None:
         AmtStopTuningJobOperator,
         AmtTuningJobSensor,
         AmtTuningProgressSensor,
+        AmtOutcomeBranchOperator,
+        AmtBestTrainingJobOperator,
+        AmtExportTrainingJobsOperator,
     ):
         assert [type(link) for link in operator.operator_extra_links] == links
 
@@ -112,7 +118,9 @@ def test_every_error_is_public() -> None:
 
 _IMPORT_OPERATORS = (
     "import sys; import airflow_amt.operators.stop, airflow_amt.operators.tuning; "
-    "import airflow_amt.sensors.tuning, airflow_amt.triggers.tuning; "
+    "import airflow_amt.operators.branch, airflow_amt.operators.best, airflow_amt.operators.export; "
+    "import airflow_amt.operators.reap; "
+    "import airflow_amt.sensors.tuning, airflow_amt.triggers.tuning, airflow_amt.triggers.ended; "
     "import airflow_amt.sensors.progress, airflow_amt.triggers.progress; "
     "print([name for name in sys.modules "
     "if name.split('.')[0] in ('boto3', 'botocore') or name.startswith('airflow.providers.amazon.aws')])"
@@ -137,3 +145,26 @@ def test_airflow_lists_the_provider() -> None:
     manager = ProvidersManager()  # type: ignore[no-untyped-call]
     assert manager.providers["airflow-provider-amt"].version == airflow_amt.__version__
     assert "airflow_amt.links.tuning.AmtTuningJobLink" in manager.extra_links_class_names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in airflow_amt.__all__
+        if name.startswith("Amt") and name.endswith(("Operator", "Sensor"))
+    ],
+)
+def test_a_mapped_task_has_the_defaults_of_any_other(name: str) -> None:
+    """Airflow 3.3 gives it None for inlets if a base of its class has no ``__init__``, and fails on that."""
+    from airflow.sdk import DAG
+
+    arguments: dict[str, dict[str, object]] = {
+        "AmtOutcomeBranchOperator": {"outcome": {}, "branches": {"failed": "a"}},
+        "AmtExportTrainingJobsOperator": {"tuning_job_name": "a", "destination": "b"},
+        "AmtTuningJobOperator": {"config": {}},
+    }
+    (key, value), *fixed = arguments.get(name, {"tuning_job_name": "a"}).items()
+    with DAG("mapped", schedule=None):
+        mapped = getattr(airflow_amt, name).partial(task_id="a_task", **dict(fixed)).expand(**{key: [value]})
+    assert (mapped.inlets, mapped.outlets) == ([], [])

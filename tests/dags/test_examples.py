@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.dags, pytest.mark.local]
 
 ROOT = Path(__file__).parents[2]
 REGION = "us-east-1"
-TIMEOUT_SECONDS = 300
+TIMEOUT_SECONDS = 900
 
 
 @pytest.fixture(scope="module")

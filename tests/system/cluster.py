@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -107,6 +108,7 @@ class Component:
     name: str
     process: subprocess.Popen[bytes]
     log_path: Path
+    started_at: float
 
 
 def free_port() -> int:
@@ -319,7 +321,7 @@ class AirflowCluster:
                 # A group of its own: a Ctrl-C at the terminal reaches the test, which then stops the cluster.
                 start_new_session=True,
             )
-        component = Component(name=name, process=process, log_path=log_path)
+        component = Component(name=name, process=process, log_path=log_path, started_at=time.monotonic())
         self._components[name] = component
         return component
 
@@ -327,10 +329,36 @@ class AirflowCluster:
         """Stop one component; a grace time of 0 kills it at once, as a lost machine would."""
         _stop([self._components.pop(name)], grace_seconds=grace_seconds)
 
+    def kill_component(self, name: str) -> None:
+        """Kill all processes of a component as if at once: none sees another one's end."""
+        component = self._components.pop(name)
+        _signal(_processes([component]), signal.SIGSTOP)
+        _stop([component], grace_seconds=0)
+
     def signal_component(self, name: str, number: signal.Signals) -> None:
-        """Send a signal to every process of a component: SIGSTOP freezes it, SIGCONT lets it go on."""
-        for process in _processes([self._components[name]]):
-            process.send_signal(number)
+        """Send a signal to every process of a component: SIGSTOP freezes it, SIGCONT thaws it."""
+        _signal(_processes([self._components[name]]), number)
+
+    def revive(self, sick_seconds: float) -> list[str]:
+        """Start components again that ended, and a scheduler that sends no heartbeats; return their names.
+
+        An Airflow in production is looked after in the same way: by systemd, or by Kubernetes and its probes.
+
+        :param sick_seconds: age of the scheduler's last heartbeat beyond which it is killed.
+        """
+        ended = [name for name, one in self._components.items() if one.process.poll() is not None]
+        scheduler = self._components.get("scheduler")
+        now = time.monotonic()
+        if scheduler is not None and "scheduler" not in ended and now - scheduler.started_at > sick_seconds:
+            answer = httpx.get(f"{self.base_url}/api/v2/monitor/health", timeout=30.0).json()
+            heartbeat = answer["scheduler"]["latest_scheduler_heartbeat"]
+            age = datetime.now(UTC) - datetime.fromisoformat(heartbeat)
+            if age.total_seconds() > sick_seconds:
+                ended.append("scheduler")
+        for name in ended:
+            self.kill_component(name)
+            self.start_component(name)
+        return ended
 
     def wait_healthy(self, timeout_seconds: float | None = None) -> None:
         """Wait until the API server answers people and tasks, and reports all other components healthy.
@@ -365,6 +393,19 @@ class AirflowCluster:
             if code is not None:
                 raise ClusterError(f"{component.name} ended with exit code {code}\n{self.log_tails()}")
 
+    def run_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python program in the cluster's environment, beside its components."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=self._environment,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=self.start_timeout_seconds,
+            check=False,
+        )
+
     # -- REST ---------------------------------------------------------------------------------------------
 
     def _api(self) -> httpx.Client:
@@ -392,6 +433,7 @@ class AirflowCluster:
 
         None stands for an answer without content and for an allowed 404.
 
+        :param allow_missing: take a 404 for no answer.
         :raises ClusterError: on any answer that is not a success.
         """
         # One writing call at a time: two of people's calls hold each other up as described at API_SERVERS.
@@ -552,9 +594,9 @@ class AirflowCluster:
         """Delete a DAG run with all that is stored about it."""
         self.request("DELETE", f"/dags/{dag_id}/dagRuns/{run_id}")
 
-    def pause(self, dag_id: str) -> None:
-        """Pause a DAG: nothing more of it is scheduled."""
-        self.request("PATCH", f"/dags/{dag_id}", body={"is_paused": True})
+    def pause(self, dag_id: str, paused: bool = True) -> None:
+        """Pause a DAG, so that nothing more of it is scheduled, or let it go on."""
+        self.request("PATCH", f"/dags/{dag_id}", body={"is_paused": paused})
 
     def xcom(
         self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", *, map_index: int = -1
@@ -698,6 +740,14 @@ def _processes(components: Collection[Component]) -> list[psutil.Process]:
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue  # it ended between the listing and the question
     return found
+
+
+def _signal(processes: Collection[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue  # it ended between the listing and the call
 
 
 def _stop(components: Collection[Component], *, grace_seconds: float) -> None:

@@ -273,7 +273,8 @@ class Stage:
 
     def still_watched(self, started: Started) -> None:
         """Show that somebody still waits for the job: stopped by another hand, its task ends."""
-        self.client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=started.job)
+        if self.status(started.job) == "InProgress":
+            self.stop(started.job)
         self.cluster.wait_task(
             started.dag_id, started.run_id, "tune", states={"failed"}, timeout_seconds=START_SECONDS
         )
@@ -397,6 +398,17 @@ def _fail_sibling(stage: Stage, started: Started) -> Observed:
 def _pause(stage: Stage, started: Started) -> Observed:
     stage.cluster.pause(started.dag_id)
     observed = stage.watch(started, until=None, within=WATCH_SECONDS)
+    if started.mode == "deferred":
+        # Its trigger goes on watching, but a paused DAG's task is not resumed.
+        stage.stop(started.job)
+        stage.wait(
+            lambda: stage.task_state(started) == "scheduled",
+            lambda: f"the job is over and the task {stage.task_state(started)}",
+            START_SECONDS,
+        )
+        time.sleep(WATCH_SECONDS)
+        observed.notes = {"resumed while paused": stage.task_state(started) != "scheduled"}
+        stage.cluster.pause(started.dag_id, False)
     stage.still_watched(started)
     return observed
 

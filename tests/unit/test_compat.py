@@ -34,3 +34,8 @@ def test_a_question_under_way_is_answered_though_its_trigger_is_cancelled(
         await asyncio.wait_for(answered.wait(), 10)
 
     asyncio.run(run())
+
+
+def test_a_metric_is_counted_on_every_version() -> None:
+    _compat.count("amt.tuning_jobs.created", {"reason": "a test"})
+    _compat.count("amt.tuning_jobs.created")

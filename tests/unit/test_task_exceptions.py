@@ -10,7 +10,9 @@ from airflow_amt._compat import AirflowException, AirflowFailException
 from airflow_amt.exceptions import AmtError
 from airflow_amt.task_exceptions import (
     AmtConditionNotMet,
+    AmtNoUsableTrainingJob,
     AmtOwnJobEndedError,
+    AmtReapError,
     AmtTaskKilled,
     AmtTuningJobError,
 )
@@ -31,6 +33,8 @@ EXAMPLES: list[AirflowException] = [
     ),
     AmtTaskKilled("churn-model", "the tuning job is being stopped"),
     AmtConditionNotMet({**OUTCOME, "condition": {"reason": "The target is not reached."}}),
+    AmtReapError(["churn-model could not be stopped"], {"owned": 2, "stopped": 1}),
+    AmtNoUsableTrainingJob("churn-model", "none completed with an objective."),
     AmtOwnJobEndedError("churn-model", {"airflow-amt:dag-id": "mine"}, {}, "Completed"),
 ]
 each = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
@@ -56,6 +60,6 @@ def test_airflows_own_serialisation_gives_them_back(error: AirflowException) -> 
 
 
 @each
-def test_only_a_sensors_errors_forbid_a_retry(error: AirflowException) -> None:
-    sensors = ("AmtAwaited", "AmtConditionNotMet")
-    assert isinstance(error, AirflowFailException) is type(error).__name__.startswith(sensors)
+def test_only_errors_about_a_job_that_is_over_forbid_a_retry(error: AirflowException) -> None:
+    final = type(error).__name__.startswith(("AmtAwaited", "AmtConditionNotMet", "AmtNoUsable"))
+    assert isinstance(error, AirflowFailException) is final

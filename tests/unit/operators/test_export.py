@@ -123,6 +123,11 @@ def test_a_tuning_job_without_training_jobs_gives_the_heading_alone(tmp_path: Pa
 
 
 def test_another_store_than_a_folder() -> None:
+    from airflow.sdk.io import attach
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    # Airflow knows no file system for it by itself.
+    attach("memory", fs=MemoryFileSystem())
     result = run("memory://exports/jobs.csv")
     assert result["rows"] == 3
     assert len(rows(ObjectStoragePath("memory://exports/jobs.csv").read_bytes().decode())) == 3
@@ -136,7 +141,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(export.os, "fsync", full)
+        patched.setattr("airflow_amt.operators.export.os.fsync", full)
         with pytest.raises(OSError, match="no space"):
             run(place.as_uri())
     assert place.read_text() == "old"
@@ -172,6 +177,6 @@ def test_without_a_direction_nothing_is_ranked(tmp_path: Path) -> None:
 def test_bad_arguments_are_all_named_without_a_call(options: dict[str, Any], fields: list[str]) -> None:
     hook = FakeHook({NAME: ["Completed"]})
     with pytest.raises(AmtRequestError) as caught:
-        run(options.pop("destination", "memory://a/b.csv"), hook, **options)
-    assert [problem.field for problem in caught.value.problems] == fields
+        run(options.pop("destination", "file:///nowhere/b.csv"), hook, **options)
+    assert list(dict.fromkeys(problem.field for problem in caught.value.problems)) == fields
     assert hook.calls == []

@@ -990,7 +990,7 @@ def test_execution_timeout_is_a_deadline_in_both_modes(deferrable: bool) -> None
 
 
 def test_the_full_description_goes_to_object_storage(tmp_path: Path) -> None:
-    hook = FakeHook({NAME: ["Completed"]})
+    hook = FakeHook({NAME: ["Completed"]}, training_jobs_of={NAME: [describe()["BestTrainingJob"]]})
     result, _ = run(hook, description_path=f"file://{tmp_path}/jobs/")
     written = json.loads((tmp_path / "jobs" / f"{NAME}.json").read_text())
     assert result["description_path"].endswith(f"/jobs/{NAME}.json")

@@ -99,6 +99,7 @@ def test_each_job_is_found_once_in_the_order_of_their_ends(clock: Clock) -> None
     for _ in range(3):
         clock.pass_minutes(10)
         assert names(reader) == []
+    clock.pass_minutes(10)
     account.end("last", clock.now_is)
     assert names(reader) == ["last"]
     # The list is asked for what changed lately, and does not grow with the account's history.

@@ -1,0 +1,64 @@
+"""Bearing transient errors one call at a time.
+
+What reads several things, as :meth:`airflow_amt.hooks.tuning.AmtHook.outcome` does, must not begin anew when
+its last call fails: where half of all calls fail, that multiplies the calls, and a fault that comes back
+regularly would never let it end. So whoever bears errors (:func:`airflow_amt.watch.polling.patiently`) says
+so here, and the hook repeats just the call that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeVar
+
+from airflow_amt.exceptions import AmtAwsError
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """What to do about the answers of single calls.
+
+    :param bear: waits before the next attempt, or raises the error.
+    :param relieved: is told of each success.
+    """
+
+    bear: Callable[[AmtAwsError], None]
+    relieved: Callable[[], None]
+
+
+# A context variable: other threads, as that of on_kill, make their calls on the same hook without patience.
+_bearer: ContextVar[Bearer | None] = ContextVar("airflow_amt_bearer", default=None)
+
+
+@contextmanager
+def bearing(bearer: Bearer | None) -> Iterator[None]:
+    """Let calls of hooks in this thread be repeated as the bearer says; with ``None`` they are made once."""
+    token = _bearer.set(bearer)
+    try:
+        yield
+    finally:
+        _bearer.reset(token)
+
+
+def attempt(call: Callable[[], _Result]) -> _Result:
+    """Make one call, again and again if somebody bears its errors.
+
+    :raises AmtAwsError: nobody does, or not any longer.
+    """
+    bearer = _bearer.get()
+    while True:
+        try:
+            result = call()
+        except AmtAwsError as error:
+            if bearer is None:
+                raise
+            bearer.bear(error)
+        else:
+            if bearer is not None:
+                bearer.relieved()
+            return result
