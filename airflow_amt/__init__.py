@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from airflow_amt.operators.reap import AmtReapTuningJobsOperator
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
     from airflow_amt.operators.tuning import AmtTuningJobOperator
+    from airflow_amt.sensors.progress import AmtTuningProgressSensor
     from airflow_amt.sensors.tuning import AmtTuningJobSensor
     from airflow_amt.task_exceptions import (
         AmtAwaitedJobFailed,
         AmtAwaitedJobStopped,
+        AmtConditionNotMet,
         AmtNoUsableTrainingJob,
         AmtOwnJobEndedError,
         AmtReapError,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         AmtTuningJobTimeout,
     )
     from airflow_amt.triggers.ended import AmtTuningJobEndedTrigger
+    from airflow_amt.triggers.progress import AmtTuningProgressTrigger
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.tuning import (
         CompletionCriteria,
@@ -56,6 +59,20 @@ if TYPE_CHECKING:
         branch_on_outcome,
         infer_outcome,
     )
+    from airflow_amt.tuning.conditions import (
+        BudgetShareUsed,
+        Condition,
+        ConditionResult,
+        Converged,
+        EstimatedTimeLeftBelow,
+        FailureShareAbove,
+        FirstUsableModel,
+        NotImproving,
+        RuntimeAbove,
+        TargetReached,
+        TrainingJobsDone,
+        parse_condition,
+    )
 
 __version__ = "0.1.0"
 
@@ -65,6 +82,7 @@ __all__ = [
     "AmtAwaitedJobStopped",
     "AmtAwsError",
     "AmtBestTrainingJobOperator",
+    "AmtConditionNotMet",
     "AmtError",
     "AmtExportTrainingJobsOperator",
     "AmtFieldError",
@@ -91,16 +109,30 @@ __all__ = [
     "AmtTuningJobStopped",
     "AmtTuningJobTimeout",
     "AmtTuningJobTrigger",
+    "AmtTuningProgressSensor",
+    "AmtTuningProgressTrigger",
     "AmtValidationError",
+    "BudgetShareUsed",
     "CompletionCriteria",
     "CompletionReason",
+    "Condition",
+    "ConditionResult",
+    "Converged",
+    "EstimatedTimeLeftBelow",
+    "FailureShareAbove",
+    "FirstUsableModel",
+    "NotImproving",
     "ObjectiveType",
+    "RuntimeAbove",
+    "TargetReached",
+    "TrainingJobsDone",
     "TuningJobRequest",
     "TuningOutcome",
     "TuningProgress",
     "__version__",
     "branch_on_outcome",
     "infer_outcome",
+    "parse_condition",
 ]
 
 _MODULES = {
@@ -124,6 +156,7 @@ _MODULES = {
         (
             "AmtAwaitedJobFailed",
             "AmtAwaitedJobStopped",
+            "AmtConditionNotMet",
             "AmtNoUsableTrainingJob",
             "AmtOwnJobEndedError",
             "AmtReapError",
@@ -148,6 +181,23 @@ _MODULES = {
         ),
         "airflow_amt.tuning",
     ),
+    **dict.fromkeys(
+        (
+            "BudgetShareUsed",
+            "Condition",
+            "ConditionResult",
+            "Converged",
+            "EstimatedTimeLeftBelow",
+            "FailureShareAbove",
+            "FirstUsableModel",
+            "NotImproving",
+            "RuntimeAbove",
+            "TargetReached",
+            "TrainingJobsDone",
+            "parse_condition",
+        ),
+        "airflow_amt.tuning",
+    ),
     "AmtBestTrainingJobOperator": "airflow_amt.operators.best",
     "AmtExportTrainingJobsOperator": "airflow_amt.operators.export",
     "AmtHook": "airflow_amt.hooks.tuning",
@@ -159,6 +209,8 @@ _MODULES = {
     "AmtTuningJobOperator": "airflow_amt.operators.tuning",
     "AmtTuningJobSensor": "airflow_amt.sensors.tuning",
     "AmtTuningJobTrigger": "airflow_amt.triggers.tuning",
+    "AmtTuningProgressSensor": "airflow_amt.sensors.progress",
+    "AmtTuningProgressTrigger": "airflow_amt.triggers.progress",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
@@ -48,11 +48,13 @@ __all__ = [
     "AirflowTaskTimeout",
     "BranchMixIn",
     "asset_state_stores",
+    "can_start_from_trigger",
     "count",
     "default_deferrable",
     "deployment_id",
     "import_dags",
     "in_thread",
+    "push_xcoms",
     "read_dag_known",
     "read_run_state",
     "read_task_state",
@@ -71,6 +73,18 @@ _POLLING_THREADS = 16
 def default_deferrable() -> bool:
     """Return ``[operators] default_deferrable``, read once when the operators are imported."""
     return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
+
+
+@cache
+def can_start_from_trigger() -> bool:
+    """Whether the scheduler can hand a task to a triggerer at once, its trigger's arguments being templates.
+
+    Airflow 3.3 and later. 3.1 and 3.2 know ``start_from_trigger`` and never look at it: the task begins on
+    a worker.
+    """
+    from airflow.triggers.base import BaseTrigger
+
+    return hasattr(BaseTrigger, "render_template_fields")
 
 
 def deployment_id() -> str | None:
@@ -107,6 +121,28 @@ def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> s
     key = task_id if map_index < 0 else f"{task_id}_{map_index}"
     state = (states.get(run_id) or {}).get(key)
     return None if state is None else str(getattr(state, "value", state))
+
+
+def push_xcoms(task_instance: Any, values: Mapping[str, Any]) -> None:
+    """Push XComs of a task instance from inside a triggerer, as a worker would; blocking.
+
+    :param task_instance: what the triggerer gave the trigger.
+    :param values: by key; JSON-safe.
+    :raises Exception: whatever the supervisor answers when a value cannot be stored.
+    """
+    from airflow.sdk.execution_time.xcom import XCom
+
+    if task_instance is None:
+        raise ValueError("a trigger without a task instance has no XCom")
+    for key, value in values.items():
+        XCom.set(
+            key=key,
+            value=value,
+            dag_id=task_instance.dag_id,
+            task_id=task_instance.task_id,
+            run_id=task_instance.run_id,
+            map_index=task_instance.map_index,
+        )
 
 
 def read_task_states(

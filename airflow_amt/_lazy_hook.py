@@ -21,6 +21,15 @@ class LazyHook:
     verify: bool | str | None
     botocore_config: dict[str, Any] | None
 
+    def connection_arguments(self) -> dict[str, Any]:
+        """Return the arguments of this connection, for another object that shall use the same."""
+        return {
+            "aws_conn_id": self.aws_conn_id,
+            "region_name": self.region_name,
+            "verify": self.verify,
+            "botocore_config": self.botocore_config,
+        }
+
     @cached_property
     def hook(self) -> AmtHook:
         """The hook of this connection."""

@@ -55,10 +55,7 @@ class TuningJobTask(LazyHook):
             deadline=None if deadline is None else deadline.isoformat(),
             stop_on_kill=stop_on_kill,
             state={**(state or {}), "deadline": None if deadline is None else deadline.isoformat()},
-            aws_conn_id=self.aws_conn_id,
-            region_name=self.region_name,
-            verify=self.verify,
-            botocore_config=self.botocore_config,
+            **self.connection_arguments(),
         )
 
     def publish_link(self, context: Context, arn: str) -> None:
@@ -131,7 +128,7 @@ def resumed_state(event: Mapping[str, Any] | None) -> tuple[str, datetime | None
     name = event.get("tuning_job_name")
     if not isinstance(name, str):
         raise AmtFieldError(
-            "event", dict(event), "an event of AmtTuningJobTrigger", "resume with execute_complete only"
+            "event", dict(event), "an event of its trigger", "resume with execute_complete only"
         )
     state = dict(event.get("state") or {})
     deadline = state.get("deadline")

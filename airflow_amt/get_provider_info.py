@@ -39,13 +39,19 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
-        "sensors": [{"integration-name": integration, "python-modules": ["airflow_amt.sensors.tuning"]}],
+        "sensors": [
+            {
+                "integration-name": integration,
+                "python-modules": ["airflow_amt.sensors.tuning", "airflow_amt.sensors.progress"],
+            }
+        ],
         "hooks": [{"integration-name": integration, "python-modules": ["airflow_amt.hooks.tuning"]}],
         "triggers": [
             {
                 "integration-name": integration,
                 "python-modules": [
                     "airflow_amt.triggers.tuning",
+                    "airflow_amt.triggers.progress",
                     "airflow_amt.triggers.quota",
                     "airflow_amt.triggers.ended",
                 ],

@@ -9,6 +9,8 @@
     │   ├── AmtTuningJobStopped                it was stopped
     │   │   └── AmtAwaitedJobStopped               the same, seen by a sensor (also AirflowFailException)
     │   └── AmtTuningJobTimeout                this task stopped it, max_ingestion_time being over
+    ├── AmtConditionNotMet                 the tuning job ended before a sensor's condition was met
+    │                                          (also AirflowFailException)
     ├── AmtTaskKilled                      this task was killed while it waited
     ├── AmtNoUsableTrainingJob             no training job has what was asked for (also AirflowFailException)
     └── AmtReapError                       the reaper could not judge or stop every tuning job
@@ -32,6 +34,7 @@ from airflow_amt.exceptions import AmtError, AmtJobExistsError
 __all__ = [
     "AmtAwaitedJobFailed",
     "AmtAwaitedJobStopped",
+    "AmtConditionNotMet",
     "AmtNoUsableTrainingJob",
     "AmtOwnJobEndedError",
     "AmtReapError",
@@ -90,6 +93,31 @@ class AmtAwaitedJobFailed(AmtTuningJobFailed, AirflowFailException):
 
 class AmtAwaitedJobStopped(AmtTuningJobStopped, AirflowFailException):
     """A sensor's tuning job was stopped: the task fails without a retry."""
+
+
+class AmtConditionNotMet(AmtError, AirflowFailException):  # noqa: N818 - as above
+    """A tuning job is over and never met the condition that a sensor waited for: no retry.
+
+    :param result: the final progress and the condition, as in XCom
+        (:func:`airflow_amt.tuning.conditions.progress_result`).
+    """
+
+    def __init__(self, result: Mapping[str, Any]) -> None:
+        self.result: dict[str, Any] = dict(result)
+        super().__init__(self.result)
+
+    def __str__(self) -> str:
+        condition = self.result.get("condition") or {}
+        failure = self.result.get("failure_reason")
+        why = f" ({failure})" if failure else ""
+        return (
+            f"Tuning job {self.result.get('tuning_job_name')!r} is {self.result.get('status')}{why}, and the "
+            f"condition is not met: {condition.get('reason')}"
+        )
+
+    def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Return class path and arguments, for Airflow's own serialisation of exceptions."""
+        return f"{type(self).__module__}.{type(self).__name__}", (self.result,), {}
 
 
 class AmtTaskKilled(AmtError, AirflowException):  # noqa: N818 - as above

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -18,9 +18,6 @@ from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import to_payload
 from airflow_amt.tuning.custody import UNREADABLE, Place, decide_on_kill
 from airflow_amt.watch.polling import MAX_FAILURES_IN_A_ROW, Reading, TuningJobReader, Verdict
-
-if TYPE_CHECKING:
-    pass
 
 #: Version of the stored arguments and of the event.
 TRIGGER_VERSION = 1
@@ -39,7 +36,10 @@ class EventKind(str, Enum):
 
     ENDED = "ended"
     DEADLINE = "deadline"
+    CONDITION = "condition"
     ERROR = "error"
+    #: The trigger cannot use its own arguments; the task resumes to look at them.
+    UNUSABLE = "unusable"
 
 
 class AmtTuningJobTrigger(LazyHook, BaseTrigger):
@@ -112,10 +112,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 "deadline": self.deadline,
                 "stop_on_kill": self.stop_on_kill,
                 "state": self.state,
-                "aws_conn_id": self.aws_conn_id,
-                "region_name": self.region_name,
-                "verify": self.verify,
-                "botocore_config": self.botocore_config,
+                **self.connection_arguments(),
                 "max_failures": self.max_failures,
             },
         )
@@ -135,28 +132,35 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 self.version,
                 ", ".join(sorted(self._newer)),
             )
-        reader = TuningJobReader(
+        reader = self.new_reader()
+        while True:
+            try:
+                reading = await _compat.in_thread(reader.read)
+            except AmtAwsError as error:
+                return await self.event(EventKind.ERROR, None, error)
+            except Exception as error:
+                # Building the hook can raise anything (Airflow: no such connection). Raised from here it
+                # would make Airflow fail the task unasked; this way the worker looks for itself.
+                self.log.exception("Tuning job %s cannot be watched", self.tuning_job_name)
+                return await self.event(EventKind.ERROR, None, self._not_read(error))
+            if reading.verdict is Verdict.WAIT:
+                await asyncio.sleep(_jittered(reading.delay_seconds))
+                continue
+            return await self.event(EventKind(reading.verdict.value), reading, None)
+
+    def new_reader(self, **options: Any) -> TuningJobReader:
+        """Return what reads the tuning job.
+
+        :param options: more options of the reader.
+        """
+        return TuningJobReader(
             lambda: self.hook.describe_tuning_job(self.tuning_job_name),
             interval_seconds=self.check_interval,
             deadline=None if self.deadline is None else datetime.fromisoformat(self.deadline),
             log=self.log,
             most_failures=self.max_failures,
+            **options,
         )
-        while True:
-            try:
-                reading = await _compat.in_thread(reader.read)
-            except AmtAwsError as error:
-                return self._event(EventKind.ERROR, None, error)
-            except Exception as error:
-                # Building the hook can raise anything (Airflow: no such connection). Raised from here it
-                # would make Airflow fail the task unasked; this way the worker looks for itself.
-                self.log.exception("Tuning job %s cannot be watched", self.tuning_job_name)
-                return self._event(EventKind.ERROR, None, self._not_read(error))
-            if reading.verdict is Verdict.WAIT:
-                await asyncio.sleep(_jittered(reading.delay_seconds))
-                continue
-            kind = EventKind.ENDED if reading.verdict is Verdict.ENDED else EventKind.DEADLINE
-            return self._event(kind, reading, None)
 
     async def on_kill(self) -> None:
         """Stop the tuning job, because a person marked the deferred task failed or successful, or cleared it.
@@ -232,18 +236,23 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             "this connection and what it needs.",
         )
 
-    def _event(self, kind: EventKind, reading: Reading | None, error: AmtAwsError | None) -> TriggerEvent:
+    async def event(
+        self, kind: EventKind, reading: Reading | None, error: AmtAwsError | None
+    ) -> TriggerEvent:
+        """Return the event to fire."""
+        return TriggerEvent(self.payload(kind, reading, error))  # type: ignore[no-untyped-call]
+
+    def payload(self, kind: EventKind, reading: Reading | None, error: AmtAwsError | None) -> dict[str, Any]:
+        """Return the event's payload, JSON-safe."""
         progress = reading.progress if reading else None
-        return TriggerEvent(  # type: ignore[no-untyped-call]
-            {
-                "version": TRIGGER_VERSION,
-                "tuning_job_name": self.tuning_job_name,
-                "status": progress.status if progress else None,
-                "event": kind.value,
-                "error": to_payload(error) if error else None,
-                "state": self.state,
-            }
-        )
+        return {
+            "version": TRIGGER_VERSION,
+            "tuning_job_name": self.tuning_job_name,
+            "status": progress.status if progress else None,
+            "event": kind.value,
+            "error": to_payload(error) if error else None,
+            "state": self.state,
+        }
 
 
 def _jittered(delay_seconds: float) -> float:

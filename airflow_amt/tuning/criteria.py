@@ -6,6 +6,7 @@ Source of names, places and limits: SageMaker API, ``CreateHyperParameterTuningJ
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
@@ -42,6 +43,10 @@ class ObjectiveType(str, Enum):
     def reaches(self, value: float, target: float) -> bool:
         """Say whether ``value`` meets ``target``; being equal is enough."""
         return value >= target if self is ObjectiveType.MAXIMIZE else value <= target
+
+    def attains(self, value: float, target: float) -> bool:
+        """Say whether a value that AMT reported meets ``target``: as 32 bits, the API's width, if need be."""
+        return self.reaches(value, target) or _float32(value) == _float32(target)
 
 
 class CompletionReason(str, Enum):
@@ -342,6 +347,11 @@ def _check_flag(problems: list[AmtFieldError], value: Any) -> None:
                 "pass True to end the tuning job when AMT detects convergence",
             )
         )
+
+
+def _float32(value: float) -> float:
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0] if abs(value) <= LARGEST_FLOAT else value
+    return rounded
 
 
 def _is_finite(value: float) -> bool:

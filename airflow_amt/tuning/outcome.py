@@ -7,21 +7,16 @@ training jobs are known, from the order in which they ended.
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow_amt.tuning.criteria import API_PATHS, LARGEST_FLOAT, CompletionReason, ObjectiveType
+from airflow_amt.tuning.criteria import API_PATHS, CompletionReason, ObjectiveType
 from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult, iso
 from airflow_amt.tuning.naming import STOPPED_BY_TAG, STOPPED_DETAIL_TAG
-from airflow_amt.tuning.progress import (
-    TrainingJobCounters,
-    TuningJobStatus,
-    TuningProgress,
-)
+from airflow_amt.tuning.progress import TuningJobStatus, TuningProgress
 from airflow_amt.tuning.ranking import rank_training_jobs
 from airflow_amt.tuning.request import estimated_max_compute, search_space_size
 
@@ -90,8 +85,7 @@ class TuningOutcome:
 
         Times are ISO 8601 in UTC or ``*_seconds``; absent facts are ``None``.
         """
-        progress = self.progress
-        best = progress.best
+        facts = self.progress.to_dict()
         return {
             "version": OUTCOME_VERSION,
             "tuning_job_name": self.name,
@@ -102,46 +96,30 @@ class TuningOutcome:
             "also": [reason.value for reason in self.also],
             "explanation": self.explanation,
             "evidence": dict(self.evidence),
-            "best_training_job": None
-            if best is None
-            else {
-                "name": best.name,
-                "status": best.status,
-                "objective": best.objective,
-                "hyperparameters": dict(best.tuned_hyperparameters),
-            },
-            "objective_metric": progress.objective_metric,
-            "objective_type": progress.objective_type.value if progress.objective_type else None,
-            "training_job_counters": counters_dict(progress.training_jobs),
-            "objective_counters": {
-                "Succeeded": progress.objectives.succeeded,
-                "Pending": progress.objectives.pending,
-                "Failed": progress.objectives.failed,
-            },
-            "not_improving": progress.not_improving_count,
-            "convergence_detected_at": iso(progress.convergence_detected_at),
-            "created_at": iso(progress.created_at),
-            "ended_at": iso(progress.ended_at),
-            "runtime_seconds": None if progress.runtime is None else progress.runtime.total_seconds(),
+            **{key: facts[key] for key in _FACTS},
             "training_seconds": self.training_seconds,
             "estimated_max_compute_seconds": self.estimated_max_compute_seconds,
             "progressing": self.progressing,
-            "failure_reason": progress.failure_reason,
+            "failure_reason": self.progress.failure_reason,
             "training_job_failure_reasons": [
                 {"reason": reason, "count": count} for reason, count in self.failure_reasons
             ],
         }
 
 
-def counters_dict(counters: TrainingJobCounters) -> dict[str, int]:
-    """Return training job counters under the API's names."""
-    return {
-        "Completed": counters.completed,
-        "InProgress": counters.in_progress,
-        "RetryableError": counters.retryable_error,
-        "NonRetryableError": counters.non_retryable_error,
-        "Stopped": counters.stopped,
-    }
+#: What an outcome's dict takes over from its final snapshot.
+_FACTS = (
+    "best_training_job",
+    "objective_metric",
+    "objective_type",
+    "training_job_counters",
+    "objective_counters",
+    "not_improving",
+    "convergence_detected_at",
+    "created_at",
+    "ended_at",
+    "runtime_seconds",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,7 +304,7 @@ def _met_criteria(progress: TuningProgress, jobs: list[TrainingJobResult]) -> li
         target is not None
         and best is not None
         and progress.objective_type is not None
-        and (progress.objective_type.reaches(best, target) or _float32(best) == _float32(target))
+        and progress.objective_type.attains(best, target)
     ):
         add(CompletionReason.TARGET_REACHED, target, best)
     if criteria.complete_on_convergence and progress.convergence_detected_at is not None:
@@ -397,12 +375,6 @@ _SENTENCES: Mapping[CompletionReason, str] = {
 
 def _sentence(met: _Met) -> str:
     return _SENTENCES[met.reason].format(observed=met.observed, limit=met.limit)
-
-
-def _float32(value: float) -> float:
-    """Round to 32 bits, the width of objectives and targets in the API."""
-    rounded: float = struct.unpack("f", struct.pack("f", value))[0] if abs(value) <= LARGEST_FLOAT else value
-    return rounded
 
 
 def _failure_reasons(jobs: Iterable[TrainingJobResult]) -> tuple[tuple[str, int], ...]:

@@ -19,8 +19,12 @@ from airflow_amt.tuning.history import (
     aware,
     ended_in_order,
     finite,
+    iso,
     replay,
 )
+
+#: Version of the dict that :meth:`TuningProgress.to_dict` returns; readers may rely on it in XCom.
+PROGRESS_VERSION = 1
 
 
 class TuningJobStatus(str, Enum):
@@ -84,6 +88,16 @@ class TrainingJobCounters:
         """All training jobs launched so far."""
         return self.ended + self.in_progress
 
+    def to_dict(self) -> dict[str, int]:
+        """Return the counters under the API's names."""
+        return {
+            "Completed": self.completed,
+            "InProgress": self.in_progress,
+            "RetryableError": self.retryable_error,
+            "NonRetryableError": self.non_retryable_error,
+            "Stopped": self.stopped,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveCounters:
@@ -102,6 +116,10 @@ class ObjectiveCounters:
             pending=_count(counters.get("Pending")),
             failed=_count(counters.get("Failed")),
         )
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the counters under the API's names."""
+        return {"Succeeded": self.succeeded, "Pending": self.pending, "Failed": self.failed}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +216,7 @@ class TuningProgress:
     :param ended_at: end time.
     :param last_modified_at: last change.
     :param failure_reason: AMT's reason, if the job failed.
+    :param is_summary: whether it comes from List, which leaves much out: what is missing is not known then.
     """
 
     name: str
@@ -218,6 +237,7 @@ class TuningProgress:
     ended_at: datetime | None = None
     last_modified_at: datetime | None = None
     failure_reason: str | None = None
+    is_summary: bool = False
 
     @classmethod
     def from_describe(cls, description: Mapping[str, Any]) -> TuningProgress:
@@ -249,6 +269,7 @@ class TuningProgress:
             **_common(summary, limits),
             criteria=_criteria({"ResourceLimits": limits}),
             strategy=summary.get("Strategy"),
+            is_summary=True,
         )
 
     @property
@@ -338,6 +359,41 @@ class TuningProgress:
             started_at=self.created_at,
             until=self.ended_at,
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the snapshot as a small JSON-safe dict, for XCom.
+
+        Times are ISO 8601 in UTC or ``*_seconds``; absent facts are ``None``.
+        """
+        best = self.best
+        return {
+            "version": PROGRESS_VERSION,
+            "tuning_job_name": self.name,
+            "tuning_job_arn": self.arn,
+            "status": self.status,
+            "best_training_job": None
+            if best is None
+            else {
+                "name": best.name,
+                "status": best.status,
+                "objective": best.objective,
+                "hyperparameters": dict(best.tuned_hyperparameters),
+            },
+            "objective_metric": self.objective_metric,
+            "objective_type": self.objective_type.value if self.objective_type else None,
+            "training_job_counters": self.training_jobs.to_dict(),
+            "objective_counters": self.objectives.to_dict(),
+            "not_improving": self.not_improving_count,
+            "convergence_detected_at": iso(self.convergence_detected_at),
+            "created_at": iso(self.created_at),
+            "ended_at": iso(self.ended_at),
+            "runtime_seconds": _seconds(self.runtime),
+            "estimated_remaining_seconds": _seconds(self.estimated_remaining),
+            "max_training_jobs": self.criteria.max_training_jobs,
+            "max_runtime_seconds": self.criteria.max_runtime_seconds,
+            "target_objective_value": self.criteria.target_objective_value,
+            "failure_reason": self.failure_reason,
+        }
 
     def log_line(self) -> str:
         """Say the progress in one readable line, each counter beside its limit."""
@@ -448,6 +504,10 @@ def _count(value: Any) -> int:
 def _span(seconds: float | None) -> timedelta | None:
     """Return seconds as a time span, or ``None`` for what is no sensible span (negative, over 300 years)."""
     return timedelta(seconds=seconds) if seconds is not None and 0 <= seconds < 1e10 else None
+
+
+def _seconds(span: timedelta | None) -> float | None:
+    return None if span is None else span.total_seconds()
 
 
 def _of(count: int, limit: int | None) -> str:

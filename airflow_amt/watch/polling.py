@@ -6,7 +6,7 @@ No Airflow here and no sleeping: each reader says what it saw and how long to wa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import is_transient
 from airflow_amt.hooks.patience import Bearer, bearing
-from airflow_amt.tuning import TuningProgress
+from airflow_amt.tuning import TrainingJobResult, TuningProgress
+from airflow_amt.tuning.conditions import Condition, ConditionResult, Met
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -37,20 +38,32 @@ class Verdict(str, Enum):
     WAIT = "wait"
     ENDED = "ended"
     DEADLINE = "deadline"
+    CONDITION = "condition"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """One read of a tuning job.
 
-    :param verdict: whether to wait on, or that the job is over, or that the deadline is.
+    :param verdict: whether to wait on, or that the job is over, the condition is met or the deadline is over.
     :param delay_seconds: how long to wait before the next read, if the verdict is to wait.
     :param progress: what was read; ``None`` if the read failed.
+    :param result: the condition, evaluated on it; ``None`` without a condition or if the read failed.
     """
 
     verdict: Verdict
     delay_seconds: float
     progress: TuningProgress | None
+    result: ConditionResult | None = None
+
+    def judged(self) -> tuple[TuningProgress, ConditionResult]:
+        """Return what was read, and the condition evaluated on it.
+
+        :raises ValueError: the read failed, or there was no condition.
+        """
+        if self.progress is None or self.result is None:
+            raise ValueError("nothing was read, or there is no condition to judge it by")
+        return self.progress, self.result
 
 
 class Patience:
@@ -105,13 +118,19 @@ class Patience:
 
 
 class TuningJobReader:
-    """Reads one tuning job at intervals until it is over or a deadline is.
+    """Reads one tuning job at intervals until it is over, a condition is met or a deadline is over.
+
+    The list of training jobs is read only if the condition cannot be told without it, and then only when the
+    counters have changed.
 
     :param describe: reads the job: answers as ``DescribeHyperParameterTuningJob``.
     :param interval_seconds: time between two reads.
     :param deadline: aware; ``None`` for none.
     :param log: where a line is written when the progress changed.
     :param most_failures: as ``most`` of :class:`Patience`.
+    :param condition: what to wait for beside the end of the job; ``None`` for nothing.
+    :param list_training_jobs: lists its training jobs: answers as
+        ``ListTrainingJobsForHyperParameterTuningJob``, all pages. Needed with a condition.
     """
 
     def __init__(
@@ -122,6 +141,8 @@ class TuningJobReader:
         log: Logger | FilteringBoundLogger,
         deadline: datetime | None = None,
         most_failures: int = MAX_FAILURES_IN_A_ROW,
+        condition: Condition | None = None,
+        list_training_jobs: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
     ) -> None:
         self._describe = describe
         self._interval_seconds = interval_seconds
@@ -129,35 +150,72 @@ class TuningJobReader:
         self._log = log
         self._patience = Patience(interval_seconds=interval_seconds, log=log, most=most_failures)
         self._last: tuple[Any, ...] | None = None
+        self._condition = condition
+        self._list_training_jobs = list_training_jobs
+        self._listed: tuple[tuple[Any, ...], Sequence[TrainingJobResult]] | None = None
+        self._last_met: Met | None = None
 
     def read(self) -> Reading:
-        """Read once. A job that is over counts as ended even after the deadline.
+        """Read once. A job that is over, or a condition that is met, counts even after the deadline.
 
         :raises AmtAwsError: the read failed for good: not found, not permitted, or too often in a row.
         """
         progress: TuningProgress | None = None
         delay = self._interval_seconds
+        result: ConditionResult | None = None
         try:
-            progress = TuningProgress.from_describe(self._describe())
+            described = TuningProgress.from_describe(self._describe())
+            result = self._judge(described)
+            progress = described
         except AmtAwsError as error:
             delay = self._patience.bear(error)
         else:
             self._patience.relieved()
             self._tell(progress)
+            self._tell_result(result)
             if progress.is_terminal:
-                return Reading(verdict=Verdict.ENDED, delay_seconds=0.0, progress=progress)
+                return Reading(verdict=Verdict.ENDED, delay_seconds=0.0, progress=progress, result=result)
+            if result is not None and result.met is Met.YES:
+                return Reading(verdict=Verdict.CONDITION, delay_seconds=0.0, progress=progress, result=result)
         if self._deadline is not None:
             left = (self._deadline - datetime.now(UTC)).total_seconds()
             if left <= 0:
-                return Reading(verdict=Verdict.DEADLINE, delay_seconds=0.0, progress=progress)
+                return Reading(verdict=Verdict.DEADLINE, delay_seconds=0.0, progress=progress, result=result)
             delay = min(delay, left)
-        return Reading(verdict=Verdict.WAIT, delay_seconds=delay, progress=progress)
+        return Reading(verdict=Verdict.WAIT, delay_seconds=delay, progress=progress, result=result)
+
+    def _judge(self, progress: TuningProgress) -> ConditionResult | None:
+        if self._condition is None:
+            return None
+        if not self._condition.needs_training_jobs(progress):
+            return self._condition.evaluate(progress)
+        return self._condition.evaluate(progress, self._training_jobs(progress))
+
+    def _training_jobs(self, progress: TuningProgress) -> Sequence[TrainingJobResult]:
+        counters = (progress.training_jobs, progress.objectives)
+        if self._listed is not None and self._listed[0] == counters:
+            return self._listed[1]
+        jobs = [TrainingJobResult.from_summary(one) for one in self._list_training_jobs()]
+        # A list that lags behind the counters is read again, else it would stand until they change.
+        complete = sum(one.has_ended for one in jobs) >= progress.training_jobs.ended
+        self._listed = (counters, jobs) if complete else None
+        return jobs
 
     def _tell(self, progress: TuningProgress) -> None:
         key = progress.change_key()
         if key != self._last:
             self._last = key
             self._log.info("%s", progress.log_line())
+
+    def _tell_result(self, result: ConditionResult | None) -> None:
+        if result is None or result.met is self._last_met:
+            return
+        self._last_met = result.met
+        if result.met is Met.UNKNOWN:
+            self._log.warning("Whether the condition is met cannot be told yet: %s", result.reason)
+        else:
+            answer = "met" if result.met is Met.YES else "not met yet"
+            self._log.info("The condition is %s: %s", answer, result.reason)
 
 
 def patiently(

@@ -75,6 +75,7 @@ def test_extra_links_can_be_imported_and_belong_to_the_operators() -> None:
         AmtStopTuningJobOperator,
         AmtTuningJobOperator,
         AmtTuningJobSensor,
+        AmtTuningProgressSensor,
     )
 
     links = []
@@ -85,6 +86,7 @@ def test_extra_links_can_be_imported_and_belong_to_the_operators() -> None:
         AmtTuningJobOperator,
         AmtStopTuningJobOperator,
         AmtTuningJobSensor,
+        AmtTuningProgressSensor,
         AmtOutcomeBranchOperator,
         AmtBestTrainingJobOperator,
         AmtExportTrainingJobsOperator,
@@ -119,6 +121,7 @@ _IMPORT_OPERATORS = (
     "import airflow_amt.operators.branch, airflow_amt.operators.best, airflow_amt.operators.export; "
     "import airflow_amt.operators.reap; "
     "import airflow_amt.sensors.tuning, airflow_amt.triggers.tuning, airflow_amt.triggers.ended; "
+    "import airflow_amt.sensors.progress, airflow_amt.triggers.progress; "
     "print([name for name in sys.modules "
     "if name.split('.')[0] in ('boto3', 'botocore') or name.startswith('airflow.providers.amazon.aws')])"
 )

@@ -10,9 +10,17 @@ from typing import Any
 
 import pytest
 
+from airflow_amt.triggers.progress import PROGRESS_TRIGGER_VERSION, AmtTuningProgressTrigger
 from airflow_amt.triggers.tuning import TRIGGER_VERSION, AmtTuningJobTrigger
+from airflow_amt.tuning import parse_condition
 
 GOLDEN = Path(__file__).parent / "golden"
+
+#: Every trigger, its version, and the start of the names of its golden payloads.
+TRIGGERS = [
+    (AmtTuningJobTrigger, TRIGGER_VERSION, "trigger"),
+    (AmtTuningProgressTrigger, PROGRESS_TRIGGER_VERSION, "progress-trigger"),
+]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -25,7 +33,7 @@ def revive(stored: dict[str, Any]) -> Any:
     return getattr(importlib.import_module(module), name)(**stored["kwargs"])
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("trigger-v*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*trigger-v*.json")), ids=lambda path: path.stem)
 def test_a_stored_trigger_of_every_release_still_means_the_same(path: Path) -> None:
     stored = load(path)
     classpath, kwargs = revive(stored).serialize()
@@ -34,35 +42,58 @@ def test_a_stored_trigger_of_every_release_still_means_the_same(path: Path) -> N
     assert unchanged.items() <= kwargs.items()
 
 
-def test_the_current_version_has_a_golden_payload() -> None:
-    stored = load(GOLDEN / f"trigger-v{TRIGGER_VERSION}.json")
-    assert revive(stored).serialize() == (stored["classpath"], stored["kwargs"])
+@pytest.mark.parametrize(("kind", "version", "prefix"), TRIGGERS)
+def test_the_current_version_has_a_golden_payload(kind: type[Any], version: int, prefix: str) -> None:
+    stored = load(GOLDEN / f"{prefix}-v{version}.json")
+    revived = revive(stored)
+    assert type(revived) is kind
+    assert revived.serialize() == (stored["classpath"], stored["kwargs"])
 
 
-def test_all_arguments_go_through_json_and_back() -> None:
-    arguments: dict[str, Any] = {
-        "tuning_job_name": "churn-model",
-        "check_interval": 2.5,
-        "deadline": "2026-01-01T00:00:00+00:00",
-        "stop_on_kill": True,
-        "state": {"known_stop": {"airflow-amt:stopped-by": "deadline"}},
-        "aws_conn_id": None,
-        "region_name": "eu-west-1",
-        "verify": False,
-        "botocore_config": {"read_timeout": 5},
-        "max_failures": 3,
-        "version": TRIGGER_VERSION,
-    }
-    accepted = set(inspect.signature(AmtTuningJobTrigger.__init__).parameters) - {"self", "newer"}
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("progress-trigger-v*.json")), ids=lambda path: path.stem)
+def test_a_stored_condition_of_every_release_can_be_read(path: Path) -> None:
+    condition = load(path)["kwargs"]["condition"]
+    assert parse_condition(condition).to_dict() == condition
+
+
+COMMON: dict[str, Any] = {
+    "tuning_job_name": "churn-model",
+    "check_interval": 2.5,
+    "deadline": "2026-01-01T00:00:00+00:00",
+    "state": {"known_stop": {"airflow-amt:stopped-by": "deadline"}},
+    "aws_conn_id": None,
+    "region_name": "eu-west-1",
+    "verify": False,
+    "botocore_config": {"read_timeout": 5},
+    "max_failures": 3,
+}
+ARGUMENTS: dict[type[Any], dict[str, Any]] = {
+    AmtTuningJobTrigger: {**COMMON, "stop_on_kill": True, "version": TRIGGER_VERSION},
+    AmtTuningProgressTrigger: {
+        **COMMON,
+        "condition": {"version": 1, "type": "converged"},
+        "on_end": "fail",
+        "end_from_trigger": True,
+        "seconds_before_timeout": 3600.0,
+        "version": PROGRESS_TRIGGER_VERSION,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_all_arguments_go_through_json_and_back(kind: type[Any]) -> None:
+    arguments = ARGUMENTS[kind]
+    accepted = set(inspect.signature(kind.__init__).parameters) - {"self", "newer"}
     assert accepted == set(arguments)
-    classpath, kwargs = AmtTuningJobTrigger(**arguments).serialize()
+    classpath, kwargs = kind(**arguments).serialize()
     assert kwargs == arguments
     again = revive({"classpath": classpath, "kwargs": json.loads(json.dumps(kwargs))})
     assert again.serialize() == (classpath, kwargs)
 
 
-def test_airflow_can_store_it() -> None:
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*trigger-v*.json")), ids=lambda path: path.stem)
+def test_airflow_can_store_it(path: Path) -> None:
     from airflow.models.trigger import Trigger
 
-    classpath, kwargs = revive(load(GOLDEN / "trigger-v1.json")).serialize()
+    classpath, kwargs = revive(load(path)).serialize()
     assert Trigger(classpath=classpath, kwargs=kwargs).kwargs == kwargs

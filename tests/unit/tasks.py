@@ -65,12 +65,14 @@ class FakeHook:
     """Tuning jobs in memory, at the hook's boundary: what is scripted is answered, what is asked is noted.
 
     ``script[name]`` lists answers of describe (a status, a description or an error); the last one stays.
+    ``lists[name]`` does so for the training jobs: each a list of summaries, or an error.
     """
 
     script: dict[str, list[Any]] = field(default_factory=dict)
     tags_of: dict[str, dict[str, str] | None] = field(default_factory=dict)
     calls: list[tuple[str, Any]] = field(default_factory=list)
     stop_takes_effect: str = "Stopped"
+    lists: dict[str, list[Any]] = field(default_factory=dict)
     training_jobs_of: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     described: dict[str, Any] = field(default_factory=dict)
 
@@ -86,9 +88,16 @@ class FakeHook:
 
     def list_training_jobs(self, name: str, *, status: str | None = None) -> Iterator[dict[str, Any]]:
         self.calls.append(("list_training_jobs", name))
-        for summary in self.training_jobs_of.get(name, []):
+        answers = self.lists.get(name)
+        if answers:
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        else:
+            answer = self.training_jobs_of.get(name, [describe(name)["BestTrainingJob"]])
+        if isinstance(answer, Exception):
+            raise answer
+        for summary in answer:
             if status in (None, summary.get("TrainingJobStatus")):
-                yield deepcopy(summary)
+                yield deepcopy(dict(summary))
 
     def describe_training_job(self, name: str) -> dict[str, Any]:
         self.calls.append(("describe_training_job", name))

@@ -9,6 +9,7 @@ from airflow_amt import task_exceptions
 from airflow_amt._compat import AirflowException, AirflowFailException
 from airflow_amt.exceptions import AmtError
 from airflow_amt.task_exceptions import (
+    AmtConditionNotMet,
     AmtNoUsableTrainingJob,
     AmtOwnJobEndedError,
     AmtReapError,
@@ -31,6 +32,7 @@ EXAMPLES: list[AirflowException] = [
         if isinstance(kind, type) and issubclass(kind, AmtTuningJobError)
     ),
     AmtTaskKilled("churn-model", "the tuning job is being stopped"),
+    AmtConditionNotMet({**OUTCOME, "condition": {"reason": "The target is not reached."}}),
     AmtReapError(["churn-model could not be stopped"], {"owned": 2, "stopped": 1}),
     AmtNoUsableTrainingJob("churn-model", "none completed with an objective."),
     AmtOwnJobEndedError("churn-model", {"airflow-amt:dag-id": "mine"}, {}, "Completed"),
@@ -59,5 +61,5 @@ def test_airflows_own_serialisation_gives_them_back(error: AirflowException) -> 
 
 @each
 def test_only_errors_about_a_job_that_is_over_forbid_a_retry(error: AirflowException) -> None:
-    final = type(error).__name__.startswith(("AmtAwaited", "AmtNoUsable"))
+    final = type(error).__name__.startswith(("AmtAwaited", "AmtConditionNotMet", "AmtNoUsable"))
     assert isinstance(error, AirflowFailException) is final
