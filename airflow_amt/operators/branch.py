@@ -34,8 +34,8 @@ class AmtOutcomeBranchOperator(TuningJobTask, BaseOperator, BranchMixIn):
     fits, in this order, decides: ``stopped_by_provider:<who>``; the reason; ``no_model`` (no training job
     has an objective); with ``good_enough`` set, ``good_enough`` or ``not_good_enough``; ``succeeded`` (the
     job came to its own end), ``stopped`` (by whomever) or ``failed``. If none has a branch, the default
-    does. Keys are checked while the DAG is parsed. Skipping is Airflow's own, and the task's return value is
-    the list of the ids that it goes on with.
+    does. Keys are checked while the DAG is parsed. Skipping is Airflow's own: a task that skips others leaves
+    no return value, the ids that it goes on with are in XCom ``skipmixin_key``.
 
     A tuning job that did not succeed fails the task that ran it, unless its policy says otherwise; the
     outcome is in XCom all the same. To branch then, give this task ``trigger_rule="all_done"``, and tasks

@@ -122,7 +122,7 @@ def test_fan_out_compares_the_models_of_three_tuning_jobs(
         # Any classifier reaches it with the first training job or soon after.
         ({"target_accuracy": 0.05, "good_enough": 0.05}, "approve", "Approved"),
         ({"target_accuracy": 0.99999, "good_enough": 0.05}, "register", "PendingManualApproval"),
-        ({"target_accuracy": 0.99999, "good_enough": 0.99999}, "judge", None),
+        ({"target_accuracy": 0.99999, "good_enough": 0.99999}, "reject", None),
     ],
     ids=["target-reached", "good-enough", "not-good-enough"],
 )
@@ -150,7 +150,6 @@ def test_platform_registers_what_is_good_enough_and_approves_what_reached_its_ta
     rows = list(csv.DictReader(report.read_text().splitlines()))
     assert [row["rank"] for row in rows if row["rank"]] == ["1", "2"][: len(rows)]
     if approval is None:
-        assert result["value"] == ["reject"]
         groups = registry.list_model_package_groups()["ModelPackageGroupSummaryList"]
         assert group not in {one["ModelPackageGroupName"] for one in groups}
         return
