@@ -42,7 +42,6 @@ from airflow_amt.task_exceptions import (
     AmtTuningJobStopped,
     AmtTuningJobTimeout,
 )
-from airflow_amt.triggers.quota import AmtQuotaTrigger
 from airflow_amt.tuning import (
     CompletionCriteria,
     Owner,
@@ -56,7 +55,7 @@ from airflow_amt.tuning.custody import UNREADABLE, IfExists, KillDecision, Place
 from airflow_amt.tuning.judgement import Ending, OutcomePolicy
 from airflow_amt.tuning.naming import DELIVERED_TAG, GENERATION_TAG, REPORTED_TAG, TRY_TAG, Waits
 from airflow_amt.tuning.report import outcome_table
-from airflow_amt.tuning.request import training_job_definitions
+from airflow_amt.tuning.request import is_endless, training_job_definitions
 from airflow_amt.watch.polling import TuningJobReader, Verdict, patiently
 
 if TYPE_CHECKING:
@@ -296,7 +295,8 @@ class AmtTuningJobOperator(WaitingOperator):
         if kwargs.get("map_index_template") is None:
             kwargs["map_index_template"] = _MAP_INDEX_TEMPLATE
         super().__init__(**kwargs)
-        self.config = config
+        # At once: Airflow renders templates in a dict, not inside an object.
+        self.config = config.to_request() if hasattr(config, "to_request") else config
         self.criteria = criteria
         self.aws_conn_id = aws_conn_id
         self.region_name = region_name
@@ -589,6 +589,8 @@ class AmtTuningJobOperator(WaitingOperator):
         begun = begun.refused(since)
         self.log.warning("A quota is used up; next attempt in %.0f s: %s", wait, error)
         if self.deferrable:
+            from airflow_amt.triggers.quota import AmtQuotaTrigger
+
             self.defer(
                 trigger=AmtQuotaTrigger(
                     moment=(now + timedelta(seconds=wait)).isoformat(), state=begun.to_state()
@@ -707,9 +709,7 @@ class AmtTuningJobOperator(WaitingOperator):
 
     def _given(self) -> Mapping[str, Any]:
         """Return the request that the author of the DAG gave; empty if it is none."""
-        to_request = getattr(self.config, "to_request", None)
-        given = to_request() if callable(to_request) else self.config
-        return given if isinstance(given, Mapping) else {}
+        return self.config if isinstance(self.config, Mapping) else {}
 
     def _parsed_quota_timeout(self) -> timedelta | None:
         """Return how long to wait for a quota; ``None`` for not at all."""
@@ -761,8 +761,8 @@ class AmtTuningJobOperator(WaitingOperator):
         """Return the request and the S3 operations beside it; add what is wrong to the problems."""
         from airflow_amt import service_model
 
-        given = _collect(problems, self._given)
-        if not given:
+        given = self._given()
+        if not isinstance(self.config, Mapping):
             problems.append(
                 AmtFieldError(
                     "config",
@@ -805,12 +805,7 @@ class AmtTuningJobOperator(WaitingOperator):
         return None if given is None else _collect(problems, lambda: CompletionCriteria.parse(given))
 
     def _warn_if_endless(self, request: Mapping[str, Any]) -> None:
-        config = request[_CONFIG]
-        limits = config["ResourceLimits"]
-        if "MaxNumberOfTrainingJobs" in limits or "MaxRuntimeInSeconds" in limits:
-            return
-        # AMT computes the number for a grid, and with Autotune it sets the limits itself.
-        if config["Strategy"] == "Grid" or "Autotune" in request:
+        if not is_endless(request):
             return
         self.log.warning(
             "Neither max_training_jobs nor max_runtime limits this tuning job: other criteria may never be "
