@@ -19,7 +19,7 @@ from airflow_amt.operators.tuning import AmtTuningJobOperator
 from tests.system.dags.scripted import SCENARIOS, request
 
 #: Seconds of the limits that are to pass: long enough for the training processes to be there before.
-TASK_LIMIT_SECONDS = float(os.environ.get("AMT_TEST_LIMIT_SECONDS", "45"))
+TASK_LIMIT_SECONDS = float(os.environ.get("AMT_TEST_LIMIT_SECONDS", "75"))
 RUN_LIMIT_SECONDS = 30.0 + TASK_LIMIT_SECONDS
 
 MODES = {"sync": False, "deferred": True}
