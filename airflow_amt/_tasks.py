@@ -65,7 +65,16 @@ class TuningJobTask(LazyHook):
             return
         setattr(self, URL_ATTRIBUTE, url)
         context["ti"].xcom_push(key=AmtTuningJobLink().xcom_key, value=url)
-        self.log.info("AWS console: %s", url)
+        endpoint = self.hook.other_endpoint
+        if endpoint is None:
+            self.log.info("AWS console: %s", url)
+        else:
+            self.log.info(
+                "Look at it with: aws sagemaker describe-hyper-parameter-tuning-job "
+                "--hyper-parameter-tuning-job-name %s --endpoint-url %s",
+                arn.rsplit("/", 1)[-1],
+                endpoint,
+            )
 
     def read_outcome(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
 from botocore.exceptions import BotoCoreError, ClientError
@@ -24,6 +25,9 @@ from airflow_amt.tuning.naming import (
 #: Largest page of both List operations (SageMaker API, ``MaxResults``).
 _PAGE = 100
 
+#: Domains of AWS's endpoints (AWS documentation, "AWS service endpoints" and "Dual stack endpoints").
+_AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".api.amazonwebservices.com.cn")
+
 _BOTOCORE_ERRORS = (BotoCoreError, ResponseParserError)
 
 
@@ -41,6 +45,13 @@ class AmtHook(AwsBaseHook):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["client_type"] = "sagemaker"
         super().__init__(*args, **kwargs)
+
+    @property
+    def other_endpoint(self) -> str | None:
+        """URL of the SageMaker endpoint if that is not AWS's own, as with the embedded AMT; else ``None``."""
+        url = str(self.conn.meta.endpoint_url)
+        host = urlsplit(url).hostname or ""
+        return None if host.endswith(_AWS_DOMAINS) else url
 
     def create_tuning_job(self, request: Mapping[str, Any]) -> str:
         """Create a tuning job (``CreateHyperParameterTuningJob``).

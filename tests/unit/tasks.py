@@ -75,6 +75,7 @@ class FakeHook:
     lists: dict[str, list[Any]] = field(default_factory=dict)
     training_jobs_of: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     described: dict[str, Any] = field(default_factory=dict)
+    other_endpoint: str | None = None
 
     def describe_tuning_job(self, name: str) -> dict[str, Any]:
         self.calls.append(("describe", name))
