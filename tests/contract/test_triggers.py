@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from airflow_amt.triggers.ended import TRIGGER_VERSION as ENDED_TRIGGER_VERSION
+from airflow_amt.triggers.ended import AmtTuningJobEndedTrigger
 from airflow_amt.triggers.progress import PROGRESS_TRIGGER_VERSION, AmtTuningProgressTrigger
+from airflow_amt.triggers.quota import QUOTA_TRIGGER_VERSION, AmtQuotaTrigger
 from airflow_amt.triggers.tuning import TRIGGER_VERSION, AmtTuningJobTrigger
 from airflow_amt.tuning import parse_condition
 
@@ -20,6 +23,8 @@ GOLDEN = Path(__file__).parent / "golden"
 TRIGGERS = [
     (AmtTuningJobTrigger, TRIGGER_VERSION, "trigger"),
     (AmtTuningProgressTrigger, PROGRESS_TRIGGER_VERSION, "progress-trigger"),
+    (AmtTuningJobEndedTrigger, ENDED_TRIGGER_VERSION, "ended-trigger"),
+    (AmtQuotaTrigger, QUOTA_TRIGGER_VERSION, "quota-trigger"),
 ]
 
 
@@ -76,6 +81,22 @@ ARGUMENTS: dict[type[Any], dict[str, Any]] = {
         "end_from_trigger": True,
         "seconds_before_timeout": 3600.0,
         "version": PROGRESS_TRIGGER_VERSION,
+    },
+    AmtTuningJobEndedTrigger: {
+        **{key: COMMON[key] for key in ("aws_conn_id", "region_name", "verify", "botocore_config")},
+        "name_prefix": "nightly-",
+        "name_contains": "churn",
+        "statuses": ["Completed"],
+        "tags": {"team": "ml"},
+        "created_after": "2026-01-01T00:00:00+00:00",
+        "check_interval": 2.5,
+        "lookback": 60.0,
+        "version": ENDED_TRIGGER_VERSION,
+    },
+    AmtQuotaTrigger: {
+        "moment": "2026-01-01T00:00:00+00:00",
+        "state": {"waits_for": "quota"},
+        "version": QUOTA_TRIGGER_VERSION,
     },
 }
 
