@@ -191,7 +191,8 @@ class AmtOwnJobEndedError(AmtJobExistsError, AirflowException):
         return (
             f"A tuning job named {self.name!r} exists already: an earlier try of this very task started it, "
             f"and it is {self.status}. A name cannot be used twice. Fix: leave HyperParameterTuningJobName "
-            "out of config to get a derived name, with which a retry starts a new tuning job."
+            "out of config to get a derived name, with which a retry starts a new tuning job; with "
+            "if_exists='fail', use another if_exists."
         )
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

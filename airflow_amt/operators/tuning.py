@@ -79,6 +79,9 @@ _ON_KILL_REST_SECONDS = 20.0
 _QUOTA_WAIT_SECONDS = 30.0
 _QUOTA_LONGEST_WAIT_SECONDS = 600.0
 
+#: Attempts to write a tag when a task is all but over: with their waits about 15 s of a worker slot.
+_RECORD_ATTEMPTS = 5
+
 #: What is kept of ``execution_timeout`` for stopping the job and reading its outcome, where the task waits on
 #: a worker: Airflow ends that in the middle of anything. AMT gives training jobs 120 s to end.
 _TIMEOUT_MARGIN = timedelta(seconds=150)
@@ -423,7 +426,7 @@ class AmtTuningJobOperator(WaitingOperator):
         if judgement.ending is Ending.SKIP:
             raise _compat.AirflowSkipException(f"{outcome.explanation} ({judgement.because})")
         # Before the task fails: the next try shall start another job, not report this one again.
-        self.patiently(lambda: self.hook.add_tags(outcome.arn, {REPORTED_TAG: _now()}), name)
+        self._record(outcome.arn, REPORTED_TAG)
         if outcome.status != TuningJobStatus.STOPPED.value:
             raise AmtTuningJobFailed(result)
         timed_out = outcome.evidence.get("stopped_by") == "deadline"
@@ -483,7 +486,25 @@ class AmtTuningJobOperator(WaitingOperator):
                 name,
             )
             return
-        self.patiently(lambda: self.hook.add_tags(arn, {DELIVERED_TAG: _now()}), name)
+        self._record(arn, DELIVERED_TAG)
+
+    def _record(self, arn: str, tag: str) -> None:
+        """Write a tag with the time; what cannot be written is told and costs one more delivery."""
+        try:
+            patiently(
+                lambda: self.hook.add_tags(arn, {tag: _now()}),
+                interval_seconds=1.0,
+                log=self.log,
+                most=_RECORD_ATTEMPTS,
+            )
+        except AmtAwsError as error:
+            self.log.warning(
+                "The tag %s of %s cannot be written: a later try may take its result for undelivered, and "
+                "adopt it again (if_exists='new' does not): %s",
+                tag,
+                arn,
+                error,
+            )
 
     def _claim(self, context: Context, owner: Owner, checked: _Checked) -> Claimed:
         """Create the job, or find the one that an earlier try created."""

@@ -1013,3 +1013,23 @@ def test_each_outlet_asset_is_told_the_outcome() -> None:
         "objective_metric": "accuracy",
         "objective": 0.9,
     }
+
+
+def test_a_failure_that_cannot_be_recorded_is_reported_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_amt.operators.tuning._RECORD_ATTEMPTS", 2)
+
+    class Untaggable(FakeHook):
+        def add_tags(self, arn: str, tags: Any) -> bool:
+            raise THROTTLED
+
+    with pytest.raises(AmtTuningJobFailed):
+        run(Untaggable({NAME: [describe(status="Failed")]}))
+
+
+def test_a_typed_request_is_taken_as_its_dict() -> None:
+    hook = FakeHook({NAME: ["Completed"]})
+    typed = SimpleNamespace(to_request=create_request)
+    run(hook, typed)  # type: ignore[arg-type]
+    (sent,) = hook.named("create")
+    del sent["Tags"]
+    assert sent == create_request()
