@@ -169,8 +169,8 @@ class Claim:
             progress, decision = found
             if decision.action is Existing.ADOPT:
                 self._log.info(
-                    "Tuning job %s (%s) is this task's own, of an earlier try or call: it is adopted, because "
-                    "%s.",
+                    "Tuning job %s (%s) is this task's own, of an earlier try or call: it is adopted, "
+                    "because %s.",
                     candidate.name,
                     progress.status,
                     decision.reason,
