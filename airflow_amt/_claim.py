@@ -298,6 +298,7 @@ class Claim:
             if_exists=self._if_exists,
             ending=ending,
             delivered=candidate.delivered,
+            same_try=(tags or {}).get(TRY_TAG) == str(self._try_number),
         )
         if decision.action is Existing.ADOPT:
             self._mark_adopted(candidate.name, progress.arn, tags or {})
@@ -311,8 +312,10 @@ class Claim:
                 "it is; if_exists='new' would replace it.",
                 name,
             )
-        # An earlier try that still runs somewhere must see that the job is not its own any more.
-        self._call(lambda: self._hook().add_tags(arn, {TRY_TAG: str(self._try_number)}))
+        mine = {TRY_TAG: str(self._try_number)}
+        if not mine.items() <= tags.items():
+            # An earlier try that still runs somewhere must see that the job is not its own any more.
+            self._call(lambda: self._hook().add_tags(arn, mine))
 
     def _after(
         self, candidate: _Candidate, progress: TuningProgress, decision: ExistingDecision

@@ -115,6 +115,7 @@ def decide_existing(
     if_exists: IfExists = IfExists.ADOPT,
     ending: Ending | None = None,
     delivered: bool = False,
+    same_try: bool = False,
 ) -> ExistingDecision:
     """Decide what a try does about a tuning job that an earlier try of its task instance started.
 
@@ -125,7 +126,10 @@ def decide_existing(
     :param if_exists: what the author of the DAG wants.
     :param ending: how its outcome is judged; needed once it is over.
     :param delivered: whether another record than the tags says that Airflow accepted its result.
+    :param same_try: whether it is this very try that created it: the answer of its create call was lost.
     """
+    if same_try and not tags.keys() & {DELIVERED_TAG, REPORTED_TAG}:
+        return ExistingDecision(action=Existing.ADOPT, reason="this try created it")
     if if_exists is IfExists.FAIL:
         return ExistingDecision(action=Existing.REFUSE, reason="if_exists is 'fail'")
     if status == TuningJobStatus.STOPPING.value:

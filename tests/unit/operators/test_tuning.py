@@ -1033,3 +1033,18 @@ def test_a_typed_request_is_taken_as_its_dict() -> None:
     (sent,) = hook.named("create")
     del sent["Tags"]
     assert sent == create_request()
+
+
+def test_a_job_that_failed_before_its_lost_create_answer_was_asked_for_again_is_this_trys_failure() -> None:
+    class Lost(FakeHook):
+        def create_tuning_job(self, request: Any) -> str:
+            first = NAME not in self.tags_of
+            arn = super().create_tuning_job(request)
+            if first:
+                raise THROTTLED
+            return arn
+
+    hook = Lost({NAME: [describe(status="Failed")]})
+    with pytest.raises(AmtTuningJobFailed):
+        run(hook)
+    assert len(hook.named("create")) == 2

@@ -66,6 +66,12 @@ def test_never_two_active_jobs_and_no_result_is_lost(status: str, tags: dict[str
             assert decision.action is Existing.ADOPT
 
 
+@pytest.mark.parametrize(("status", "if_exists"), list(product(STATUSES, IfExists)))
+def test_what_this_very_try_created_is_its_own_however_it_came_out(status: str, if_exists: IfExists) -> None:
+    decision = decide_existing(status, {}, if_exists=if_exists, ending=Ending.FAIL, same_try=True)
+    assert decision.action is Existing.ADOPT
+
+
 @pytest.mark.parametrize(
     ("status", "tags", "ending", "expected"),
     [
