@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from airflow.sdk import BaseOperator
 
 from airflow_amt import _compat
-from airflow_amt._claim import NAME, Claim, Claimed, with_tags
+from airflow_amt._claim import NAME, STORE_KEY, Claim, Claimed, Store, with_tags
 from airflow_amt._previous_run import PreviousRun
 from airflow_amt._tasks import (
     CONNECTION_FIELDS,
@@ -298,6 +298,10 @@ class AmtTuningJobOperator(WaitingOperator):
         if kwargs.get("map_index_template") is None:
             kwargs["map_index_template"] = _MAP_INDEX_TEMPLATE
         super().__init__(**kwargs)
+        # Airflow calls these in the task's process after its end was accepted. No listener of a plugin: where
+        # one is installed, Airflow refuses every task of every DAG that sets end_from_trigger.
+        self.on_success_callback = [_record_success, *self.on_success_callback]
+        self.on_skipped_callback = [_record_skip, *self.on_skipped_callback]
         # At once: Airflow renders templates in a dict, not inside an object.
         self.config = config.to_request() if hasattr(config, "to_request") else config
         self.criteria = criteria
@@ -322,6 +326,7 @@ class AmtTuningJobOperator(WaitingOperator):
         self._job_name: str | None = None
         self._job_arn: str | None = None
         self._task_key = ("", "", "", -1)
+        self._store: Store | None = None
         self._try_number = 1
         self._retry_left = False
         self._killer: threading.Thread | None = None
@@ -374,9 +379,10 @@ class AmtTuningJobOperator(WaitingOperator):
         return self._follow(context, claimed.name, deadline=deadline, state={"limit": limit})
 
     def _take_up(self, context: Context, name: str | None) -> None:
-        """Remember what on_kill and the listener need to know of this try."""
+        """Remember what on_kill and record_delivered need to know of this try."""
         ti = context["ti"]
         self._job_name = name
+        self._store = context.get("task_state_store")
         self._task_key = (ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
         self._try_number = ti.try_number
         self._retry_left = ti.try_number <= (getattr(ti, "max_tries", None) or 0)
@@ -470,7 +476,7 @@ class AmtTuningJobOperator(WaitingOperator):
     def record_delivered(self, ti: Any, expected_state: str) -> None:
         """Record that Airflow accepted the result, so that a cleared task starts another job.
 
-        Called by the listener after the task's process reported its end. Airflow calls that also when the
+        Called by a callback after the task's process reported its end. Airflow calls that also when the
         report was refused (a person had marked the task meanwhile), so its state is asked for first. What is
         not recorded is delivered once more, which costs nothing.
         """
@@ -487,6 +493,10 @@ class AmtTuningJobOperator(WaitingOperator):
             )
             return
         self._record(arn, DELIVERED_TAG)
+        kept = None if self._store is None else self._store.get(STORE_KEY)
+        if self._store is not None and isinstance(kept, Mapping) and kept.get("name") == name:
+            # It is empty by now if Airflow clears it on success.
+            self._store.set(STORE_KEY, {**kept, "delivered": True})
 
     def _record(self, arn: str, tag: str) -> None:
         """Write a tag with the time; what cannot be written is told and costs one more delivery."""
@@ -513,7 +523,6 @@ class AmtTuningJobOperator(WaitingOperator):
         if checked.warm_start is not None:
             self._warm_start(context, owner, request, checked.warm_start)
         s3_operations: list[Any] = [] if checked.s3_operations is None else [checked.s3_operations]
-        store = context.get("task_state_store")
 
         def before_create() -> None:
             if s3_operations and self._describe_or_none(str(request[NAME])) is None:
@@ -529,7 +538,7 @@ class AmtTuningJobOperator(WaitingOperator):
             if_exists=checked.if_exists,
             policy=self._policy(),
             waits=self._waits(),
-            store=store,
+            store=self._store,
             patiently=lambda call: self.patiently(call, self._job_name),
             pause=self._pause,
             on_name=self._set_name,
@@ -955,6 +964,21 @@ def _choice(field: str, given: Any, choices: Sequence[str], problems: list[AmtFi
         return str(text)
     problems.append(AmtFieldError(field, given, f"one of {', '.join(choices)}", "give one of them"))
     return choices[0]
+
+
+def _record_success(context: Context) -> None:
+    _record_of(context, "success")
+
+
+def _record_skip(context: Context) -> None:
+    _record_of(context, "skipped")
+
+
+def _record_of(context: Context, state: str) -> None:
+    # The task of the context is the copy that Airflow ran, not the one that was given the callback.
+    task = context["task"]
+    if isinstance(task, AmtTuningJobOperator):
+        task.record_delivered(context["ti"], state)
 
 
 def _owner(context: Context) -> Owner:

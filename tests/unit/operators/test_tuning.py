@@ -27,7 +27,6 @@ from airflow_amt.exceptions import (
 )
 from airflow_amt.hooks.errors import aws_error
 from airflow_amt.operators.tuning import AmtTuningJobOperator
-from airflow_amt.plugin import listener
 from airflow_amt.task_exceptions import (
     AmtOwnJobEndedError,
     AmtTaskKilled,
@@ -908,6 +907,32 @@ def test_a_stopped_job_with_a_good_enough_model_is_a_success() -> None:
     assert run(hook, good_enough="0.9")[0]["status"] == "Stopped"
 
 
+def accept(task: AmtTuningJobOperator, context: Any, kind: str = "on_success_callback") -> None:
+    """Call the callbacks as Airflow does once it has accepted the end of the task."""
+    context["task"] = task
+    for callback in getattr(task, kind):
+        callback(context)
+
+
+def test_callbacks_of_a_dags_author_are_called_too() -> None:
+    called: list[Any] = []
+    task = operator(on_success_callback=called.append)
+    accept(task, context := task_context())
+    assert called == [context]
+
+
+def test_a_skip_is_delivered_too(state_of_the_task: list[Any]) -> None:
+    state_of_the_task[0] = "skipped"
+    hook = FakeHook({NAME: ["Completed"]})
+    context = task_context()
+    task = operator(skip_on=["max_training_jobs"])
+    use_hook(task, hook)
+    with pytest.raises(_compat.AirflowSkipException):
+        task.execute(context)
+    accept(task, context, "on_skipped_callback")
+    assert "airflow-amt:delivered" in (hook.tags_of[NAME] or {})
+
+
 @pytest.mark.parametrize(("state", "recorded"), [("success", True), ("failed", False)])
 def test_a_result_counts_as_delivered_once_airflow_has_accepted_it(
     state_of_the_task: list[Any], state: str, recorded: bool
@@ -918,14 +943,31 @@ def test_a_result_counts_as_delivered_once_airflow_has_accepted_it(
     task = operator()
     use_hook(task, hook)
     task.execute(context)
-    context["ti"].task = task
-    listener.on_task_instance_success(context["ti"])
+    accept(task, context)
     assert ("airflow-amt:delivered" in (hook.tags_of[NAME] or {})) == recorded
 
 
-def test_the_listener_leaves_other_tasks_alone() -> None:
-    listener.on_task_instance_success(SimpleNamespace(task=object()))
-    listener.on_task_instance_skipped(SimpleNamespace())
+@pytest.mark.parametrize("cleared", [True, False])
+def test_the_task_state_store_too_knows_what_was_delivered(
+    state_of_the_task: list[Any], cleared: bool
+) -> None:
+    """Airflow empties it on success, unless ``clear_on_success`` is off."""
+    state_of_the_task[0] = "success"
+    store: dict[str, Any] = {}
+    hook = FakeHook({DERIVED: ["Completed"]})
+    context = task_context()
+    context["task_state_store"] = SimpleNamespace(get=store.get, set=store.__setitem__)
+    task = operator(unnamed())
+    use_hook(task, hook)
+    task.execute(context)
+    if cleared:
+        store.clear()
+    accept(task, context)
+    assert [one["delivered"] for one in store.values()] == ([] if cleared else [True])
+    again = task_context(try_number=2)
+    again["task_state_store"] = context["task_state_store"]
+    started, _ = run_task(lambda: operator(unnamed(), wait_for_completion=False), again, hook)
+    assert started["tuning_job_name"] == derive_job_name(OWNER, generation=2)
 
 
 LIMIT = aws_error("CreateHyperParameterTuningJob", "ResourceLimitExceeded", "100 tuning jobs run", 400)

@@ -1,1 +1,0 @@
-"""What Airflow loads by itself wherever this provider is installed: the listener."""
