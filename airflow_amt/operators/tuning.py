@@ -87,8 +87,8 @@ _RECORD_ATTEMPTS = 5
 _TIMEOUT_MARGIN = timedelta(seconds=150)
 _TIMEOUT_MARGIN_SHARE = 0.2
 
-#: Names a mapped task instance in the UI; empty, which Airflow passes over, for a task that is not mapped.
-_MAP_INDEX_TEMPLATE = "{{ (task.job_name_prefix or '') if ti.map_index is not none and ti.map_index >= 0 }}"
+#: Names a mapped task instance in the UI. Airflow refuses an empty name.
+_MAP_INDEX_TEMPLATE = "{{ task.job_name_prefix }}"
 
 
 class WaitingOperator(TuningJobTask, BaseOperator):
@@ -230,8 +230,8 @@ class AmtTuningJobOperator(WaitingOperator):
     :param deferrable: wait in the triggerer; default ``[operators] default_deferrable``.
     :param stop_on_kill: stop the tuning job when the task is killed (marked failed or successful, cleared,
         timed out).
-    :param job_name_prefix: start of the derived name, and the name of a mapped task instance in the UI;
-        default: the task id (templated). It should be the same in every try.
+    :param job_name_prefix: start of the derived name, and the label of a mapped task instance in the UI once
+        it is over; default: the task id (templated). It should be the same in every try.
     :param if_exists: what to do about a job of an earlier try of this very task instance: ``adopt`` as above;
         ``new`` stops it if it is active and starts another one; ``fail`` fails (templated).
     :param fail_on: reasons of the job's end that fail the task, in place of the default.
@@ -295,8 +295,6 @@ class AmtTuningJobOperator(WaitingOperator):
         description_path: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("map_index_template") is None:
-            kwargs["map_index_template"] = _MAP_INDEX_TEMPLATE
         super().__init__(**kwargs)
         # Airflow calls these in the task's process after its end was accepted. No listener of a plugin: where
         # one is installed, Airflow refuses every task of every DAG that sets end_from_trigger.
@@ -383,6 +381,8 @@ class AmtTuningJobOperator(WaitingOperator):
         ti = context["ti"]
         self._job_name = name
         self._store = context.get("task_state_store")
+        if self.job_name_prefix and _map_index(ti) >= 0 and context.get("map_index_template") is None:
+            context["map_index_template"] = _MAP_INDEX_TEMPLATE
         self._task_key = (ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
         self._try_number = ti.try_number
         self._retry_left = ti.try_number <= (getattr(ti, "max_tries", None) or 0)

@@ -1090,3 +1090,25 @@ def test_a_job_that_failed_before_its_lost_create_answer_was_asked_for_again_is_
     with pytest.raises(AmtTuningJobFailed):
         run(hook)
     assert len(hook.named("create")) == 2
+
+
+@pytest.mark.parametrize(
+    ("map_index", "prefix", "given", "label"),
+    [
+        (3, "churn", None, "churn"),
+        (3, None, None, None),
+        (-1, "churn", None, None),
+        (3, "churn", "own", "own"),
+    ],
+)
+def test_a_mapped_task_instance_is_labelled_with_the_prefix(
+    map_index: int, prefix: str | None, given: str | None, label: str | None
+) -> None:
+    hook = FakeHook()
+    context = task_context(map_index=map_index)
+    context["map_index_template"] = given
+    task = operator(unnamed(), job_name_prefix=prefix, wait_for_completion=False)
+    use_hook(task, hook)
+    task.execute(context)
+    template = context["map_index_template"]
+    assert (template and jinja2.Template(template).render(task=task)) == label
