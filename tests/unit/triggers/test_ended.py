@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -71,6 +72,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ended, "LONGEST_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(ended, "_STATE_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(ended, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(ended, "_APART_SECONDS", 0.0)
 
 
 def watch(
@@ -231,3 +233,14 @@ def test_bad_arguments_are_all_named_while_the_dag_is_parsed(
     with pytest.raises(AmtRequestError) as caught:
         AmtTuningJobEndedTrigger(**options)
     assert [problem.field for problem in caught.value.problems] == fields
+
+
+def test_events_of_one_look_do_not_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow may lose the run of an event that comes while it makes the run of another one."""
+    monkeypatch.setattr(ended, "_APART_SECONDS", 0.3)
+    account = Account()
+    account.end("one", ago=60)
+    account.end("two", ago=50)
+    began = time.monotonic()
+    watch(account, until=lambda seen: len(seen) == 2, monkeypatch=monkeypatch)
+    assert time.monotonic() - began >= 0.3
