@@ -71,7 +71,6 @@ def retrain() -> None:
         warm_start_from_previous=True,
         check_interval="{{ params.check_interval_seconds }}",
         deferrable=True,
-        retries=1,
     )
     tuned: Any = tune.output
     decide = AmtOutcomeBranchOperator(
@@ -115,6 +114,7 @@ scheduled_retraining = dag(
     schedule="@daily",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
+    default_args={"retries": 1},  # a retry takes its own tuning job up again
     max_active_runs=1,  # each run starts from the one before
     tags=["airflow-amt", "example"],
     doc_md=__doc__,
