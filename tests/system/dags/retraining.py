@@ -16,8 +16,8 @@ dag(
     catchup=True,
     max_active_runs=1,
     is_paused_upon_creation=True,
-    # On a busy machine Airflow may fail a task that is resumed a second after its deferral, before the executor
-    # has reported that; a retry takes the tuning job up again.
+    # On a busy machine Airflow may fail a task that is resumed a second after its deferral, before the
+    # executor has reported that; a retry takes the tuning job up again.
     default_args={"retries": 5, "retry_delay": timedelta(seconds=2)},
     params={**PARAMS, "max_training_jobs": 2, "check_interval_seconds": 1, "good_enough_accuracy": 0.05},
 )(retrain)()
