@@ -148,7 +148,9 @@ def test_platform_registers_what_is_good_enough_and_approves_what_reached_its_ta
     )
     assert (result["dag_run_state"], result["task_state"]) == ("success", "success")
     rows = list(csv.DictReader(report.read_text().splitlines()))
-    assert [row["rank"] for row in rows if row["rank"]] == ["1", "2"][: len(rows)]
+    # A training job that was stopped when another one reached the target may have no objective, and no rank.
+    ranks = [row["rank"] for row in rows if row["rank"]]
+    assert ranks in (["1"], ["1", "2"])
     if approval is None:
         groups = registry.list_model_package_groups()["ModelPackageGroupSummaryList"]
         assert group not in {one["ModelPackageGroupName"] for one in groups}
