@@ -113,7 +113,7 @@ class Stage:
         self.folder = folder
         self.client = amt.client(REGION)
         # The DAG run of every tuning job seen: its tag never changes.
-        self._run_of: dict[str, str] = {}
+        self._run_of: dict[str, str | None] = {}
 
     def start(self, dag: str, mode: str, settle_seconds: float) -> Started:
         """Start a DAG run and wait until its task waits, and its training processes run."""
@@ -176,7 +176,8 @@ class Stage:
             for one in page["HyperParameterTuningJobSummaries"]
         }
         for name in statuses.keys() - self._run_of.keys():
-            self._run_of[name] = self.tags(name)["airflow-amt:run-id"]
+            # Other tests' jobs, made without Airflow, belong to no run.
+            self._run_of[name] = self.tags(name).get("airflow-amt:run-id")
         return {name: status for name, status in statuses.items() if self._run_of[name] == run_id}
 
     def task_state(self, started: Started, task_id: str = "tune") -> str | None:
