@@ -11,6 +11,7 @@ from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.criteria import CompletionReason
 from airflow_amt.tuning.outcome import TuningOutcome
 from airflow_amt.tuning.progress import TuningJobStatus
+from airflow_amt.tuning.values import parse_number
 
 #: Stands, beside the reasons, for a job that ended without an objective.
 NO_MODEL = "no_model"
@@ -149,10 +150,7 @@ def _number(field: str, given: Any, problems: list[AmtFieldError]) -> float | No
     if given is None or (isinstance(given, str) and given.strip() in ("", "None")):
         return None
     try:
-        number = float(given)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if isinstance(given, bool) or number != number or number in (float("inf"), float("-inf")):
-        problems.append(AmtFieldError(field, given, "a finite number", "give an objective's value"))
+        return parse_number(field, given)
+    except AmtFieldError as problem:
+        problems.append(problem)
         return None
-    return number
