@@ -470,7 +470,7 @@ class Round:
                 (self._folder(run) / "without-adoption").touch()
             if run.cell.point != "waiting":
                 (self._folder(run) / "plan").write_text(run.stop_point)
-            if run.cell.point in _LATE:
+            if run.cell.point in _LATE and run.cell.point != "resumed":
                 self._gate(run).touch()
             conf = {"results": json.dumps(run.results), "gate": str(self._gate(run))}
             self._cluster.request(
@@ -508,6 +508,10 @@ class Round:
                 if call["operation"] == "DescribeHyperParameterTuningJob" and call["status"] == 200:
                     described[names.get(call["tuning_job"], "")] += 1
         states = self._states()
+        for run in self.runs:
+            # A tuning job that ended before its task had deferred would never resume one.
+            if run.cell.point == "resumed" and states.get(run.run_id) == "deferred":
+                self._gate(run).touch()
         return all(self._is_there(run, described[run.run_id], states.get(run.run_id)) for run in self.runs)
 
     def _names(self) -> dict[str, str]:
