@@ -15,7 +15,7 @@ from typing import Any
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.criteria import CompletionReason, ObjectiveType
 from airflow_amt.tuning.history import finite
-from airflow_amt.tuning.judgement import known_names
+from airflow_amt.tuning.judgement import known_names, names_of_reason
 from airflow_amt.tuning.progress import TuningJobStatus
 from airflow_amt.tuning.values import parse_number
 
@@ -96,9 +96,7 @@ def outcome_keys(outcome: Any, *, good_enough: float | str | None = None) -> tup
     facts = parse_outcome(outcome)
     if facts is None:
         return (OutcomeGroup.NO_OUTCOME.value,)
-    keys = [str(facts["reason"])]
-    if keys[0] == CompletionReason.STOPPED_BY_PROVIDER.value:
-        keys.insert(0, f"{keys[0]}:{(facts.get('evidence') or {}).get('stopped_by')}")
+    keys = names_of_reason(str(facts["reason"]), (facts.get("evidence") or {}).get("stopped_by"))
     bar = _bar(good_enough)
     objective = finite((facts.get("best_training_job") or {}).get("objective"))
     if objective is None:

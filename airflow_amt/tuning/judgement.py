@@ -115,11 +115,20 @@ class OutcomePolicy:
         return None
 
 
+def names_of_reason(reason: str, stopped_by: Any) -> list[str]:
+    """Return the names of a reason, the more specific first.
+
+    :param reason: the code of a :class:`CompletionReason`, also of one that a newer release knows.
+    :param stopped_by: who stopped the job, if this provider did.
+    """
+    if reason == CompletionReason.STOPPED_BY_PROVIDER.value:
+        return [f"{reason}:{stopped_by}", reason]
+    return [reason]
+
+
 def _names_of(outcome: TuningOutcome) -> list[str]:
     """Return the names that fit an outcome, the most specific first."""
-    names = [outcome.reason.value]
-    if outcome.reason is CompletionReason.STOPPED_BY_PROVIDER:
-        names.insert(0, f"{outcome.reason.value}:{outcome.evidence.get('stopped_by')}")
+    names = names_of_reason(outcome.reason.value, outcome.evidence.get("stopped_by"))
     if outcome.progress.best_objective is None:
         names.append(NO_MODEL)
     return names
