@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_amt._lazy_hook import LazyHook
 from airflow_amt.exceptions import AmtAwsError, AmtFieldError, AmtRequestError
 from airflow_amt.hooks.errors import from_payload
 from airflow_amt.links.tuning import URL_ATTRIBUTE, AmtTuningJobLink, console_url
-from airflow_amt.watch.polling import patiently
+from airflow_amt.watch.polling import Reading, patiently
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -27,6 +27,11 @@ OUTCOME_KEY = "outcome"
 CONNECTION_FIELDS = ("aws_conn_id", "region_name", "verify")
 
 
+def next_read_at(reading: Reading) -> str:
+    """Return when a trigger is to read first what the task has just read; ISO 8601."""
+    return (datetime.now(UTC) + timedelta(seconds=reading.delay_seconds)).isoformat()
+
+
 class TuningJobTask(LazyHook):
     """Mixin of operators and sensors: one AWS connection, one tuning job at a time."""
 
@@ -39,11 +44,13 @@ class TuningJobTask(LazyHook):
         *,
         check_interval: float,
         deadline: datetime | None,
+        reading: Reading,
         stop_on_kill: bool,
         state: dict[str, Any] | None = None,
     ) -> AmtTuningJobTrigger:
         """Return the trigger that watches the tuning job with this task's connection.
 
+        :param reading: what the task has just read.
         :param state: what the task needs when it resumes (:func:`resumed_state`); JSON-safe.
         """
         # Airflow's triggers are no part of parsing a DAG.
@@ -53,6 +60,7 @@ class TuningJobTask(LazyHook):
             tuning_job_name=name,
             check_interval=check_interval,
             deadline=None if deadline is None else deadline.isoformat(),
+            first_read_at=next_read_at(reading),
             stop_on_kill=stop_on_kill,
             state={**(state or {}), "deadline": None if deadline is None else deadline.isoformat()},
             **self.connection_arguments(),

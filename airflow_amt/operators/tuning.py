@@ -143,6 +143,7 @@ class WaitingOperator(TuningJobTask, BaseOperator):
                         name,
                         check_interval=interval,
                         deadline=deadline,
+                        reading=reading,
                         stop_on_kill=stop_on_kill,
                         state=state,
                     ),

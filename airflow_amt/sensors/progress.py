@@ -12,7 +12,7 @@ from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow.triggers.base import StartTriggerArgs
 
 from airflow_amt import _compat
-from airflow_amt._tasks import resumed_state
+from airflow_amt._tasks import next_read_at, resumed_state
 from airflow_amt.exceptions import AmtAwsError, AmtFieldError
 from airflow_amt.sensors.tuning import WatchingSensor
 from airflow_amt.task_exceptions import AmtConditionNotMet
@@ -127,12 +127,13 @@ class AmtTuningProgressSensor(WatchingSensor):
             **options,
         )
 
-    def new_trigger(self, deadline: datetime | None) -> AmtTuningProgressTrigger:
+    def new_trigger(self, deadline: datetime | None, reading: Reading) -> AmtTuningProgressTrigger:
         """Return the trigger that waits for the condition."""
         return AmtTuningProgressTrigger(
             tuning_job_name=self.tuning_job_name,
             condition=parse_condition(self.condition).to_dict(),
             deadline=None if deadline is None else deadline.isoformat(),
+            first_read_at=next_read_at(reading),
             **self._common_arguments(),
             **self.connection_arguments(),
         )

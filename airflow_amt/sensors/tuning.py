@@ -68,8 +68,11 @@ class WatchingSensor(TuningJobTask, BaseSensorOperator):
         """Return what the task returns, or raise, now that there is nothing more to wait for."""
         raise NotImplementedError
 
-    def new_trigger(self, deadline: datetime | None) -> AmtTuningJobTrigger:
-        """Return the trigger that waits while the task is deferred."""
+    def new_trigger(self, deadline: datetime | None, reading: Reading) -> AmtTuningJobTrigger:
+        """Return the trigger that waits while the task is deferred.
+
+        :param reading: what the task has just read.
+        """
         raise NotImplementedError
 
     def new_reader(self, deadline: datetime | None, **options: Any) -> TuningJobReader:
@@ -116,7 +119,7 @@ class WatchingSensor(TuningJobTask, BaseSensorOperator):
         """Read once; defer if there is something to wait for, otherwise end the task."""
         reading = self.read(context, deadline)
         if reading.verdict is Verdict.WAIT:
-            self.defer(trigger=self.new_trigger(deadline), method_name="execute_complete")
+            self.defer(trigger=self.new_trigger(deadline, reading), method_name="execute_complete")
         if reading.verdict is not Verdict.DEADLINE:
             return self.finish(context, reading)
         message = (
@@ -178,10 +181,14 @@ class AmtTuningJobSensor(WatchingSensor):
         and ``timeout`` hold there as well.
     """
 
-    def new_trigger(self, deadline: datetime | None) -> AmtTuningJobTrigger:
+    def new_trigger(self, deadline: datetime | None, reading: Reading) -> AmtTuningJobTrigger:
         """Return the trigger that waits for the job's end."""
         return self.build_trigger(
-            self.tuning_job_name, check_interval=self.interval, deadline=deadline, stop_on_kill=False
+            self.tuning_job_name,
+            check_interval=self.interval,
+            deadline=deadline,
+            reading=reading,
+            stop_on_kill=False,
         )
 
     def finish(self, context: Context, reading: Reading) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from airflow_amt.tuning.conditions import OnEnd, end_decision, parse_condition, 
 from airflow_amt.watch.polling import MAX_FAILURES_IN_A_ROW, Reading, TuningJobReader
 
 #: Version of the stored arguments and of the event.
-PROGRESS_TRIGGER_VERSION = 1
+PROGRESS_TRIGGER_VERSION = 2
 
 #: XCom keys: what the sensor hands on however it ends, and where Airflow keeps what a task returns.
 PROGRESS_KEY = "progress"
@@ -49,6 +49,7 @@ class AmtTuningProgressTrigger(AmtTuningJobTrigger):
     :param end_from_trigger: end the task from here, without a worker, where it succeeds or is skipped.
     :param check_interval: seconds between two reads.
     :param deadline: when to fire though the job goes on: ISO 8601 with an offset; ``None`` for never.
+    :param first_read_at: as for :class:`AmtTuningJobTrigger`.
     :param seconds_before_timeout: without a ``deadline``: fire so long before ``timeout_after``.
     :param state: what the task needs when it resumes, JSON-safe; handed back with the deadline.
     :param aws_conn_id: connection; its secrets stay out of the stored arguments.
@@ -71,6 +72,7 @@ class AmtTuningProgressTrigger(AmtTuningJobTrigger):
         end_from_trigger: bool = False,
         check_interval: float = 30.0,
         deadline: str | None = None,
+        first_read_at: str | None = None,
         seconds_before_timeout: float | None = None,
         state: dict[str, Any] | None = None,
         aws_conn_id: str | None = "aws_default",
@@ -85,6 +87,7 @@ class AmtTuningProgressTrigger(AmtTuningJobTrigger):
             tuning_job_name=tuning_job_name,
             check_interval=check_interval,
             deadline=deadline,
+            first_read_at=first_read_at,
             state=state,
             aws_conn_id=aws_conn_id,
             region_name=region_name,
@@ -111,6 +114,7 @@ class AmtTuningProgressTrigger(AmtTuningJobTrigger):
                 "end_from_trigger": self.end_from_trigger,
                 "check_interval": self.check_interval,
                 "deadline": self.deadline,
+                "first_read_at": self.first_read_at,
                 "seconds_before_timeout": self.seconds_before_timeout,
                 "state": self.state,
                 **self.connection_arguments(),

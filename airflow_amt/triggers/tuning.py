@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
@@ -20,7 +20,7 @@ from airflow_amt.tuning.custody import UNREADABLE, Place, decide_on_kill
 from airflow_amt.watch.polling import MAX_FAILURES_IN_A_ROW, Reading, TuningJobReader, Verdict
 
 #: Version of the stored arguments and of the event.
-TRIGGER_VERSION = 1
+TRIGGER_VERSION = 2
 
 #: Share of the interval by which waits may be longer: triggers started together shall not poll together.
 _JITTER = 0.1
@@ -58,6 +58,11 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
     :param tuning_job_name: the tuning job.
     :param check_interval: seconds between two reads.
     :param deadline: when to fire though the job goes on: ISO 8601 with an offset; ``None`` for never.
+    :param first_read_at: when to read first: ISO 8601 with an offset, one interval away at most; ``None`` for
+        at once. A task that has just read the job sets it. It also keeps the task deferred for that long:
+        one that resumes before the scheduler has heard of its deferral is failed by Airflow ("finished with
+        state success, but the task instance's state attribute is queued"; seen with 3.3.2, whose scheduler
+        was busy for 2 s). Later reads, also those after a restart of the triggerer, are not delayed by it.
     :param stop_on_kill: whether a kill of the task stops the tuning job.
     :param state: what the task needs when it resumes, JSON-safe; handed back in the event. The arguments of
         ``defer`` would do, but ``dag.test()`` drops them (Airflow 3.1 to 3.3).
@@ -75,6 +80,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         tuning_job_name: str,
         check_interval: float = 30.0,
         deadline: str | None = None,
+        first_read_at: str | None = None,
         stop_on_kill: bool = False,
         state: dict[str, Any] | None = None,
         aws_conn_id: str | None = "aws_default",
@@ -89,6 +95,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         self.tuning_job_name = tuning_job_name
         self.check_interval = check_interval
         self.deadline = deadline
+        self.first_read_at = first_read_at
         self.stop_on_kill = stop_on_kill
         self.state = state
         self.aws_conn_id = aws_conn_id
@@ -110,6 +117,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 "tuning_job_name": self.tuning_job_name,
                 "check_interval": self.check_interval,
                 "deadline": self.deadline,
+                "first_read_at": self.first_read_at,
                 "stop_on_kill": self.stop_on_kill,
                 "state": self.state,
                 **self.connection_arguments(),
@@ -133,6 +141,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 ", ".join(sorted(self._newer)),
             )
         reader = self.new_reader()
+        await asyncio.sleep(self._seconds_to_first_read())
         while True:
             try:
                 reading = await _compat.in_thread(reader.read)
@@ -147,6 +156,13 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 await asyncio.sleep(_jittered(reading.delay_seconds))
                 continue
             return await self.event(EventKind(reading.verdict.value), reading, None)
+
+    def _seconds_to_first_read(self) -> float:
+        if self.first_read_at is None:
+            return 0.0
+        left = (datetime.fromisoformat(self.first_read_at) - datetime.now(UTC)).total_seconds()
+        # The worker's clock may be another one.
+        return min(max(0.0, left), self.check_interval)
 
     def new_reader(self, **options: Any) -> TuningJobReader:
         """Return what reads the tuning job.

@@ -65,6 +65,7 @@ COMMON: dict[str, Any] = {
     "tuning_job_name": "churn-model",
     "check_interval": 2.5,
     "deadline": "2026-01-01T00:00:00+00:00",
+    "first_read_at": "2025-12-31T00:00:00+00:00",
     "state": {"known_stop": {"airflow-amt:stopped-by": "deadline"}},
     "aws_conn_id": None,
     "region_name": "eu-west-1",

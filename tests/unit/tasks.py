@@ -226,6 +226,10 @@ def run_task(
         assert deferred.timeout is None
         assert len(payloads) < most_deferrals, payloads
         trigger = stored(deferred.trigger)
+        if hasattr(trigger, "first_read_at"):
+            # The task has just read the job.
+            until = datetime.fromisoformat(trigger.first_read_at) - datetime.now(UTC)
+            assert until.total_seconds() <= trigger.check_interval
         if hook is not None:
             use_hook(trigger, hook)
         payloads.append(fired(trigger))

@@ -11,7 +11,7 @@ import pytest
 from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent
 
 from airflow_amt import _compat
-from airflow_amt.triggers.progress import AmtTuningProgressTrigger
+from airflow_amt.triggers.progress import PROGRESS_TRIGGER_VERSION, AmtTuningProgressTrigger
 from airflow_amt.tuning import (
     BudgetShareUsed,
     Condition,
@@ -62,7 +62,7 @@ def test_it_fires_while_the_job_runs_with_the_evidence() -> None:
     payload = fired(trigger(hook, TrainingJobsDone(2), state={"mine": 1}))
     result = payload.pop("result")
     assert payload == {
-        "version": 1,
+        "version": PROGRESS_TRIGGER_VERSION,
         "tuning_job_name": NAME,
         "status": "InProgress",
         "event": "condition",

@@ -37,7 +37,7 @@ def trigger(hook: FakeHook, **options: Any) -> AmtTuningJobTrigger:
 def test_it_fires_once_when_the_job_is_over() -> None:
     hook = FakeHook({NAME: ["InProgress", "InProgress", "Failed"]})
     assert fired(trigger(hook, state={"known_stop": None})) == {
-        "version": 1,
+        "version": triggers.TRIGGER_VERSION,
         "tuning_job_name": NAME,
         "status": "Failed",
         "event": "ended",
@@ -53,6 +53,31 @@ def test_it_fires_at_the_deadline_and_stops_nothing() -> None:
     event = fired(trigger(hook, deadline=deadline))
     assert (event["event"], event["status"]) == ("deadline", "InProgress")
     assert hook.named("stop") == []
+
+
+@pytest.mark.parametrize(("offset_seconds", "least_seconds"), [(3600, 0.2), (0.1, 0.05), (-60, 0)])
+def test_the_first_read_waits_for_its_time_but_not_longer_than_an_interval(
+    offset_seconds: float, least_seconds: float
+) -> None:
+    read_at: list[float] = []
+
+    class Timed(FakeHook):
+        def describe_tuning_job(self, name: str) -> dict[str, Any]:
+            read_at.append(time.monotonic())
+            return super().describe_tuning_job(name)
+
+    made = AmtTuningJobTrigger(
+        tuning_job_name=NAME,
+        check_interval=0.2,
+        first_read_at=(datetime.now(UTC) + timedelta(seconds=offset_seconds)).isoformat(),
+    )
+    use_hook(made, Timed({NAME: ["InProgress", "Completed"]}))
+    began = time.monotonic()
+    assert fired(made)["event"] == "ended"
+    assert read_at[0] - began >= least_seconds
+    # A triggerer that takes the trigger up later reads at once.
+    made.first_read_at = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    assert made._seconds_to_first_read() == 0
 
 
 def test_it_fires_with_the_error_when_reading_fails_for_good() -> None:
@@ -170,8 +195,8 @@ def test_reads_keep_the_context_by_which_airflow_finds_the_tasks_log() -> None:
 
 
 def test_arguments_of_a_newer_release_are_ignored_and_missing_ones_have_defaults() -> None:
-    made = AmtTuningJobTrigger(tuning_job_name=NAME, version=2, watch_group="eu")
-    assert made.serialize()[1]["version"] == 1
+    made = AmtTuningJobTrigger(tuning_job_name=NAME, version=99, watch_group="eu")
+    assert made.serialize()[1]["version"] == triggers.TRIGGER_VERSION
     assert made.stop_on_kill is False
     use_hook(made, FakeHook({NAME: ["Completed"]}))
     assert fired(made)["event"] == "ended"
