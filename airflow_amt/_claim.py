@@ -36,9 +36,9 @@ from airflow_amt.tuning.naming import (
     owner_digest,
     ownership_tags,
     request_digest,
-    to_tag_list,
+    with_tags,
 )
-from airflow_amt.tuning.progress import TERMINAL_STATUSES
+from airflow_amt.tuning.status import TERMINAL_STATUSES
 
 if TYPE_CHECKING:
     from airflow_amt.hooks.tuning import AmtHook
@@ -347,9 +347,3 @@ class Claim:
 def stored_value(name: str, generation: int, *, delivered: bool = False) -> dict[str, Any]:
     """Return what the task state store holds about a task instance's job."""
     return {"version": STORE_VERSION, "name": name, "generation": generation, "delivered": delivered}
-
-
-def with_tags(tags: list[Any], ours: Mapping[str, str]) -> list[Any]:
-    """Return the tags, in the API's form, with ours in place of others of the same key."""
-    kept = [tag for tag in tags if not (isinstance(tag, Mapping) and tag.get("Key") in ours)]
-    return [*kept, *to_tag_list(ours)]

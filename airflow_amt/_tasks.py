@@ -7,17 +7,18 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_amt import watch
 from airflow_amt._lazy_hook import LazyHook
 from airflow_amt.exceptions import AmtAwsError, AmtFieldError, AmtRequestError
 from airflow_amt.hooks.errors import from_payload
 from airflow_amt.links.tuning import URL_ATTRIBUTE, AmtTuningJobLink, console_url
-from airflow_amt.watch.polling import Reading, patiently
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.tuning import TuningOutcome
+    from airflow_amt.watch.polling import Reading
 
 #: XCom keys. The outcome is there also when the task fails.
 NAME_KEY = "tuning_job_name"
@@ -93,7 +94,7 @@ class TuningJobTask(LazyHook):
         known_stop: Mapping[str, str] | None = None,
     ) -> TuningOutcome:
         """Infer why the tuning job ended, publish that to XCom and log it."""
-        outcome = patiently(
+        outcome = watch.polling.patiently(
             lambda: self.hook.outcome(name, known_stop=known_stop),
             interval_seconds=interval_seconds,
             log=self.log,

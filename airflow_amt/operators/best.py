@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.sdk import BaseOperator
 
-from airflow_amt import _compat
+from airflow_amt import _compat, tuning, watch
 from airflow_amt._tasks import CONNECTION_FIELDS, NAME_KEY, TuningJobTask, require_name
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.links.tuning import AmtTuningJobLink
 from airflow_amt.task_exceptions import AmtNoUsableTrainingJob
-from airflow_amt.tuning import TrainingJobResult, TuningProgress, rank_training_jobs
-from airflow_amt.tuning.history import aware, finite, iso
-from airflow_amt.tuning.values import parse_number
-from airflow_amt.watch.polling import patiently
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_amt.tuning import TrainingJobResult, TuningProgress
 
 _Result = TypeVar("_Result")
 
@@ -118,7 +116,7 @@ class AmtBestTrainingJobOperator(TuningJobTask, BaseOperator):
         ti = context["ti"]
         ti.xcom_push(key=NAME_KEY, value=wanted.name)
         description = self._read(lambda: self.hook.describe_tuning_job(wanted.name))
-        progress = TuningProgress.from_describe(description)
+        progress = tuning.TuningProgress.from_describe(description)
         self.publish_link(context, progress.arn)
         if not progress.is_terminal:
             self.log.warning(
@@ -159,12 +157,16 @@ class AmtBestTrainingJobOperator(TuningJobTask, BaseOperator):
         except AmtRequestError as error:
             problems += error.problems
         try:
-            top_k = int(parse_number("top_k", self.top_k, at_least=1, at_most=MOST_TRAINING_JOBS, whole=True))
+            top_k = int(
+                tuning.values.parse_number(
+                    "top_k", self.top_k, at_least=1, at_most=MOST_TRAINING_JOBS, whole=True
+                )
+            )
         except AmtFieldError as problem:
             problems.append(problem)
         if self.require_objective is not None:
             try:
-                floor = parse_number("require_objective", self.require_objective)
+                floor = tuning.values.parse_number("require_objective", self.require_objective)
             except AmtFieldError as problem:
                 problems.append(problem)
         if self.on_missing not in ("fail", "skip"):
@@ -189,15 +191,18 @@ class AmtBestTrainingJobOperator(TuningJobTask, BaseOperator):
     ) -> list[tuple[int, TrainingJobResult]]:
         overall = description.get("OverallBestTrainingJob") if self.overall else None
         if overall:
-            jobs = [TrainingJobResult.from_summary(overall)]
+            jobs = [tuning.TrainingJobResult.from_summary(overall)]
         else:
             jobs = self._read(
                 lambda: [
-                    TrainingJobResult.from_summary(one) for one in self.hook.list_training_jobs(wanted.name)
+                    tuning.TrainingJobResult.from_summary(one)
+                    for one in self.hook.list_training_jobs(wanted.name)
                 ]
             )
         usable = ("Completed", "Stopped") if self.include_stopped else ("Completed",)
-        ranked = rank_training_jobs((job for job in jobs if job.status in usable), progress.objective_type)
+        ranked = tuning.rank_training_jobs(
+            (job for job in jobs if job.status in usable), progress.objective_type
+        )
         return [
             (rank, job)
             for rank, job in ranked
@@ -247,7 +252,7 @@ class AmtBestTrainingJobOperator(TuningJobTask, BaseOperator):
             },
             "tuned_hyperparameters": dict(job.tuned_hyperparameters),
             "metrics": {
-                one["MetricName"]: finite(one.get("Value"))
+                one["MetricName"]: tuning.history.finite(one.get("Value"))
                 for one in described.get("FinalMetricDataList") or ()
                 if one.get("MetricName")
             },
@@ -259,8 +264,8 @@ class AmtBestTrainingJobOperator(TuningJobTask, BaseOperator):
         }
 
     def _read(self, call: Callable[[], _Result]) -> _Result:
-        return patiently(call, interval_seconds=_PAUSE_SECONDS, log=self.log)
+        return watch.polling.patiently(call, interval_seconds=_PAUSE_SECONDS, log=self.log)
 
 
 def _time(described: Mapping[str, Any], key: str) -> str | None:
-    return iso(aware(described.get(key)))
+    return tuning.history.iso(tuning.history.aware(described.get(key)))

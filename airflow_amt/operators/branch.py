@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
 
+from airflow_amt import tuning, watch
 from airflow_amt._compat import BranchMixIn
 from airflow_amt._tasks import CONNECTION_FIELDS, TuningJobTask, require_name
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.links.tuning import AmtTuningJobLink
-from airflow_amt.tuning import TuningProgress
-from airflow_amt.tuning.branching import Branch, branch_on_outcome, check_branches, outcome_keys
-from airflow_amt.watch.polling import patiently
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-__all__ = ["AmtOutcomeBranchOperator", "branch_on_outcome"]
+    from airflow_amt.tuning.branching import Branch
 
 #: Seconds before a read of AWS that failed is made again, the first time.
 _PAUSE_SECONDS = 5.0
@@ -84,7 +82,7 @@ class AmtOutcomeBranchOperator(TuningJobTask, BaseOperator, BranchMixIn):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_branches(branches, default, good_enough)
+        tuning.branching.check_branches(branches, default, good_enough)
         if (outcome is _NOT_GIVEN) is (tuning_job_name is None):
             both = tuning_job_name is not None
             raise AmtRequestError(
@@ -110,10 +108,10 @@ class AmtOutcomeBranchOperator(TuningJobTask, BaseOperator, BranchMixIn):
     def execute(self, context: Context) -> list[str]:
         """Choose, skip the others, and return the ids of the tasks to go on with."""
         outcome = self.outcome if self.tuning_job_name is None else self._read(context, self.tuning_job_name)
-        chosen = branch_on_outcome(outcome, self.branches, self.default, good_enough=self.good_enough)
+        chosen = tuning.branch_on_outcome(outcome, self.branches, self.default, good_enough=self.good_enough)
         self.log.info(
             "The outcome fits %s: going on with %s.",
-            ", ".join(outcome_keys(outcome, good_enough=self.good_enough)),
+            ", ".join(tuning.branching.outcome_keys(outcome, good_enough=self.good_enough)),
             ", ".join(chosen) or "nothing; all that follows is skipped",
         )
         self.do_branch(context, chosen)
@@ -121,8 +119,8 @@ class AmtOutcomeBranchOperator(TuningJobTask, BaseOperator, BranchMixIn):
 
     def _read(self, context: Context, given: str) -> dict[str, Any]:
         name = require_name("tuning_job_name", given)
-        progress = TuningProgress.from_describe(
-            patiently(
+        progress = tuning.TuningProgress.from_describe(
+            watch.polling.patiently(
                 lambda: self.hook.describe_tuning_job(name), interval_seconds=_PAUSE_SECONDS, log=self.log
             )
         )

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from airflow_amt import tuning, watch
 from airflow_amt._tasks import CONNECTION_FIELDS, NAME_KEY, TuningJobTask, require_name
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.links.tuning import AmtTuningJobLink
-from airflow_amt.tuning import TrainingJobResult, TuningProgress, rank_training_jobs
-from airflow_amt.tuning.history import iso
-from airflow_amt.watch.polling import patiently
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath
+
+    from airflow_amt.tuning import TrainingJobResult
 
 #: Version of the dict that the operator returns.
 EXPORT_VERSION = 1
@@ -124,9 +124,9 @@ class AmtExportTrainingJobsOperator(TuningJobTask, BaseOperator):
         if not self.overwrite and path.exists():
             raise FileExistsError(f"{path} exists, and overwrite is off. Nothing was written.")
         context["ti"].xcom_push(key=NAME_KEY, value=name)
-        progress, summaries = patiently(
+        progress, summaries = watch.polling.patiently(
             lambda: (
-                TuningProgress.from_describe(self.hook.describe_tuning_job(name)),
+                tuning.TuningProgress.from_describe(self.hook.describe_tuning_job(name)),
                 list(self.hook.list_training_jobs(name)),
             ),
             interval_seconds=_PAUSE_SECONDS,
@@ -137,9 +137,9 @@ class AmtExportTrainingJobsOperator(TuningJobTask, BaseOperator):
             self.log.warning(
                 "Tuning job %s: AWS gave no direction of the objective: nothing is ranked.", name
             )
-        results = [TrainingJobResult.from_summary(one) for one in summaries]
+        results = [tuning.TrainingJobResult.from_summary(one) for one in summaries]
         definitions = {one.get("TrainingJobName"): one.get("TrainingJobDefinitionName") for one in summaries}
-        ranked = rank_training_jobs(results, progress.objective_type)
+        ranked = tuning.rank_training_jobs(results, progress.objective_type)
         write_whole(path, to_csv(ranked, definitions, escape_formulas=self.escape_formulas).encode())
         self.log.info("Tuning job %s: %d training jobs written to %s", name, len(ranked), path)
         return {
@@ -216,9 +216,9 @@ def to_csv(
                 job.name,
                 job.status,
                 job.objective,
-                iso(job.created_at),
-                iso(job.started_at),
-                iso(job.ended_at),
+                tuning.history.iso(job.created_at),
+                tuning.history.iso(job.started_at),
+                tuning.history.iso(job.ended_at),
                 job.training_seconds,
                 definitions.get(job.name),
                 job.failure_reason,

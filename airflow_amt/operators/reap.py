@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_amt import _compat
+from airflow_amt import _compat, tuning
 from airflow_amt._lazy_hook import LazyHook
 from airflow_amt._tasks import CONNECTION_FIELDS, parse_seconds
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
-from airflow_amt.tuning.naming import Owner, tag_value
-from airflow_amt.tuning.reaping import ALIVE_STATES, ReapPolicy, TaskView, may_be_changed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from structlog.typing import FilteringBoundLogger
 
+    from airflow_amt.tuning.naming import Owner
+    from airflow_amt.tuning.reaping import ReapPolicy, TaskView
     from airflow_amt.watch.reaping import ReapReport
 
 #: Run ids in one request to the execution API: they travel in its address, of which proxies take 8 KB.
@@ -147,7 +147,7 @@ class AmtReapTuningJobsOperator(LazyHook, BaseOperator):
         name_contains = parse_name_part("name_contains", self.name_contains, problems)
         if problems:
             raise AmtRequestError(problems)
-        policy = ReapPolicy(
+        policy = tuning.reaping.ReapPolicy(
             grace=timedelta(seconds=grace),
             deployment=_compat.deployment_id(),
             dag_ids=dag_ids,
@@ -184,18 +184,25 @@ class WorkerTasks:
         for start in range(0, len(run_ids), _RUNS_A_REQUEST):
             states |= _compat.read_task_states(dag_id, task_id, run_ids[start : start + _RUNS_A_REQUEST])
         real = {run_id: [run_id] for run_id in run_ids}
-        unsure = {run_id for run_id in run_ids if may_be_changed(run_id) and not _waits(states.get(run_id))}
+        unsure = {
+            run_id
+            for run_id in run_ids
+            if tuning.reaping.may_be_changed(run_id) and not _waits(states.get(run_id))
+        }
         if unsure:
             # A tag may not hold its run's id as it is: look for the runs whose id becomes this tag.
             everywhere = _compat.read_task_states(dag_id, task_id)
-            real |= {tag: [one for one in everywhere if tag_value(one) == tag] or [tag] for tag in unsure}
+            real |= {
+                tag: [one for one in everywhere if tuning.naming.tag_value(one) == tag] or [tag]
+                for tag in unsure
+            }
             states |= everywhere
         views: dict[Owner, TaskView] = {}
         for owner in owners:
             run_id, *others = real[owner.run_id]
             if others:
                 problem = f"its tag {owner.run_id!r} may stand for the DAG runs {[run_id, *others]}"
-                views[owner] = TaskView(found=None, problem=problem)
+                views[owner] = tuning.reaping.TaskView(found=None, problem=problem)
             else:
                 views[owner] = self._of_instance(owner, run_id, states.get(run_id, {}))
         return views
@@ -203,7 +210,7 @@ class WorkerTasks:
     def _of_instance(self, owner: Owner, run_id: str, states: Mapping[int, str | None]) -> TaskView:
         state = states.get(owner.map_index)
         if state is not None:
-            return TaskView(found=True, state=state, dag_known=True)
+            return tuning.reaping.TaskView(found=True, state=state, dag_known=True)
         try:
             return _without_state(owner, run_id, found=owner.map_index in states)
         except Exception as error:
@@ -216,19 +223,19 @@ def _without_state(owner: Owner, run_id: str, *, found: bool) -> TaskView:
     """Return what there is to say of a task instance that has no state or is gone."""
     run_state = _compat.read_run_state(owner.dag_id, run_id)
     if found or run_state is not None:
-        return TaskView(found=found, run_state=run_state, dag_known=True)
+        return tuning.reaping.TaskView(found=found, run_state=run_state, dag_known=True)
     known = _compat.read_dag_known(owner.dag_id)
     problem = "" if known is not None else "it has no DAG run, and Airflow 3.1 tells a worker no more"
-    return TaskView(found=False, dag_known=known, problem=problem)
+    return tuning.reaping.TaskView(found=False, dag_known=known, problem=problem)
 
 
 def _unread(what: str, error: Exception) -> TaskView:
-    return TaskView(found=None, problem=f"{what}: {type(error).__name__}: {error}")
+    return tuning.reaping.TaskView(found=None, problem=f"{what}: {type(error).__name__}: {error}")
 
 
 def _waits(states: Mapping[int, str | None] | None) -> bool:
     """Whether all of these task instances are there and come back to their tuning jobs."""
-    return bool(states) and set((states or {}).values()) <= ALIVE_STATES
+    return bool(states) and set((states or {}).values()) <= tuning.reaping.ALIVE_STATES
 
 
 def _by_task(owners: Iterable[Owner]) -> dict[tuple[str, str], list[Owner]]:
@@ -257,7 +264,7 @@ def parse_dag_ids(field: str, value: Any, problems: list[AmtFieldError]) -> froz
     if not isinstance(given, Iterable) or isinstance(given, Mapping):
         given = [value]
     ids = [one.strip() if isinstance(one, str) else one for one in given]
-    bad = [one for one in ids if not isinstance(one, str) or not one or tag_value(one) != one]
+    bad = [one for one in ids if not isinstance(one, str) or not one or tuning.naming.tag_value(one) != one]
     if bad:
         problems.append(
             AmtFieldError(field, bad[0], "ids of DAGs", "give a list of ids, or ids separated by commas")

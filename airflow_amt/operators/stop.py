@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from airflow_amt import _compat
+from airflow_amt import _compat, tuning, watch
 from airflow_amt._tasks import CONNECTION_FIELDS, NAME_KEY, require_name, resumed_state
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError, AmtResourceNotFoundError
 from airflow_amt.links.tuning import AmtTuningJobLink
 from airflow_amt.operators.tuning import WaitingOperator
-from airflow_amt.tuning import TuningOutcome, infer_outcome
-from airflow_amt.watch.polling import patiently
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_amt.tuning import TuningOutcome
 
 #: Version of the dict that the operator returns.
 STOP_VERSION = 1
@@ -96,7 +96,7 @@ class AmtStopTuningJobOperator(WaitingOperator):
         ti = context["ti"]
         detail = self.reason or f"task {ti.task_id} of DAG {ti.dag_id}"
         try:
-            stopped = patiently(
+            stopped = watch.polling.patiently(
                 lambda: self.hook.stop_tuning_job(name, stopped_by="operator", detail=detail),
                 interval_seconds=interval,
                 log=self.log,
@@ -149,10 +149,10 @@ class AmtStopTuningJobOperator(WaitingOperator):
             state = {"stopped": stopped, "known_stop": known_stop}
             self.wait(context, name, deadline=None, stop_on_kill=False, state=state)
         else:
-            description = patiently(
+            description = watch.polling.patiently(
                 lambda: self.hook.describe_tuning_job(name), interval_seconds=self._interval(), log=self.log
             )
-            now = infer_outcome(description)
+            now = tuning.infer_outcome(description)
             if not now.progress.is_terminal:
                 self.publish_link(context, now.arn)
                 return {**_result(now, stopped), "reason": None, "explanation": None}

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.sdk import BaseOperator
 
-from airflow_amt import _compat
-from airflow_amt._claim import NAME, STORE_KEY, Claim, Claimed, Store, with_tags
-from airflow_amt._previous_run import PreviousRun
+from airflow_amt import _compat, tuning, watch
 from airflow_amt._tasks import (
     CONNECTION_FIELDS,
     NAME_KEY,
@@ -42,30 +40,23 @@ from airflow_amt.task_exceptions import (
     AmtTuningJobStopped,
     AmtTuningJobTimeout,
 )
-from airflow_amt.tuning import (
-    CompletionCriteria,
-    Owner,
-    TuningJobStatus,
-    TuningProgress,
-    check_warm_start,
-    derive_job_name,
-    estimated_max_compute,
-)
-from airflow_amt.tuning.custody import UNREADABLE, IfExists, KillDecision, Place, decide_on_kill
-from airflow_amt.tuning.judgement import Ending, OutcomePolicy
-from airflow_amt.tuning.naming import DELIVERED_TAG, GENERATION_TAG, REPORTED_TAG, TRY_TAG, Waits
-from airflow_amt.tuning.report import outcome_table
-from airflow_amt.tuning.request import is_endless, training_job_definitions
-from airflow_amt.watch.polling import TuningJobReader, Verdict, patiently
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_amt._claim import Claimed, Store
+    from airflow_amt.tuning import CompletionCriteria, Owner
+    from airflow_amt.tuning.custody import IfExists, KillDecision
+    from airflow_amt.tuning.judgement import OutcomePolicy
+    from airflow_amt.tuning.naming import Waits
+    from airflow_amt.watch.polling import Verdict
 
 #: Version of the dict that the operator returns when it does not wait.
 STARTED_VERSION = 1
 
 _Result = TypeVar("_Result")
 
+_NAME = "HyperParameterTuningJobName"
 _CREATE = "CreateHyperParameterTuningJob"
 _CONFIG = "HyperParameterTuningJobConfig"
 _S3_OPERATIONS = "S3Operations"
@@ -123,7 +114,7 @@ class WaitingOperator(TuningJobTask, BaseOperator):
         :raises AmtAwsError: the job cannot be read.
         """
         interval = self._interval()
-        reader = TuningJobReader(
+        reader = watch.polling.TuningJobReader(
             lambda: self.hook.describe_tuning_job(name),
             interval_seconds=interval,
             deadline=deadline,
@@ -133,7 +124,7 @@ class WaitingOperator(TuningJobTask, BaseOperator):
             reading = reader.read()
             if reading.progress is not None:
                 self.publish_link(context, reading.progress.arn)
-            if reading.verdict is not Verdict.WAIT:
+            if reading.verdict is not watch.polling.Verdict.WAIT:
                 return reading.verdict
             if self.deferrable:
                 # No timeout here: when it expires, Airflow fails the task without asking the operator,
@@ -163,7 +154,7 @@ class WaitingOperator(TuningJobTask, BaseOperator):
             self._sleep(seconds)
             self.raise_if_killed(name)
 
-        return patiently(call, interval_seconds=self._interval(), log=self.log, sleep=sleep)
+        return watch.polling.patiently(call, interval_seconds=self._interval(), log=self.log, sleep=sleep)
 
     def raise_if_killed(self, name: str | None) -> None:
         """Stop waiting after ``on_kill``; Airflow's SIGTERM alone would let the task poll on."""
@@ -286,7 +277,7 @@ class AmtTuningJobOperator(WaitingOperator):
         deferrable: bool = _compat.default_deferrable(),
         stop_on_kill: bool = True,
         job_name_prefix: str | None = None,
-        if_exists: str = IfExists.ADOPT.value,
+        if_exists: str = "adopt",
         fail_on: Sequence[str] | str | None = None,
         skip_on: Sequence[str] | str | None = None,
         good_enough: float | str | None = None,
@@ -372,7 +363,7 @@ class AmtTuningJobOperator(WaitingOperator):
                 "version": STARTED_VERSION,
                 "tuning_job_name": claimed.name,
                 "tuning_job_arn": claimed.arn,
-                "status": TuningProgress.from_describe(description).status,
+                "status": tuning.TuningProgress.from_describe(description).status,
             }
         deadline, limit = begun.deadline(claimed.created_at, checked.limit)
         return self._follow(context, claimed.name, deadline=deadline, state={"limit": limit})
@@ -399,7 +390,7 @@ class AmtTuningJobOperator(WaitingOperator):
         state = {"limit": state.get("limit"), "known_stop": state.get("known_stop")}
         while True:
             verdict = self.wait(context, name, deadline=deadline, stop_on_kill=self.stop_on_kill, state=state)
-            if verdict is Verdict.ENDED:
+            if verdict is watch.polling.Verdict.ENDED:
                 return self._finish(context, name, state["known_stop"])
             state["known_stop"] = self._stop_at_deadline(name, state["limit"])
             deadline = None
@@ -421,20 +412,20 @@ class AmtTuningJobOperator(WaitingOperator):
         outcome = self.read_outcome(context, name, interval_seconds=self._interval(), known_stop=known_stop)
         self._job_arn = outcome.arn
         result = outcome.to_dict()
-        self.log.info("%s", outcome_table(outcome))
+        self.log.info("%s", tuning.report.outcome_table(outcome))
         _compat.count("amt.tuning_jobs.ended", {"reason": outcome.reason.value, "status": outcome.status})
         if self.description_path:
             result["description_path"] = self._write_description(name)
             context["ti"].xcom_push(key=OUTCOME_KEY, value=result)
         judgement = self._policy().judge(outcome)
-        if judgement.ending is Ending.SUCCEED:
+        if judgement.ending is tuning.judgement.Ending.SUCCEED:
             self._tell_outlets(context, result)
             return result
-        if judgement.ending is Ending.SKIP:
+        if judgement.ending is tuning.judgement.Ending.SKIP:
             raise _compat.AirflowSkipException(f"{outcome.explanation} ({judgement.because})")
         # Before the task fails: the next try shall start another job, not report this one again.
-        self._record(outcome.arn, REPORTED_TAG)
-        if outcome.status != TuningJobStatus.STOPPED.value:
+        self._record(outcome.arn, tuning.naming.REPORTED_TAG)
+        if outcome.status != tuning.TuningJobStatus.STOPPED.value:
             raise AmtTuningJobFailed(result)
         timed_out = outcome.evidence.get("stopped_by") == "deadline"
         raise AmtTuningJobTimeout(result) if timed_out else AmtTuningJobStopped(result)
@@ -481,6 +472,8 @@ class AmtTuningJobOperator(WaitingOperator):
         report was refused (a person had marked the task meanwhile), so its state is asked for first. What is
         not recorded is delivered once more, which costs nothing.
         """
+        from airflow_amt._claim import STORE_KEY
+
         name, arn = self._job_name, self._job_arn
         if name is None or arn is None:
             return
@@ -493,7 +486,7 @@ class AmtTuningJobOperator(WaitingOperator):
                 name,
             )
             return
-        self._record(arn, DELIVERED_TAG)
+        self._record(arn, tuning.naming.DELIVERED_TAG)
         kept = None if self._store is None else self._store.get(STORE_KEY)
         if self._store is not None and isinstance(kept, Mapping) and kept.get("name") == name:
             # It is empty by now if Airflow clears it on success.
@@ -502,7 +495,7 @@ class AmtTuningJobOperator(WaitingOperator):
     def _record(self, arn: str, tag: str) -> None:
         """Write a tag with the time; what cannot be written is told and costs one more delivery."""
         try:
-            patiently(
+            watch.polling.patiently(
                 lambda: self.hook.add_tags(arn, {tag: _now()}),
                 interval_seconds=1.0,
                 log=self.log,
@@ -526,8 +519,10 @@ class AmtTuningJobOperator(WaitingOperator):
         s3_operations: list[Any] = [] if checked.s3_operations is None else [checked.s3_operations]
 
         def before_create() -> None:
-            if s3_operations and self._describe_or_none(str(request[NAME])) is None:
+            if s3_operations and self._describe_or_none(str(request[_NAME])) is None:
                 self._run_s3_operations(s3_operations.pop())
+
+        from airflow_amt._claim import Claim
 
         claim = Claim(
             hook=lambda: self.hook,
@@ -561,14 +556,19 @@ class AmtTuningJobOperator(WaitingOperator):
 
     def _waits(self) -> Waits:
         if not self.wait_for_completion:
-            return Waits.NO
-        return Waits.YES if self.stop_on_kill else Waits.LEAVE
+            return tuning.naming.Waits.NO
+        waits = tuning.naming.Waits
+        return waits.YES if self.stop_on_kill else waits.LEAVE
 
     def _policy(self) -> OutcomePolicy:
-        return OutcomePolicy.parse(fail_on=self.fail_on, skip_on=self.skip_on, good_enough=self.good_enough)
+        return tuning.judgement.OutcomePolicy.parse(
+            fail_on=self.fail_on, skip_on=self.skip_on, good_enough=self.good_enough
+        )
 
     def _warm_start(self, context: Context, owner: Owner, request: dict[str, Any], kind: str) -> None:
         """Let the job start from the last good run's, if that is possible."""
+        from airflow_amt._previous_run import PreviousRun
+
         run = context.get("dag_run")
         parent = PreviousRun(
             hook=lambda: self.hook,
@@ -582,12 +582,12 @@ class AmtTuningJobOperator(WaitingOperator):
         if parent is None:
             self.log.info("No tuning job of an earlier successful run: it starts without a warm start.")
             return
-        name = str(parent[NAME])
+        name = str(parent[_NAME])
         warm = {
             "WarmStartType": kind,
             "ParentHyperParameterTuningJobs": [{"HyperParameterTuningJobName": name}],
         }
-        problems = check_warm_start({**request, "WarmStartConfig": warm}, {name: parent})
+        problems = tuning.check_warm_start({**request, "WarmStartConfig": warm}, {name: parent})
         if problems:
             # A changed request is no reason for a scheduled run to fail: it begins anew, and says why.
             self.log.warning(
@@ -670,7 +670,7 @@ class AmtTuningJobOperator(WaitingOperator):
         if name is None:
             return
         if timed_out:
-            decision = KillDecision(stop=True, reason="execution_timeout is over")
+            decision = tuning.custody.KillDecision(stop=True, reason="execution_timeout is over")
         else:
             decision = self._decide_kill(name)
         if not decision.stop:
@@ -695,18 +695,21 @@ class AmtTuningJobOperator(WaitingOperator):
         except Exception:
             # Whatever the supervisor raises, it means the same here: not known. It is logged.
             self.log.exception("The task's state cannot be read")
-            state = UNREADABLE
+            state = tuning.custody.UNREADABLE
         superseded = False
         if state == "running" and not self._retry_left:
             try:
                 superseded = self._superseded(name)
             except AmtAwsError as error:
                 self.log.warning("The tuning job's tags cannot be read: %s", error)
-        return decide_on_kill(state, place=Place.WORKER, retry_left=self._retry_left, superseded=superseded)
+        custody = tuning.custody
+        return custody.decide_on_kill(
+            state, place=custody.Place.WORKER, retry_left=self._retry_left, superseded=superseded
+        )
 
     def _superseded(self, name: str) -> bool:
-        arn = TuningProgress.from_describe(self.hook.describe_tuning_job(name)).arn
-        found = (self.hook.tags(arn) or {}).get(TRY_TAG, "")
+        arn = tuning.TuningProgress.from_describe(self.hook.describe_tuning_job(name)).arn
+        found = (self.hook.tags(arn) or {}).get(tuning.naming.TRY_TAG, "")
         return found.isdigit() and int(found) > self._try_number
 
     # -- checks -------------------------------------------------------------------------------------------
@@ -720,7 +723,9 @@ class AmtTuningJobOperator(WaitingOperator):
             problems, lambda: optional_seconds("max_ingestion_time", self.max_ingestion_time, at_least=0)
         )
         quota_timeout = _collect(problems, self._parsed_quota_timeout)
-        if_exists = _choice("if_exists", self.if_exists, [one.value for one in IfExists], problems)
+        if_exists = _choice(
+            "if_exists", self.if_exists, [one.value for one in tuning.custody.IfExists], problems
+        )
         warm_start = self._parsed_warm_start(request, problems)
         # Two checks may find fault with one field; the first to do so is the more specific one.
         by_field: dict[str, AmtFieldError] = {}
@@ -730,11 +735,11 @@ class AmtTuningJobOperator(WaitingOperator):
             raise AmtRequestError(by_field.values())
         return _Checked(
             request=request,
-            derived=self._given().get(NAME) is None,
+            derived=self._given().get(_NAME) is None,
             s3_operations=s3_operations,
             limit=None if limit is None else timedelta(seconds=limit),
             quota_timeout=quota_timeout,
-            if_exists=IfExists(if_exists),
+            if_exists=tuning.custody.IfExists(if_exists),
             warm_start=warm_start,
         )
 
@@ -815,28 +820,30 @@ class AmtTuningJobOperator(WaitingOperator):
             if merged is not None:
                 request[_CONFIG] = merged
         prefix = self.job_name_prefix
-        if request.get(NAME) is None:
-            request[NAME] = derive_job_name(owner, prefix=prefix)
+        if request.get(_NAME) is None:
+            request[_NAME] = tuning.derive_job_name(owner, prefix=prefix)
         elif prefix is not None:
             problems.append(
                 AmtFieldError(
                     "job_name_prefix",
                     prefix,
-                    f"config gives the name already ({request[NAME]})",
+                    f"config gives the name already ({request[_NAME]})",
                     "give one of the two",
                 )
             )
         if request.get("Tags") is None or isinstance(request["Tags"], list):
-            request["Tags"] = with_tags(request.get("Tags") or [], {**owner.tags(), GENERATION_TAG: "1"})
+            request["Tags"] = tuning.naming.with_tags(
+                request.get("Tags") or [], {**owner.tags(), tuning.naming.GENERATION_TAG: "1"}
+            )
         problems += service_model.check_create_request(_with_sample_roles(request))
         return request, s3_operations
 
     def _parsed_criteria(self, problems: list[AmtFieldError]) -> CompletionCriteria | None:
         given = self.criteria
-        return None if given is None else _collect(problems, lambda: CompletionCriteria.parse(given))
+        return None if given is None else _collect(problems, lambda: tuning.CompletionCriteria.parse(given))
 
     def _warn_if_endless(self, request: Mapping[str, Any]) -> None:
-        if not is_endless(request):
+        if not tuning.request.is_endless(request):
             return
         self.log.warning(
             "Neither max_training_jobs nor max_runtime limits this tuning job: other criteria may never be "
@@ -868,7 +875,7 @@ class AmtTuningJobOperator(WaitingOperator):
 
     def _log_created(self, claimed: Claimed, request: Mapping[str, Any]) -> None:
         self.log.info("Created tuning job %s (%s).", claimed.name, claimed.arn)
-        compute = estimated_max_compute(request)
+        compute = tuning.estimated_max_compute(request)
         if compute is not None:
             self.log.info("It may consume %s instance-seconds at most, by the guide's estimate.", compute)
 
@@ -984,7 +991,7 @@ def _record_of(context: Context, state: str) -> None:
 
 def _owner(context: Context) -> Owner:
     ti = context["ti"]
-    return Owner(
+    return tuning.Owner(
         dag_id=ti.dag_id,
         run_id=ti.run_id,
         task_id=ti.task_id,
@@ -1006,7 +1013,7 @@ def _json_safe(value: Any) -> str:
 
 
 def _definitions(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [one for _, one in training_job_definitions(request) if isinstance(one, dict)]
+    return [one for _, one in tuning.request.training_job_definitions(request) if isinstance(one, dict)]
 
 
 def _is_role_name(role: Any) -> bool:

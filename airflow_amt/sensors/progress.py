@@ -9,27 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import XComArg
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
-from airflow.triggers.base import StartTriggerArgs
 
-from airflow_amt import _compat
+from airflow_amt import _compat, tuning
 from airflow_amt._tasks import next_read_at, resumed_state
 from airflow_amt.exceptions import AmtAwsError, AmtFieldError
 from airflow_amt.sensors.tuning import WatchingSensor
 from airflow_amt.task_exceptions import AmtConditionNotMet
-from airflow_amt.triggers.progress import PROGRESS_KEY, AmtTuningProgressTrigger
-from airflow_amt.triggers.tuning import EventKind
-from airflow_amt.tuning.conditions import (
-    Condition,
-    Met,
-    OnEnd,
-    end_decision,
-    parse_condition,
-    progress_result,
-)
-from airflow_amt.watch.polling import Reading, TuningJobReader
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.triggers.base import StartTriggerArgs
+
+    from airflow_amt.triggers.progress import AmtTuningProgressTrigger
+    from airflow_amt.tuning.conditions import Condition
+    from airflow_amt.watch.polling import Reading, TuningJobReader
 
 #: How long after the sensor's own timeout Airflow ends a deferral that the scheduler began; only a triggerer
 #: that is down that long lets it come to this.
@@ -98,7 +91,7 @@ class AmtTuningProgressSensor(WatchingSensor):
         *,
         tuning_job_name: str,
         condition: Condition | Mapping[str, Any] | str,
-        on_end: str = OnEnd.SUCCEED.value,
+        on_end: str = "succeed",
         start_from_trigger: bool = False,
         end_from_trigger: bool = False,
         deferrable: bool = _compat.default_deferrable(),
@@ -108,8 +101,10 @@ class AmtTuningProgressSensor(WatchingSensor):
             tuning_job_name=tuning_job_name, deferrable=deferrable or start_from_trigger, **kwargs
         )
         # As a dict: the UI shows it as such, and Airflow asks for the truth of a templated value.
-        self.condition = condition.to_dict() if isinstance(condition, Condition) else condition
-        self.on_end = OnEnd.parse(on_end).value
+        self.condition = (
+            condition.to_dict() if isinstance(condition, tuning.conditions.Condition) else condition
+        )
+        self.on_end = tuning.conditions.OnEnd.parse(on_end).value
         self.end_from_trigger = end_from_trigger
         if end_from_trigger:
             self._check_end_from_trigger()
@@ -119,7 +114,7 @@ class AmtTuningProgressSensor(WatchingSensor):
 
     def new_reader(self, deadline: datetime | None, **options: Any) -> TuningJobReader:
         """Return what reads the tuning job and judges its progress."""
-        condition = parse_condition(self.condition)
+        condition = tuning.conditions.parse_condition(self.condition)
         return super().new_reader(
             deadline,
             condition=condition,
@@ -129,9 +124,11 @@ class AmtTuningProgressSensor(WatchingSensor):
 
     def new_trigger(self, deadline: datetime | None, reading: Reading) -> AmtTuningProgressTrigger:
         """Return the trigger that waits for the condition."""
+        from airflow_amt.triggers.progress import AmtTuningProgressTrigger
+
         return AmtTuningProgressTrigger(
             tuning_job_name=self.tuning_job_name,
-            condition=parse_condition(self.condition).to_dict(),
+            condition=tuning.conditions.parse_condition(self.condition).to_dict(),
             deadline=None if deadline is None else deadline.isoformat(),
             first_read_at=next_read_at(reading),
             **self._common_arguments(),
@@ -144,6 +141,8 @@ class AmtTuningProgressSensor(WatchingSensor):
         event: Mapping[str, Any] | str | None = None,
     ) -> dict[str, Any]:
         """Go on after the trigger fired; AWS is read again, the event is evidence of what was before."""
+        from airflow_amt.triggers.tuning import EventKind
+
         if isinstance(event, str):
             # dag.test() resumes with the bare state also after an event that ends a task (3.1 to 3.3).
             return dict(self.execute(context))
@@ -158,14 +157,16 @@ class AmtTuningProgressSensor(WatchingSensor):
     def finish(self, context: Context, reading: Reading) -> dict[str, Any]:
         """Return the progress, or end the task as ``on_end`` says."""
         progress, condition = reading.judged()
-        result = progress_result(progress, condition)
+        result = tuning.conditions.progress_result(progress, condition)
         self._publish(context, result)
-        decision = OnEnd.SUCCEED
+        decision = tuning.conditions.OnEnd.SUCCEED
         if progress.is_terminal:
-            decision = end_decision(progress, condition, OnEnd.parse(self.on_end))
-        if decision is OnEnd.FAIL:
+            decision = tuning.conditions.end_decision(
+                progress, condition, tuning.conditions.OnEnd.parse(self.on_end)
+            )
+        if decision is tuning.conditions.OnEnd.FAIL:
             self.give_up(AmtConditionNotMet(result))
-        if decision is OnEnd.SKIP:
+        if decision is tuning.conditions.OnEnd.SKIP:
             message = str(AmtConditionNotMet(result))
             self.log.info("Skipping, as on_end asks: %s", message)
             raise _compat.AirflowSkipException(message)
@@ -178,7 +179,7 @@ class AmtTuningProgressSensor(WatchingSensor):
         except AmtAwsError as error:
             self.log.warning("Reading AWS again failed; what the trigger saw counts: %s", error)
         else:
-            if reading.result is not None and reading.result.met is Met.YES:
+            if reading.result is not None and reading.result.met is tuning.conditions.Met.YES:
                 return self.finish(context, reading)
             if reading.result is not None:
                 self.log.info(
@@ -189,6 +190,8 @@ class AmtTuningProgressSensor(WatchingSensor):
         return evidence
 
     def _publish(self, context: Context, result: Mapping[str, Any]) -> None:
+        from airflow_amt.triggers.progress import PROGRESS_KEY
+
         self.publish_link(context, str(result.get("tuning_job_arn") or ""))
         context["ti"].xcom_push(key=PROGRESS_KEY, value=result)
 
@@ -217,6 +220,10 @@ class AmtTuningProgressSensor(WatchingSensor):
 
     def _start_trigger_args(self) -> StartTriggerArgs | None:
         """Return what the scheduler starts the trigger with; ``None`` if a worker has to begin."""
+        from airflow.triggers.base import StartTriggerArgs
+
+        from airflow_amt.triggers.progress import AmtTuningProgressTrigger
+
         if isinstance(self.condition, XComArg):
             return None  # a triggerer renders to text only
         try:

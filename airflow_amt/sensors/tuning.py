@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from airflow_amt import _compat
+from airflow_amt import _compat, tuning, watch
 from airflow_amt._tasks import CONNECTION_FIELDS, TuningJobTask, require_name, resumed_state
 from airflow_amt.exceptions import AmtAwsError, AmtError
 from airflow_amt.links.tuning import AmtTuningJobLink
 from airflow_amt.task_exceptions import AmtAwaitedJobFailed, AmtAwaitedJobStopped
-from airflow_amt.triggers.tuning import AmtTuningJobTrigger
-from airflow_amt.tuning import TuningJobStatus
-from airflow_amt.watch.polling import Reading, TuningJobReader, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow.sdk import Context
+
+    from airflow_amt.triggers.tuning import AmtTuningJobTrigger
+    from airflow_amt.watch.polling import Reading, TuningJobReader
 
 
 class WatchingSensor(TuningJobTask, BaseSensorOperator):
@@ -81,7 +81,7 @@ class WatchingSensor(TuningJobTask, BaseSensorOperator):
         :param options: more options of the reader.
         """
         name = require_name("tuning_job_name", self.tuning_job_name)
-        return TuningJobReader(
+        return watch.polling.TuningJobReader(
             lambda: self.hook.describe_tuning_job(name),
             interval_seconds=self.interval,
             deadline=deadline,
@@ -111,16 +111,16 @@ class WatchingSensor(TuningJobTask, BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Read once."""
         reading = self.read(context)
-        if reading.verdict is Verdict.WAIT:
+        if reading.verdict is watch.polling.Verdict.WAIT:
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self.finish(context, reading))
 
     def wait_deferred(self, context: Context, deadline: datetime | None) -> dict[str, Any]:
         """Read once; defer if there is something to wait for, otherwise end the task."""
         reading = self.read(context, deadline)
-        if reading.verdict is Verdict.WAIT:
+        if reading.verdict is watch.polling.Verdict.WAIT:
             self.defer(trigger=self.new_trigger(deadline, reading), method_name="execute_complete")
-        if reading.verdict is not Verdict.DEADLINE:
+        if reading.verdict is not watch.polling.Verdict.DEADLINE:
             return self.finish(context, reading)
         message = (
             f"Sensor has timed out: tuning job {self.tuning_job_name} is not {self.awaited} after "
@@ -199,6 +199,6 @@ class AmtTuningJobSensor(WatchingSensor):
             self.give_up(error)
         result = outcome.to_dict()
         if not outcome.succeeded:
-            stopped = outcome.status == TuningJobStatus.STOPPED.value
+            stopped = outcome.status == tuning.TuningJobStatus.STOPPED.value
             self.give_up(AmtAwaitedJobStopped(result) if stopped else AmtAwaitedJobFailed(result))
         return result

@@ -1,6 +1,7 @@
 """The domain of automatic model tuning: plain decisions, without Airflow, boto3, a clock or I/O.
 
-The names are imported when first used: a DAG file that only names an operator pays for what that needs.
+The names and the modules are imported when first used: a DAG file that only names an operator pays for what
+that needs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from airflow_amt.tuning import branching as branching
+    from airflow_amt.tuning import conditions as conditions
+    from airflow_amt.tuning import custody as custody
+    from airflow_amt.tuning import history as history
+    from airflow_amt.tuning import judgement as judgement
+    from airflow_amt.tuning import naming as naming
+    from airflow_amt.tuning import reaping as reaping
+    from airflow_amt.tuning import report as report
+    from airflow_amt.tuning import request as request
+    from airflow_amt.tuning import values as values
     from airflow_amt.tuning.branching import OutcomeGroup, branch_on_outcome
     from airflow_amt.tuning.builder import (
         AutoParameter,
@@ -58,7 +69,6 @@ if TYPE_CHECKING:
         ObjectiveCounters,
         SatisfactoryProgress,
         TrainingJobCounters,
-        TuningJobStatus,
         TuningProgress,
     )
     from airflow_amt.tuning.ranking import rank_training_jobs
@@ -67,6 +77,7 @@ if TYPE_CHECKING:
         estimated_max_compute,
         search_space_size,
     )
+    from airflow_amt.tuning.status import TuningJobStatus
     from airflow_amt.tuning.warm_start import check_warm_start, prior_evaluations
 
 __all__ = [
@@ -131,6 +142,7 @@ __all__ = [
 _MODULES = {
     "OutcomeGroup": "airflow_amt.tuning.branching",
     "branch_on_outcome": "airflow_amt.tuning.branching",
+    "TuningJobStatus": "airflow_amt.tuning.status",
     "rank_training_jobs": "airflow_amt.tuning.ranking",
     **dict.fromkeys(
         (
@@ -215,7 +227,6 @@ _MODULES = {
             "ObjectiveCounters",
             "SatisfactoryProgress",
             "TrainingJobCounters",
-            "TuningJobStatus",
             "TuningProgress",
         ),
         "airflow_amt.tuning.progress",
@@ -238,7 +249,26 @@ _MODULES = {
 }
 
 
+#: Modules of this package that others use under its name.
+_PARTS = frozenset(
+    {
+        "branching",
+        "conditions",
+        "custody",
+        "history",
+        "judgement",
+        "naming",
+        "reaping",
+        "report",
+        "request",
+        "values",
+    }
+)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return import_module(f"{__name__}.{name}")
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.criteria import CompletionReason, ObjectiveType
 from airflow_amt.tuning.history import finite
 from airflow_amt.tuning.judgement import known_names, names_of_reason
-from airflow_amt.tuning.progress import TuningJobStatus
+from airflow_amt.tuning.status import TuningJobStatus
 from airflow_amt.tuning.values import parse_number
 
 #: What follows: one task (or task group) id or several.

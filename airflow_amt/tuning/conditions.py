@@ -24,7 +24,8 @@ from typing import Any, ClassVar, TypeVar
 
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.tuning.history import TrainingJobResult, finite
-from airflow_amt.tuning.progress import TuningJobStatus, TuningProgress
+from airflow_amt.tuning.progress import TuningProgress
+from airflow_amt.tuning.status import TuningJobStatus
 
 #: Version of the dict that :meth:`Condition.to_dict` returns; triggers store it.
 CONDITION_VERSION = 1

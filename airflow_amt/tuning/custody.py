@@ -12,7 +12,7 @@ from enum import Enum
 
 from airflow_amt.tuning.judgement import Ending
 from airflow_amt.tuning.naming import DELIVERED_TAG, REPORTED_TAG, STOPPED_BY_TAG
-from airflow_amt.tuning.progress import TERMINAL_STATUSES, TuningJobStatus
+from airflow_amt.tuning.status import TERMINAL_STATUSES, TuningJobStatus
 
 #: Stands for a state that could not be read; a state that is none (cleared, or gone) is ``None``.
 UNREADABLE = "<unreadable>"

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.criteria import CompletionReason
-from airflow_amt.tuning.outcome import TuningOutcome
-from airflow_amt.tuning.progress import TuningJobStatus
+from airflow_amt.tuning.status import TuningJobStatus
 from airflow_amt.tuning.values import parse_number
+
+if TYPE_CHECKING:
+    from airflow_amt.tuning.outcome import TuningOutcome
 
 #: Stands, beside the reasons, for a job that ended without an objective.
 NO_MODEL = "no_model"

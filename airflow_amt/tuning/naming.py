@@ -157,3 +157,9 @@ def to_tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
 def from_tag_list(tags: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """Return tags of the API's form as a dict."""
     return {tag["Key"]: tag.get("Value", "") for tag in tags if tag.get("Key")}
+
+
+def with_tags(tags: list[Any], ours: Mapping[str, str]) -> list[Any]:
+    """Return the tags, in the API's form, with ours in place of others of the same key."""
+    kept = [tag for tag in tags if not (isinstance(tag, Mapping) and tag.get("Key") in ours)]
+    return [*kept, *to_tag_list(ours)]

@@ -16,9 +16,10 @@ from typing import Any
 from airflow_amt.tuning.criteria import API_PATHS, CompletionReason, ObjectiveType
 from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult, iso
 from airflow_amt.tuning.naming import STOPPED_BY_TAG, STOPPED_DETAIL_TAG
-from airflow_amt.tuning.progress import TuningJobStatus, TuningProgress
+from airflow_amt.tuning.progress import TuningProgress
 from airflow_amt.tuning.ranking import rank_training_jobs
 from airflow_amt.tuning.request import estimated_max_compute, search_space_size
+from airflow_amt.tuning.status import TuningJobStatus
 
 #: Version of the dict that :meth:`TuningOutcome.to_dict` returns; readers may rely on it in XCom.
 OUTCOME_VERSION = 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import Enum
 from typing import Any
 
 from airflow_amt.tuning.criteria import CompletionCriteria, ObjectiveType
@@ -22,33 +21,10 @@ from airflow_amt.tuning.history import (
     iso,
     replay,
 )
+from airflow_amt.tuning.status import TERMINAL_STATUSES
 
 #: Version of the dict that :meth:`TuningProgress.to_dict` returns; readers may rely on it in XCom.
 PROGRESS_VERSION = 1
-
-
-class TuningJobStatus(str, Enum):
-    """Statuses of a tuning job; values as in the API (``HyperParameterTuningJobStatus``)."""
-
-    COMPLETED = "Completed"
-    IN_PROGRESS = "InProgress"
-    FAILED = "Failed"
-    STOPPED = "Stopped"
-    STOPPING = "Stopping"
-    DELETING = "Deleting"
-    DELETE_FAILED = "DeleteFailed"
-
-
-#: Statuses in which nothing trains any more and nothing will.
-TERMINAL_STATUSES = frozenset(
-    {
-        TuningJobStatus.COMPLETED.value,
-        TuningJobStatus.FAILED.value,
-        TuningJobStatus.STOPPED.value,
-        TuningJobStatus.DELETING.value,
-        TuningJobStatus.DELETE_FAILED.value,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ import pytest
 from airflow_amt.service_model import service_model
 from airflow_amt.tuning import ObjectiveType, TuningJobStatus, criteria, naming
 from airflow_amt.tuning.history import TERMINAL_TRAINING_STATUSES
-from airflow_amt.tuning.progress import TERMINAL_STATUSES, TrainingJobCounters
+from airflow_amt.tuning.progress import TrainingJobCounters
+from airflow_amt.tuning.status import TERMINAL_STATUSES
 
 
 def shape(name: str) -> Any:
