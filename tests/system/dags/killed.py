@@ -72,7 +72,8 @@ for mode in MODES:
                 task_id="stop",
                 tuning_job_name="{{ ti.xcom_pull(task_ids='tune', key='tuning_job_name') }}",
                 reason="the DAG run is over",
-                check_interval=1,
+                # Airflow fails a task that resumes before its scheduler has heard of the deferral.
+                check_interval=5,
                 deferrable=True,
             )
             if kind == "teardown_of_setup":

@@ -54,7 +54,8 @@ with DAG(dag_id="stop", schedule=None):
         task_id="stop_deferred",
         tuning_job_name="{{ dag_run.conf['names'][1] }}",
         reason="the table",
-        check_interval=0.5,
+        # Airflow fails a task that resumes before its scheduler has heard of the deferral.
+        check_interval=5,
         deferrable=True,
     )
     AmtStopTuningJobOperator(
