@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         AmtResourceLimitExceededError,
         AmtResourceNotFoundError,
         AmtThrottledError,
+        AmtUnknownOwnerError,
         AmtValidationError,
     )
     from airflow_amt.hooks.tuning import AmtHook
@@ -111,6 +112,7 @@ __all__ = [
     "AmtTuningJobTrigger",
     "AmtTuningProgressSensor",
     "AmtTuningProgressTrigger",
+    "AmtUnknownOwnerError",
     "AmtValidationError",
     "BudgetShareUsed",
     "CompletionCriteria",
@@ -148,6 +150,7 @@ _MODULES = {
             "AmtResourceLimitExceededError",
             "AmtResourceNotFoundError",
             "AmtThrottledError",
+            "AmtUnknownOwnerError",
             "AmtValidationError",
         ),
         "airflow_amt.exceptions",

@@ -20,6 +20,7 @@ from airflow_amt.exceptions import (
     AmtRequestError,
     AmtResourceInUseError,
     AmtResourceNotFoundError,
+    AmtUnknownOwnerError,
 )
 from airflow_amt.task_exceptions import AmtOwnJobEndedError
 from airflow_amt.tuning import Owner, TuningProgress, derive_job_name
@@ -29,6 +30,7 @@ from airflow_amt.tuning.naming import (
     GENERATION_TAG,
     MAX_GENERATION,
     REQUEST_TAG,
+    TRY_ID_TAG,
     TRY_TAG,
     WAITS_TAG,
     Waits,
@@ -49,6 +51,9 @@ NAME = "HyperParameterTuningJobName"
 #: Key in the task state store; its value is ``{"version", "name", "generation", "delivered"}``.
 STORE_KEY = "airflow_amt_tuning_job"
 STORE_VERSION = 1
+
+#: How often a name may be taken, and nothing be found under it, before that is an error.
+MOST_VANISHED = 10
 
 
 class Store(Protocol):
@@ -97,6 +102,7 @@ class Claim:
     :param hook: gives the hook; asked for when it is first needed.
     :param owner: the task instance.
     :param try_number: its try.
+    :param try_id: id of this try, which no other has; empty if there is none.
     :param request: the checked request; its name and tags are filled in here.
     :param derived: whether the name is derived; ``False``: the request gives one.
     :param prefix: start of a derived name.
@@ -117,6 +123,7 @@ class Claim:
         hook: Callable[[], AmtHook],
         owner: Owner,
         try_number: int,
+        try_id: str,
         request: dict[str, Any],
         derived: bool,
         prefix: str | None,
@@ -133,6 +140,7 @@ class Claim:
         self._hook = hook
         self._owner = owner
         self._try_number = try_number
+        self._try_id = try_id
         self._request = request
         self._derived = derived
         self._prefix = prefix
@@ -154,16 +162,28 @@ class Claim:
         :raises AmtOwnJobEndedError: the request's own name was used by an earlier try and cannot be again, or
             ``if_exists`` forbids to go on.
         :raises AmtResourceLimitExceededError: a quota is used up.
+        :raises AmtResourceInUseError: the name is taken, and AWS shows no tuning job of this name.
         """
         candidate = self._first()
+        taken: AmtResourceInUseError | None = None
+        vanished = 0
         while True:
             self._on_name(candidate.name)
             if not candidate.known:
-                arn = self._create(candidate)
-                if arn is not None:
+                try:
+                    arn = self._create(candidate)
+                except AmtResourceInUseError as error:
+                    taken = error
+                else:
                     return Claimed(name=candidate.name, arn=arn, created_at=now, adopted=False)
             found = self._existing(candidate)
             if found is None:  # it is not there after all
+                if taken is not None:
+                    # A name that is taken by nothing: of a job that is being deleted, or not to be read yet.
+                    vanished += 1
+                    if vanished > MOST_VANISHED:
+                        raise taken
+                    self._pause()
                 candidate = self._candidate(candidate.generation, name=candidate.name)
                 continue
             progress, decision = found
@@ -247,8 +267,11 @@ class Claim:
 
     # -- the steps ----------------------------------------------------------------------------------------
 
-    def _create(self, candidate: _Candidate) -> str | None:
-        """Create the job; ``None`` if its name is taken."""
+    def _create(self, candidate: _Candidate) -> str:
+        """Create the job and return its ARN.
+
+        :raises AmtResourceInUseError: its name is taken.
+        """
         request = self._request
         request[NAME] = candidate.name
         request["Tags"] = with_tags(
@@ -257,16 +280,14 @@ class Claim:
                 **self._owner.tags(),
                 GENERATION_TAG: str(candidate.generation),
                 TRY_TAG: str(self._try_number),
+                **({TRY_ID_TAG: self._try_id} if self._try_id else {}),
                 WAITS_TAG: self._waits.value,
                 REQUEST_TAG: request_digest(request),
             },
         )
         self._before_create()
         self._remember(candidate)
-        try:
-            return str(self._call(lambda: self._hook().create_tuning_job(request)))
-        except AmtResourceInUseError:
-            return None
+        return str(self._call(lambda: self._hook().create_tuning_job(request)))
 
     def _remember(self, candidate: _Candidate) -> None:
         # Before the call: a name that does not exist costs the next try one call, one that is not known more.
@@ -285,9 +306,9 @@ class Claim:
         # A derived name holds a digest of the owner: it is ours even if its tags cannot be read.
         ours = self._owner.owns(tags) if tags is not None else self._derived
         if not ours:
-            raise AmtJobExistsError(
-                candidate.name, self._owner.tags(), ownership_tags(tags or {}), progress.status
-            )
+            if tags is None:
+                raise AmtUnknownOwnerError(candidate.name, self._owner.tags(), {}, progress.status)
+            raise AmtJobExistsError(candidate.name, self._owner.tags(), ownership_tags(tags), progress.status)
         ending = None
         if progress.status in TERMINAL_STATUSES:
             outcome = self._call(lambda: self._hook().outcome(candidate.name))
@@ -298,7 +319,7 @@ class Claim:
             if_exists=self._if_exists,
             ending=ending,
             delivered=candidate.delivered,
-            same_try=(tags or {}).get(TRY_TAG) == str(self._try_number),
+            same_try=self._try_id != "" and (tags or {}).get(TRY_ID_TAG) == self._try_id,
         )
         if decision.action is Existing.ADOPT:
             self._mark_adopted(candidate.name, progress.arn, tags or {})
@@ -328,7 +349,7 @@ class Claim:
             return _Candidate(
                 name=name, generation=candidate.generation, known=True, delivered=candidate.delivered
             )
-        if decision.action is Existing.REPLACE:
+        if decision.action is Existing.REPLACE and self._derived:
             self._log.info("Tuning job %s of an earlier try is stopped: %s.", name, decision.reason)
             detail = "replaced by a new one, as if_exists='new' asks"
             self._call(lambda: self._hook().stop_tuning_job(name, stopped_by="operator", detail=detail))

@@ -13,6 +13,7 @@
     │   ├── AmtValidationError               ValidationException
     │   └── AmtAccessDeniedError             AccessDeniedException and its kin
     └── AmtJobExistsError                the name belongs to somebody else's tuning job
+        └── AmtUnknownOwnerError             ... or whose it is cannot be told
 
 Nothing here imports Airflow, so that the domain and the embedded AMT can raise these. The classes that
 Airflow itself must recognise (``soft_fail``, retries) are in :mod:`airflow_amt.task_exceptions`.
@@ -34,6 +35,7 @@ __all__ = [
     "AmtResourceLimitExceededError",
     "AmtResourceNotFoundError",
     "AmtThrottledError",
+    "AmtUnknownOwnerError",
     "AmtValidationError",
 ]
 
@@ -159,6 +161,17 @@ class AmtJobExistsError(AmtError):
             f"A tuning job named {self.name!r} exists already ({self.status}) and belongs to somebody else: "
             f"it has {owner}; this task is {_owner(self.ours)}. It is not adopted. "
             "Fix: choose another HyperParameterTuningJobName, or leave the name out to get a derived one."
+        )
+
+
+class AmtUnknownOwnerError(AmtJobExistsError):
+    """A tuning job of this name exists, and whose it is cannot be told because its tags cannot be read."""
+
+    def __str__(self) -> str:
+        return (
+            f"A tuning job named {self.name!r} exists already ({self.status}), and its tags, which say whose "
+            f"it is, cannot be read. It is not adopted; this task is {_owner(self.ours)}. Fix: allow "
+            "sagemaker:ListTags, or leave HyperParameterTuningJobName out to get a derived name."
         )
 
 

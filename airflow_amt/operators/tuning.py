@@ -127,6 +127,7 @@ class WaitingOperator(TuningJobTask, BaseOperator):
             if reading.verdict is not watch.polling.Verdict.WAIT:
                 return reading.verdict
             if self.deferrable:
+                self.before_deferral()
                 # No timeout here: when it expires, Airflow fails the task without asking the operator,
                 # and the job runs on. The deadline travels with the trigger instead.
                 self.defer(
@@ -160,6 +161,9 @@ class WaitingOperator(TuningJobTask, BaseOperator):
         """Stop waiting after ``on_kill``; Airflow's SIGTERM alone would let the task poll on."""
         if self._killed:
             raise AmtTaskKilled(name, self.after_kill())
+
+    def before_deferral(self) -> None:
+        """Do what has to be done before the task's process ends with a deferral."""
 
     def after_kill(self) -> str:
         """Say what was done about the tuning job."""
@@ -318,9 +322,12 @@ class AmtTuningJobOperator(WaitingOperator):
         self._task_key = ("", "", "", -1)
         self._store: Store | None = None
         self._try_number = 1
+        self._try_id = ""
         self._retry_left = False
         self._killer: threading.Thread | None = None
         self._kill_report: str | None = None
+        # The name that the report is about.
+        self._killed_job: str | None = None
 
     # -- the task -----------------------------------------------------------------------------------------
 
@@ -346,13 +353,25 @@ class AmtTuningJobOperator(WaitingOperator):
 
     def _start(self, context: Context, begun: _Begun) -> dict[str, Any]:
         owner = _owner(context)
-        self._take_up(context, None)
-        checked = self._checked(owner)
-        self._warn_if_endless(checked.request)
-        try:
-            claimed = self._claim(context, owner, checked)
-        except AmtResourceLimitExceededError as error:
-            return self._wait_for_quota(context, begun, checked, error)
+        while True:
+            self._take_up(context, None)
+            checked = self._checked(owner)
+            self._warn_if_endless(checked.request)
+            try:
+                claimed = self._claim(context, owner, checked, begun)
+            except AmtResourceLimitExceededError as error:
+                refusal = error
+            else:
+                return self._go_on(context, claimed, begun.deadline(claimed.created_at, checked.limit))
+            begun = self._wait_for_quota(begun, checked, refusal)
+
+    def _go_on(
+        self, context: Context, claimed: Claimed, ends: tuple[datetime | None, str | None]
+    ) -> dict[str, Any]:
+        """Publish the job and, if that is wanted, wait for its end.
+
+        :param ends: the deadline, and the argument that set it.
+        """
         self._job_arn = claimed.arn
         self.raise_if_killed(claimed.name)
         context["ti"].xcom_push(key=NAME_KEY, value=claimed.name)
@@ -365,7 +384,7 @@ class AmtTuningJobOperator(WaitingOperator):
                 "tuning_job_arn": claimed.arn,
                 "status": tuning.TuningProgress.from_describe(description).status,
             }
-        deadline, limit = begun.deadline(claimed.created_at, checked.limit)
+        deadline, limit = ends
         return self._follow(context, claimed.name, deadline=deadline, state={"limit": limit})
 
     def _take_up(self, context: Context, name: str | None) -> None:
@@ -377,6 +396,7 @@ class AmtTuningJobOperator(WaitingOperator):
             context["map_index_template"] = _MAP_INDEX_TEMPLATE
         self._task_key = (ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
         self._try_number = ti.try_number
+        self._try_id = str(getattr(ti, "id", "") or "")
         self._retry_left = ti.try_number <= (getattr(ti, "max_tries", None) or 0)
 
     def _follow(
@@ -418,6 +438,7 @@ class AmtTuningJobOperator(WaitingOperator):
             result["description_path"] = self._write_description(name)
             context["ti"].xcom_push(key=OUTCOME_KEY, value=result)
         judgement = self._policy().judge(outcome)
+        self.log.info("The task is to %s: %s.", judgement.ending.value, judgement.because)
         if judgement.ending is tuning.judgement.Ending.SUCCEED:
             self._tell_outlets(context, result)
             return result
@@ -510,7 +531,7 @@ class AmtTuningJobOperator(WaitingOperator):
                 error,
             )
 
-    def _claim(self, context: Context, owner: Owner, checked: _Checked) -> Claimed:
+    def _claim(self, context: Context, owner: Owner, checked: _Checked, begun: _Begun) -> Claimed:
         """Create the job, or find the one that an earlier try created."""
         request = checked.request
         self._expand_roles(request)
@@ -519,6 +540,12 @@ class AmtTuningJobOperator(WaitingOperator):
         s3_operations: list[Any] = [] if checked.s3_operations is None else [checked.s3_operations]
 
         def before_create() -> None:
+            self.raise_if_killed(self._job_name)
+            if begun.timeout_at is not None and datetime.now(UTC) >= begun.timeout_at:
+                since = "" if begun.quota_since is None else f", a quota used up since {begun.quota_since}"
+                raise _compat.AirflowTaskTimeout(
+                    f"execution_timeout is over{since}: no tuning job is created"
+                )
             if s3_operations and self._describe_or_none(str(request[_NAME])) is None:
                 self._run_s3_operations(s3_operations.pop())
 
@@ -528,6 +555,7 @@ class AmtTuningJobOperator(WaitingOperator):
             hook=lambda: self.hook,
             owner=owner,
             try_number=self._try_number,
+            try_id=self._try_id,
             request=request,
             derived=checked.derived,
             prefix=self.job_name_prefix,
@@ -549,6 +577,7 @@ class AmtTuningJobOperator(WaitingOperator):
 
     def _set_name(self, name: str) -> None:
         self._job_name = name
+        self.raise_if_killed(name)
 
     def _pause(self) -> None:
         self._sleep(self._interval())
@@ -587,7 +616,11 @@ class AmtTuningJobOperator(WaitingOperator):
             "WarmStartType": kind,
             "ParentHyperParameterTuningJobs": [{"HyperParameterTuningJobName": name}],
         }
-        problems = tuning.check_warm_start({**request, "WarmStartConfig": warm}, {name: parent})
+        warmed = {**request, "WarmStartConfig": warm}
+        problems = [
+            *tuning.check_warm_start(warmed, {name: parent}),
+            *tuning.warm_start.check_training_job_limit(warmed, {name: parent}),
+        ]
         if problems:
             # A changed request is no reason for a scheduled run to fail: it begins anew, and says why.
             self.log.warning(
@@ -603,18 +636,25 @@ class AmtTuningJobOperator(WaitingOperator):
     # -- quota --------------------------------------------------------------------------------------------
 
     def _wait_for_quota(
-        self, context: Context, begun: _Begun, checked: _Checked, error: AmtResourceLimitExceededError
-    ) -> dict[str, Any]:
-        """Try again later, unless that is not wanted or the time for it is over."""
+        self, begun: _Begun, checked: _Checked, error: AmtResourceLimitExceededError
+    ) -> _Begun:
+        """Wait until it is time to try again, or defer until then.
+
+        :raises AmtResourceLimitExceededError: that is not wanted, or the time for it is over.
+        """
         if checked.quota_timeout is None:
             raise error
         now = datetime.now(UTC)
         since = begun.quota_since or now
         wait = min(_QUOTA_WAIT_SECONDS * 2.0**begun.quota_attempts, _QUOTA_LONGEST_WAIT_SECONDS)
         wait *= uniform(0.8, 1.2)  # noqa: S311 - tasks that were refused together shall not come together again
-        left = (since + checked.quota_timeout - now).total_seconds()
+        ends = [(since + checked.quota_timeout, "quota_timeout")]
+        if begun.timeout_at is not None:
+            ends.append((begun.timeout_at, "execution_timeout"))
+        end, limit = min(ends)
+        left = (end - now).total_seconds()
         if left <= 0:
-            self.log.error("The quota was used up for %s: giving up.", now - since)
+            self.log.error("The quota has been used up since %s, and %s is over: giving up.", since, limit)
             raise error
         wait = min(wait, left)
         begun = begun.refused(since)
@@ -630,7 +670,7 @@ class AmtTuningJobOperator(WaitingOperator):
             )
         self._sleep(wait)
         self.raise_if_killed(None)
-        return self._start(context, begun)
+        return begun
 
     # -- kill ---------------------------------------------------------------------------------------------
 
@@ -655,20 +695,27 @@ class AmtTuningJobOperator(WaitingOperator):
 
     def after_kill(self) -> str:
         """Say what was done about the tuning job."""
-        if self._killer is None:
+        if not self.stop_on_kill:
             return super().after_kill()
-        self._killer.join(_ON_KILL_REST_SECONDS)
-        if self._killer.is_alive():
-            return "stopping the tuning job hangs"
-        if self._kill_report is None:
-            # It did not exist yet when the signal came, and may have been created since.
+        if self._killer is not None:
+            self._killer.join(_ON_KILL_REST_SECONDS)
+            if self._killer.is_alive():
+                return "stopping the tuning job hangs"
+        if self._kill_report is None or self._killed_job != self._job_name:
+            # When the signal came there was none, or an earlier try's, and one may have been created since.
             self._settle_kill(False)
         return self._kill_report or "no tuning job was created"
+
+    def before_deferral(self) -> None:
+        """Wait for the thread of a kill that came just now: it would die with this process."""
+        if self._killer is not None:
+            self._killer.join(_ON_KILL_REST_SECONDS)
 
     def _settle_kill(self, timed_out: bool) -> None:
         name = self._job_name
         if name is None:
             return
+        self._killed_job, self._kill_report = name, None
         if timed_out:
             decision = tuning.custody.KillDecision(stop=True, reason="execution_timeout is over")
         else:
@@ -678,10 +725,14 @@ class AmtTuningJobOperator(WaitingOperator):
             self.log.warning("Tuning job %s is not stopped: %s.", name, decision.reason)
             return
         try:
-            self.hook.stop_tuning_job(
+            stopped = self.hook.stop_tuning_job(
                 name, stopped_by="deadline" if timed_out else "on_kill", detail=decision.reason
             )
-            self._kill_report = f"the tuning job is being stopped, because {decision.reason}"
+            self._kill_report = (
+                f"the tuning job is being stopped, because {decision.reason}"
+                if stopped
+                else "the tuning job was over, or being stopped, already"
+            )
         except AmtResourceNotFoundError:
             self.log.info("Tuning job %s was not created yet.", name)
         except AmtAwsError as error:
@@ -704,7 +755,11 @@ class AmtTuningJobOperator(WaitingOperator):
                 self.log.warning("The tuning job's tags cannot be read: %s", error)
         custody = tuning.custody
         return custody.decide_on_kill(
-            state, place=custody.Place.WORKER, retry_left=self._retry_left, superseded=superseded
+            state,
+            place=custody.Place.WORKER,
+            # A next try that adopts nothing does not come back for this job.
+            retry_left=self._retry_left and self.if_exists != "fail",
+            superseded=superseded,
         )
 
     def _superseded(self, name: str) -> bool:
@@ -726,6 +781,15 @@ class AmtTuningJobOperator(WaitingOperator):
         if_exists = _choice(
             "if_exists", self.if_exists, [one.value for one in tuning.custody.IfExists], problems
         )
+        if if_exists == "new" and self._given().get(_NAME) is not None:
+            problems.append(
+                AmtFieldError(
+                    "if_exists",
+                    if_exists,
+                    f"config gives a name ({self._given()[_NAME]}), which no second tuning job can have",
+                    f"leave {_NAME} out of config; job_name_prefix gives a derived name its start",
+                )
+            )
         warm_start = self._parsed_warm_start(request, problems)
         # Two checks may find fault with one field; the first to do so is the more specific one.
         by_field: dict[str, AmtFieldError] = {}
@@ -832,6 +896,7 @@ class AmtTuningJobOperator(WaitingOperator):
                 )
             )
         if request.get("Tags") is None or isinstance(request["Tags"], list):
+            _collect(problems, lambda: tuning.naming.check_room_for_tags(request.get("Tags") or []))
             request["Tags"] = tuning.naming.with_tags(
                 request.get("Tags") or [], {**owner.tags(), tuning.naming.GENERATION_TAG: "1"}
             )

@@ -17,7 +17,7 @@ from airflow_amt._lazy_hook import LazyHook
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import to_payload
 from airflow_amt.tuning.custody import UNREADABLE, Place, decide_on_kill
-from airflow_amt.watch.polling import MAX_FAILURES_IN_A_ROW, Reading, TuningJobReader, Verdict
+from airflow_amt.watch.polling import MAX_FAILURES_IN_A_ROW, Reading, TuningJobReader, Verdict, patiently
 
 #: Version of the stored arguments and of the event.
 TRIGGER_VERSION = 2
@@ -28,6 +28,7 @@ _JITTER = 0.1
 #: Airflow gives ``on_kill`` 30 seconds (``[triggerer] on_kill_timeout``); ours must be over before.
 _ON_KILL_SECONDS = 25.0
 _STATE_ATTEMPTS = 3
+_STOP_ATTEMPTS = 5
 _STATE_PAUSE_SECONDS = 2.0
 
 
@@ -192,7 +193,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         """
         if not self.stop_on_kill:
             self.log.info(
-                "The task was killed; tuning job %s runs on (stop_on_kill is off).", self.tuning_job_name
+                "The trigger was ended; tuning job %s runs on (stop_on_kill is off).", self.tuning_job_name
             )
             return
         try:
@@ -213,7 +214,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         another one. The task's state tells these from a kill, as in :meth:`on_kill`. A trigger that has
         fired leaves the job to its task.
         """
-        if self._watching and not _compat.triggers_hear_of_kills():
+        if self._watching and self.stop_on_kill and not _compat.triggers_hear_of_kills():
             await self.on_kill()
 
     def _stop_if_killed(self) -> None:
@@ -226,7 +227,22 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 decision.reason,
             )
             return
-        self.hook.stop_tuning_job(self.tuning_job_name, stopped_by="on_kill", detail=decision.reason)
+        try:
+            patiently(
+                lambda: self.hook.stop_tuning_job(
+                    self.tuning_job_name, stopped_by="on_kill", detail=decision.reason
+                ),
+                interval_seconds=1.0,
+                log=self.log,
+                most=_STOP_ATTEMPTS,
+            )
+        except Exception:
+            # Whatever it is, nobody else hears of it: Airflow suppresses what a cleanup raises.
+            self.log.exception(
+                "Tuning job %s could not be stopped and may run on. Stop it with AmtStopTuningJobOperator or "
+                "`airflow-amt reap`.",
+                self.tuning_job_name,
+            )
 
     def _task_state(self) -> str | None:
         """Return the task instance's state, ``None`` if it has none or is gone, or ``UNREADABLE``."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from airflow_amt.tuning import report as report
     from airflow_amt.tuning import request as request
     from airflow_amt.tuning import values as values
+    from airflow_amt.tuning import warm_start as warm_start
     from airflow_amt.tuning.branching import OutcomeGroup, branch_on_outcome
     from airflow_amt.tuning.builder import (
         AutoParameter,
@@ -262,6 +263,7 @@ _PARTS = frozenset(
         "report",
         "request",
         "values",
+        "warm_start",
     }
 )
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from airflow_amt.exceptions import AmtFieldError, AmtRequestError
+
 #: Longest tuning job name (SageMaker API, ``HyperParameterTuningJobName``).
 MAX_NAME_LENGTH = 32
 MAX_TAG_VALUE_LENGTH = 256
@@ -29,6 +31,8 @@ DEPLOYMENT_TAG = f"{TAG_PREFIX}deployment"
 GENERATION_TAG = f"{TAG_PREFIX}generation"
 #: Try number of the task instance that created the job or, later, adopted it.
 TRY_TAG = f"{TAG_PREFIX}try"
+#: Id of the task instance's try (Airflow gives every try of every DAG run its own) that created it.
+TRY_ID_TAG = f"{TAG_PREFIX}try-id"
 #: What the task does about the job: :class:`Waits`.
 WAITS_TAG = f"{TAG_PREFIX}waits"
 #: Digest of the request, to tell that a task adopts a job that it would create differently now.
@@ -37,6 +41,9 @@ REQUEST_TAG = f"{TAG_PREFIX}request"
 DELIVERED_TAG = f"{TAG_PREFIX}delivered"
 #: When the task was about to fail with the job's outcome, ISO 8601.
 REPORTED_TAG = f"{TAG_PREFIX}reported"
+
+#: Most tags of a tuning job (SageMaker API, ``TagList``).
+MAX_TAGS = 50
 
 #: Jobs that one task instance may start, one a failed try, before something is clearly wrong.
 MAX_GENERATION = 999
@@ -163,3 +170,44 @@ def with_tags(tags: list[Any], ours: Mapping[str, str]) -> list[Any]:
     """Return the tags, in the API's form, with ours in place of others of the same key."""
     kept = [tag for tag in tags if not (isinstance(tag, Mapping) and tag.get("Key") in ours)]
     return [*kept, *to_tag_list(ours)]
+
+
+def own_tags() -> frozenset[str]:
+    """Return the keys of all tags that this provider gives a tuning job in its life."""
+    owner = Owner(dag_id="", run_id="", task_id="", deployment="any").tags()
+    return frozenset(
+        {
+            *owner,
+            GENERATION_TAG,
+            TRY_TAG,
+            TRY_ID_TAG,
+            WAITS_TAG,
+            REQUEST_TAG,
+            STOPPED_BY_TAG,
+            STOPPED_DETAIL_TAG,
+            DELIVERED_TAG,
+            REPORTED_TAG,
+        }
+    )
+
+
+def check_room_for_tags(tags: Iterable[Any]) -> None:
+    """Check that a request's own tags leave room for this provider's.
+
+    :param tags: tags in the API's form; what is no tag is somebody else's to find fault with.
+    :raises AmtRequestError: they do not.
+    """
+    ours = own_tags()
+    theirs = [tag for tag in tags if not (isinstance(tag, Mapping) and tag.get("Key") in ours)]
+    room = MAX_TAGS - len(ours)
+    if len(theirs) > room:
+        raise AmtRequestError(
+            [
+                AmtFieldError(
+                    "Tags",
+                    f"{len(theirs)} tags",
+                    f"at most {room}: AWS allows {MAX_TAGS}, and this provider writes up to {len(ours)}",
+                    "leave some out",
+                )
+            ]
+        )

@@ -21,6 +21,9 @@ from typing import Any, TypeGuard
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.criteria import CompletionCriteria
 
+#: Most training jobs of one tuning job by strategy (developer guide, "Resource limits for automatic model
+#: tuning"), at what the quota can be raised to. The guide excepts Random alone: Grid has the general 750.
+MAX_TRAINING_JOBS = {"Bayesian": 750, "Random": 10_000, "Grid": 750, "Hyperband": 750}
 #: Most hyperparameters that one tuning job may search over (developer guide, quotas).
 MAX_TUNED_HYPERPARAMETERS = 30
 #: Most hyperparameters of one training job, static and tuned (developer guide, "Define Hyperparameter

@@ -13,6 +13,7 @@ from typing import Any
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.tuning.history import finite
 from airflow_amt.tuning.request import (
+    MAX_TRAINING_JOBS,
     OBJECTIVE_HYPERPARAMETER,
     RANGE_KINDS,
     objective,
@@ -105,6 +106,36 @@ def launched_training_jobs(description: Mapping[str, Any]) -> int:
     """
     counters = description.get("TrainingJobStatusCounters") or {}
     return sum(count for count in counters.values() if count is not None)
+
+
+def check_training_job_limit(
+    request: Mapping[str, Any], parents: Mapping[str, Mapping[str, Any] | None]
+) -> list[AmtFieldError]:
+    """Say whether the training jobs of the parents and of the new tuning job are more than AMT allows.
+
+    AWS refuses that with ``ResourceLimitExceeded``, which no waiting mends. An account may have another
+    limit: what is checked is the highest that the developer guide knows.
+
+    :param request: the request, with its warm start.
+    :param parents: descriptions by name, as for :func:`check_warm_start`.
+    """
+    config = request.get("HyperParameterTuningJobConfig") or {}
+    most = MAX_TRAINING_JOBS.get(str(config.get("Strategy")))
+    wanted = (config.get("ResourceLimits") or {}).get("MaxNumberOfTrainingJobs")
+    if most is None or not isinstance(wanted, int):
+        return []
+    before = sum(launched_training_jobs(one) for one in parents.values() if one is not None)
+    if before + wanted <= most:
+        return []
+    return [
+        AmtFieldError(
+            "HyperParameterTuningJobConfig.ResourceLimits.MaxNumberOfTrainingJobs",
+            wanted,
+            f"at most {max(0, most - before)}: those of all parents ({before}) count towards the limit of "
+            f"{most} training jobs",
+            "ask for fewer, or start anew",
+        )
+    ]
 
 
 def _problems(

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID, uuid4
 
 try:
     from airflow.sdk.exceptions import TaskDeferred
@@ -166,6 +167,7 @@ class FakeTaskInstance:
     map_index: int | None = -1
     try_number: int = 1
     max_tries: int = 0
+    id: UUID = field(default_factory=uuid4)
     xcom: dict[str, Any] = field(default_factory=dict)
 
     def xcom_push(self, key: str, value: Any) -> None:

@@ -5,7 +5,14 @@ import pickle
 import pytest
 
 from airflow_amt import exceptions
-from airflow_amt.exceptions import AmtAwsError, AmtError, AmtFieldError, AmtJobExistsError, AmtRequestError
+from airflow_amt.exceptions import (
+    AmtAwsError,
+    AmtError,
+    AmtFieldError,
+    AmtJobExistsError,
+    AmtRequestError,
+    AmtUnknownOwnerError,
+)
 
 AWS_ERRORS: list[type[AmtAwsError]] = [AmtAwsError, *AmtAwsError.__subclasses__()]
 FIELD = AmtFieldError("a.b", "x" * 500, "short", "cut it")
@@ -13,6 +20,7 @@ EXAMPLES: list[AmtError] = [
     FIELD,
     AmtRequestError([FIELD, AmtFieldError("c", None, "required", "add it")]),
     AmtJobExistsError("churn", {"airflow-amt:dag-id": "mine"}, {}, "InProgress"),
+    AmtUnknownOwnerError("churn", {"airflow-amt:dag-id": "mine"}, {}, "InProgress"),
     *(
         kind("DescribeHyperParameterTuningJob", "ResourceNotFound", "gone", 400, "id-1")
         for kind in AWS_ERRORS

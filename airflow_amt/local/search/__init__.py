@@ -21,6 +21,7 @@ from airflow_amt.local.search.space import (
 )
 from airflow_amt.local.search.strategies import Evaluation, GridSearch, Prior, RandomSearch, Search
 from airflow_amt.tuning.criteria import ObjectiveType
+from airflow_amt.tuning.request import MAX_TRAINING_JOBS
 
 __all__ = [
     "MAX_TRAINING_JOBS",
@@ -41,10 +42,6 @@ __all__ = [
 ]
 
 STRATEGIES = ("Bayesian", "Random", "Grid", "Hyperband")
-
-#: Most training jobs of one tuning job (developer guide, "Resource limits for automatic model tuning"), at
-#: what the quota can be raised to. The guide excepts Random alone, so that Grid has the general 750 here.
-MAX_TRAINING_JOBS = {"Bayesian": 750, "Random": 10_000, "Grid": 750, "Hyperband": 750}
 
 
 def bayesian_available() -> bool:

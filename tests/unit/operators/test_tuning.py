@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 import time
@@ -16,14 +17,21 @@ import pytest
 from airflow.sdk import Asset
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
+try:
+    from airflow.sdk.exceptions import TaskDeferred
+except ImportError:  # Airflow 3.1
+    from airflow.exceptions import TaskDeferred  # type: ignore[no-redef]
+
 from airflow_amt import _compat
 from airflow_amt.exceptions import (
     AmtAccessDeniedError,
     AmtJobExistsError,
     AmtRequestError,
+    AmtResourceInUseError,
     AmtResourceLimitExceededError,
     AmtResourceNotFoundError,
     AmtThrottledError,
+    AmtUnknownOwnerError,
 )
 from airflow_amt.hooks.errors import aws_error
 from airflow_amt.operators.tuning import AmtTuningJobOperator
@@ -35,7 +43,7 @@ from airflow_amt.task_exceptions import (
     AmtTuningJobTimeout,
 )
 from airflow_amt.tuning import CompletionCriteria, Owner, derive_job_name
-from airflow_amt.tuning.naming import request_digest
+from airflow_amt.tuning.naming import own_tags, request_digest
 from airflow_amt.watch import polling
 from tests.unit.requests import create_request, set_path
 from tests.unit.tasks import (
@@ -89,7 +97,8 @@ def run(hook: FakeHook, config: dict[str, Any] | None = None, **options: Any) ->
 def test_the_request_is_sent_as_it_is_with_ownership_tags() -> None:
     hook = FakeHook({NAME: ["Completed"]})
     config = create_request(Tags=[{"Key": "team", "Value": "ml"}])
-    run(hook, config)
+    context = task_context()
+    run_task(lambda: operator(config), context, hook)
     (sent,) = hook.named("create")
     tags = {tag["Key"]: tag["Value"] for tag in sent.pop("Tags")}
     expected = create_request()
@@ -102,6 +111,7 @@ def test_the_request_is_sent_as_it_is_with_ownership_tags() -> None:
         "airflow-amt:map-index": "-1",
         "airflow-amt:generation": "1",
         "airflow-amt:try": "1",
+        "airflow-amt:try-id": str(context["ti"].id),
         "airflow-amt:waits": "yes",
         "airflow-amt:request": request_digest(expected),
     }
@@ -510,15 +520,64 @@ def test_a_given_name_of_an_own_job_that_is_over_is_an_error_that_says_so() -> N
         run(hook)
 
 
-@pytest.mark.parametrize("tags", [{}, {"airflow-amt:dag-id": "other"}, None])
-def test_a_given_name_of_somebody_elses_job_is_an_error_with_both_owners(
-    tags: dict[str, str] | None,
+def test_a_given_name_whose_owner_cannot_be_told_is_an_error_that_says_what_is_missing() -> None:
+    with pytest.raises(AmtUnknownOwnerError, match="allow sagemaker:ListTags"):
+        run(FakeHook({NAME: ["InProgress"]}, {NAME: None}))
+
+
+def test_a_name_that_is_taken_by_nothing_is_an_error_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_amt._claim.MOST_VANISHED", 2)
+
+    class Taken(FakeHook):
+        def create_tuning_job(self, request: Any) -> str:
+            self.calls.append(("create", None))
+            raise aws_error("CreateHyperParameterTuningJob", "ResourceInUse", "it is taken", 400)
+
+    hook = Taken()
+    with pytest.raises(AmtResourceInUseError, match="it is taken"):
+        run(hook)
+    assert len(hook.named("create")) == 3
+
+
+@pytest.mark.parametrize(("if_exists", "second"), [("adopt", 2), ("new", 2), ("fail", None)])
+def test_a_dag_run_that_was_deleted_and_made_anew_has_a_job_of_its_own(
+    if_exists: str, second: int | None
 ) -> None:
+    """Its first try has the number of the one that is gone, but not its id."""
+    hook = FakeHook({DERIVED: ["InProgress"]})
+    run(hook, unnamed(), wait_for_completion=False)
+    hook.stop_tuning_job(DERIVED, stopped_by="on_kill")
+    hook.tags_of[DERIVED]["airflow-amt:stopped-by"] = "on_kill"  # type: ignore[index]
+    if second is None:
+        with pytest.raises(AmtOwnJobEndedError):
+            run(hook, unnamed(), if_exists=if_exists)
+        return
+    started, _ = run(hook, unnamed(), if_exists=if_exists, wait_for_completion=False)
+    assert started["tuning_job_name"] == derive_job_name(OWNER, generation=second)
+
+
+def test_if_exists_new_is_refused_beside_a_given_name() -> None:
+    hook = FakeHook()
+    with pytest.raises(AmtRequestError, match=r"if_exists: 'new'.*config gives a name \(churn-model\)"):
+        run(hook, if_exists="new")
+    assert hook.calls == []
+
+
+def test_tags_must_leave_room_for_all_that_the_job_will_get() -> None:
+    room = 50 - len(own_tags())
+    tags = [{"Key": f"team-{number}", "Value": "ml"} for number in range(room + 1)]
+    run(FakeHook({NAME: ["Completed"]}), {**create_request(), "Tags": tags[:-1]})
+    with pytest.raises(AmtRequestError, match=rf"Tags: '{room + 1} tags' is not accepted: at most {room}"):
+        run(FakeHook(), {**create_request(), "Tags": tags})
+
+
+@pytest.mark.parametrize("tags", [{}, {"airflow-amt:dag-id": "other"}])
+def test_a_given_name_of_somebody_elses_job_is_an_error_with_both_owners(tags: dict[str, str]) -> None:
     hook = FakeHook({NAME: ["InProgress"]}, {NAME: tags})
     with pytest.raises(AmtJobExistsError, match="belongs to somebody else") as caught:
         run(hook)
     assert caught.value.ours == OWNER.tags()
-    assert caught.value.theirs == (tags or {})
+    assert caught.value.theirs == tags
 
 
 # --- how it ends -------------------------------------------------------------------------------
@@ -802,6 +861,72 @@ def test_a_kill_during_the_create_call_stops_the_job_that_it_created(state_of_th
     assert [name for name, _, _ in hook.named("stop")] == [NAME, NAME]
 
 
+def test_a_kill_before_there_is_a_name_creates_nothing(state_of_the_task: list[Any]) -> None:
+    class Slow(FakeHook):
+        def expand_role(self, role: str, region_name: str | None = None) -> str:
+            task.on_kill()
+            return super().expand_role(role)
+
+    hook = Slow()
+    config = create_request()
+    set_path(config, "TrainingJobDefinition.RoleArn", "training")
+    task = operator(config)
+    use_hook(task, hook)
+    with pytest.raises(AmtTaskKilled, match="no tuning job was created"):
+        task.execute(task_context())
+    assert hook.named("create") == []
+
+
+def test_a_kill_while_an_earlier_job_is_looked_at_starts_no_other(state_of_the_task: list[Any]) -> None:
+    class Slow(FakeHook):
+        def outcome(self, name: str, **options: Any) -> Any:
+            task.on_kill()
+            return super().outcome(name, **options)
+
+    hook = Slow({DERIVED: ["Failed"]}, {DERIVED: {**OWNER.tags(), "airflow-amt:try": "1"}})
+    task = operator(unnamed())
+    use_hook(task, hook)
+    with pytest.raises(AmtTaskKilled, match="no tuning job was created"):
+        task.execute(task_context(try_number=2))
+    assert hook.named("create") == []
+
+
+def test_a_kill_while_the_next_job_is_created_stops_that_one(state_of_the_task: list[Any]) -> None:
+    class Slow(FakeHook):
+        def create_tuning_job(self, request: Any) -> str:
+            if request["HyperParameterTuningJobName"] == second:
+                task.on_kill()
+            return super().create_tuning_job(request)
+
+    second = derive_job_name(OWNER, generation=2)
+    hook = Slow({DERIVED: ["Failed"]}, {DERIVED: {**OWNER.tags(), "airflow-amt:try": "1"}})
+    task = operator(unnamed())
+    use_hook(task, hook)
+    with pytest.raises(AmtTaskKilled, match="is being stopped"):
+        task.execute(task_context(try_number=2))
+    assert hook.describe_tuning_job(second)["HyperParameterTuningJobStatus"] == "Stopped"
+
+
+def test_a_deferral_waits_for_the_thread_of_a_kill() -> None:
+    """The process ends with the deferral, and the thread with it."""
+    task = operator(deferrable=True)
+    use_hook(task, FakeHook())
+    task._killer = threading.Thread(target=time.sleep, args=(0.3,))
+    task._killer.start()
+    with pytest.raises(TaskDeferred):
+        task.execute(task_context())
+    assert not task._killer.is_alive()
+
+
+def test_a_next_try_that_adopts_nothing_is_no_reason_to_leave_the_job(
+    killed: list[AmtTuningJobOperator], state_of_the_task: list[Any]
+) -> None:
+    state_of_the_task[0] = "running"
+    hook = FakeHook()
+    run_killed(hook, killed, tries=1, if_exists="fail")
+    assert len(hook.named("stop")) == 1
+
+
 def test_the_end_of_execution_timeout_stops_the_job(state_of_the_task: list[Any]) -> None:
     """As Airflow calls it: in its handler of the timeout, while the task's state is still running."""
     state_of_the_task[0] = "running"
@@ -1010,6 +1135,58 @@ def test_a_quota_is_not_waited_for_longer_than_asked(
             hook,
             most_deferrals=50,
         )
+
+
+@WAYS
+def test_a_quota_is_not_waited_for_after_execution_timeout(
+    deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_amt.operators.tuning._QUOTA_WAIT_SECONDS", 0.01)
+    hook = Full()
+    hook.refusals = 1000
+    with pytest.raises(_compat.AirflowTaskTimeout, match="execution_timeout is over, a quota used up since"):
+        run_task(
+            lambda: operator(
+                on_quota="wait", deferrable=deferrable, execution_timeout=timedelta(seconds=0.3)
+            ),
+            task_context(),
+            hook,
+            most_deferrals=50,
+        )
+
+
+def test_no_job_is_created_after_execution_timeout() -> None:
+    hook = FakeHook()
+    state = {"waits_for": "quota", "timeout_at": "2026-01-01T00:00:00+00:00", "quota_attempts": 1}
+    task = operator(on_quota="wait", deferrable=True, execution_timeout=timedelta(hours=1))
+    use_hook(task, hook)
+    with pytest.raises(_compat.AirflowTaskTimeout, match="no tuning job is created"):
+        task.execute_complete(task_context(), {"event": "quota", "state": state})
+    assert hook.named("create") == []
+
+
+def test_waiting_for_a_quota_on_a_worker_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_amt.operators.tuning._QUOTA_WAIT_SECONDS", 0.0)
+    depths: list[int] = []
+
+    class Deep(Full):
+        def create_tuning_job(self, request: Any) -> str:
+            depths.append(len(inspect.stack(0)))
+            return super().create_tuning_job(request)
+
+    hook = Deep({NAME: ["Completed"]})
+    hook.refusals = 20
+    run(hook, on_quota="wait")
+    assert len(depths) == 21
+    assert len(set(depths)) == 1
+
+
+def test_the_log_says_which_rule_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = loud_log()
+    monkeypatch.setattr(AmtTuningJobOperator, "log", log)
+    with pytest.raises(AmtTuningJobFailed):
+        run(FakeHook({NAME: ["Failed"]}))
+    assert "info: The task is to fail: it is Failed." in log.lines
 
 
 def test_by_default_a_used_up_quota_fails_the_task() -> None:

@@ -260,6 +260,35 @@ def test_a_kill_leaves_the_job_alone_when_told_so(monkeypatch: pytest.MonkeyPatc
     assert hook.calls == []
 
 
+class Stubborn(FakeHook):
+    """A hook whose stops are throttled so often."""
+
+    refusals = 0
+
+    def stop_tuning_job(self, name: str, **options: Any) -> bool:
+        if self.refusals:
+            self.refusals -= 1
+            raise THROTTLED
+        return super().stop_tuning_job(name, **options)
+
+
+def test_a_stop_that_is_throttled_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = Stubborn({NAME: ["InProgress"]})
+    hook.refusals = 2
+    kill(hook, "failed", monkeypatch)
+    assert len(hook.named("stop")) == 1
+
+
+def test_a_stop_that_fails_is_told_with_the_jobs_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = loud_log()
+    monkeypatch.setattr(AmtTuningJobTrigger, "log", log)
+    hook = Stubborn({NAME: ["InProgress"]})
+    hook.refusals = 100
+    kill(hook, "failed", monkeypatch)
+    assert hook.refusals == 95
+    assert log.lines[-1].startswith(f"exception: Tuning job {NAME} could not be stopped and may run on.")
+
+
 def test_a_kill_outside_of_a_triggerer_does_not_stop_the_job() -> None:
     hook = FakeHook({NAME: ["InProgress"]})
     asyncio.run(trigger(hook, stop_on_kill=True).on_kill())

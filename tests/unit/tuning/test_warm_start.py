@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from airflow_amt.tuning import check_warm_start, prior_evaluations
-from airflow_amt.tuning.warm_start import launched_training_jobs
+from airflow_amt.tuning.warm_start import check_training_job_limit, launched_training_jobs
 from tests.unit.requests import create_request, set_path
 
 CONFIG = "HyperParameterTuningJobConfig"
@@ -285,3 +285,29 @@ def test_training_jobs_that_a_parent_has_launched() -> None:
     assert launched_training_jobs({}) == 0
     counters = {"Completed": 3, "InProgress": 0, "RetryableError": 1, "NonRetryableError": 2, "Stopped": 4}
     assert launched_training_jobs({"TrainingJobStatusCounters": counters}) == 10
+
+
+@pytest.mark.parametrize(
+    ("strategy", "wanted", "launched", "most"),
+    [
+        ("Bayesian", 350, [400], None),
+        ("Bayesian", 351, [400], 350),
+        ("Bayesian", 10, [400, 400], 0),
+        ("Random", 9_000, [1_000], None),
+        ("Random", 9_001, [1_000], 9_000),
+        ("Bayesian", None, [700], None),
+    ],
+)
+def test_training_jobs_of_parents_count_towards_the_limit(
+    strategy: str, wanted: int | None, launched: list[int], most: int | None
+) -> None:
+    limits = {} if wanted is None else {"MaxNumberOfTrainingJobs": wanted}
+    request = {"HyperParameterTuningJobConfig": {"Strategy": strategy, "ResourceLimits": limits}}
+    parents = {
+        f"parent-{position}": {"TrainingJobStatusCounters": {"Completed": count}}
+        for position, count in enumerate(launched)
+    }
+    problems = check_training_job_limit(request, parents)
+    assert [problem.limit.partition(":")[0] for problem in problems] == (
+        [] if most is None else [f"at most {most}"]
+    )
