@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,7 +23,7 @@ from airflow_amt.watch.ended import STATE_VERSION, EndedJobsReader, JobFilter
 from airflow_amt.watch.polling import LONGEST_BACKOFF_SECONDS
 
 #: Version of the stored arguments.
-TRIGGER_VERSION = 1
+TRIGGER_VERSION = 2
 
 #: Version of the event's payload.
 EVENT_VERSION = 1
@@ -47,6 +47,13 @@ _SETTLE_SECONDS = 10.0
 
 #: Longest time without a write of the state while nothing ends.
 _SAVE_SECONDS = 300.0
+
+#: Between two messages of a trigger that cannot use its stored arguments.
+_REMIND_SECONDS = 600.0
+
+#: How Airflow before 3.3 gives a watcher's arguments back that are no plain values (seen with 3.2.2 and
+#: 3.1.8), and how it means to store them: key of the kind, key of the value.
+_ENCODINGS = (("Encoding.TYPE", "Encoding.VAR"), ("__type", "__var"))
 
 _STATE_ATTEMPTS = 3
 _STATE_PAUSE_SECONDS = 2.0
@@ -82,58 +89,60 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
     :param name_prefix: only jobs whose name begins so.
     :param name_contains: only jobs whose name contains this.
     :param statuses: only jobs that end as one of these: ``Completed``, ``Failed``, ``Stopped``.
-    :param tags: only jobs with these tags; costs a ``ListTags`` for each job that ends.
+    :param tags: only jobs with these tags, a mapping; costs a ``ListTags`` for each job that ends. Stored as
+        pairs.
     :param created_after: only jobs created then or later: aware, or ISO 8601 with an offset.
     :param check_interval: seconds between two looks, 1 at least.
     :param lookback: seconds, or a timedelta: how far back it looks when it begins.
     :param aws_conn_id: connection; its secrets stay out of the stored arguments.
     :param region_name: AWS region.
     :param verify: as for boto3.
-    :param botocore_config: as for ``botocore.config.Config``; stored in the metadata database as it is.
-    :param version: version of the stored arguments.
+    :param botocore_config: as for ``botocore.config.Config``, of what JSON can hold; stored in the metadata
+        database as JSON text.
+    :param version: version of the stored arguments; leave it out. Airflow gives it when it makes the trigger
+        from what is stored. Then nothing is raised: Airflow's triggerer would end, with all its triggers, of
+        an error here (seen with 3.2.2). The trigger logs it again and again instead, and watches nothing.
     :param newer: arguments that a newer release stored and this one does not know; they are logged.
     :raises AmtRequestError: an argument is not well formed; all that are, are listed.
     """
+
+    # Arguments are stored without a dict: Airflow before 3.3 gives a watcher's dicts back garbled.
 
     def __init__(
         self,
         name_prefix: str | None = None,
         name_contains: str | None = None,
         statuses: Collection[str] = FINAL_STATUSES,
-        tags: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | Sequence[Sequence[str]] | None = None,
         created_after: datetime | str | None = None,
         check_interval: float = 30.0,
         lookback: timedelta | float = 900.0,
         aws_conn_id: str | None = "aws_default",
         region_name: str | None = None,
         verify: bool | str | None = None,
-        botocore_config: dict[str, Any] | None = None,
-        version: int = TRIGGER_VERSION,
+        botocore_config: dict[str, Any] | str | None = None,
+        version: int | None = None,
         **newer: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         problems: list[AmtFieldError] = []
-        _check_name(problems, "name_prefix", name_prefix)
-        _check_name(problems, "name_contains", name_contains)
-        _check_statuses(problems, statuses)
-        _check_tags(problems, tags)
-        created = _moment(problems, created_after)
+        self.name_prefix = _name(problems, "name_prefix", name_prefix)
+        self.name_contains = _name(problems, "name_contains", name_contains)
+        # Airflow tells watchers apart by their arguments: the same ones must always look the same.
+        self.statuses = _statuses(problems, statuses)
+        self.tags = _tags(problems, tags)
+        self.created_after = _moment(problems, created_after)
         self.check_interval = _seconds(problems, "check_interval", check_interval, at_least=1)
         self.lookback = _seconds(problems, "lookback", lookback, at_least=0)
-        if problems:
-            raise AmtRequestError(problems)
-        self.name_prefix = name_prefix
-        self.name_contains = name_contains
-        # Airflow tells watchers apart by their arguments: the same ones must always look the same.
-        self.statuses = sorted(set(statuses))
-        self.tags = dict(sorted((tags or {}).items()))
-        self.created_after = iso(created)
         self.aws_conn_id = aws_conn_id
         self.region_name = region_name
         self.verify = verify
-        self.botocore_config = botocore_config
+        self.botocore_config = _botocore_config(problems, botocore_config)
         self.version = version
         self._newer = newer
+        self._problem = AmtRequestError(problems) if problems else None
+        if self._problem is not None and version is None:
+            raise self._problem
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the stored arguments: plain, JSON-safe, without secrets."""
@@ -144,14 +153,16 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
                 "name_prefix": self.name_prefix,
                 "name_contains": self.name_contains,
                 "statuses": self.statuses,
-                "tags": self.tags,
+                "tags": [list(pair) for pair in self.tags.items()] or None,
                 "created_after": self.created_after,
                 "check_interval": self.check_interval,
                 "lookback": self.lookback,
                 "aws_conn_id": self.aws_conn_id,
                 "region_name": self.region_name,
                 "verify": self.verify,
-                "botocore_config": self.botocore_config,
+                "botocore_config": (
+                    None if self.botocore_config is None else json.dumps(self.botocore_config, sort_keys=True)
+                ),
             },
         )
 
@@ -161,6 +172,8 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
         path, arguments = self.serialize()
         # How often and how far back it looks does not change what it looks for.
         what = {key: value for key, value in arguments.items() if key not in ("check_interval", "lookback")}
+        # For ever as of version 1: another key is another watcher, which begins anew.
+        what |= {"version": 1, "tags": self.tags, "botocore_config": self.botocore_config}
         digest = hashlib.sha256(json.dumps([path, what], sort_keys=True).encode()).hexdigest()
         return f"airflow-amt-ended-{digest[:16]}"
 
@@ -173,6 +186,8 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
                 self.version,
                 ", ".join(sorted(self._newer)),
             )
+        if self._problem is not None:
+            await self._remind(self._problem)
         stored = await self._load()
         reader = EndedJobsReader(
             self._list_jobs,
@@ -226,6 +241,23 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
             if not failures and waiting is None and (changed or now - saved_at >= _SAVE_SECONDS):
                 waiting, changed = (now, reader.state), False
             await asyncio.sleep(delay * random.uniform(1, 1 + _JITTER))  # noqa: S311 - only spread
+
+    async def _remind(self, problem: AmtRequestError) -> None:
+        """Say again and again what is wrong; never returns.
+
+        A trigger that raises or returns is started again at once, for ever. This one is ended by Airflow
+        when the DAG file is parsed and its watcher has other arguments then, or is gone.
+        """
+        while True:
+            self.log.error(
+                "This watcher watches nothing: its stored arguments (version %s; this release stores version "
+                "%d) cannot be used. Fix: see that the DAG processor and the triggerers have the same "
+                "releases of airflow-provider-amt and of Airflow, and let the DAG file be parsed again. %s",
+                self.version,
+                TRIGGER_VERSION,
+                problem,
+            )
+            await asyncio.sleep(_REMIND_SECONDS)
 
     # The hook is built in the thread that reads: here it would block all triggers.
 
@@ -287,56 +319,103 @@ def _backoff(interval: float, failures: int) -> float:
     return max(interval, min(interval * 2.0 ** min(failures, 16), LONGEST_BACKOFF_SECONDS))
 
 
-def _check_name(problems: list[AmtFieldError], field: str, value: Any) -> None:
-    if value is None:
-        return
+# Each returns what can be used in any case, and adds to the problems what is not accepted.
+
+
+def _name(problems: list[AmtFieldError], field: str, value: Any) -> str | None:
+    if value is None or (
+        isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and set(value) <= _NAME_CHARACTERS
+    ):
+        return value
+    problems.append(
+        AmtFieldError(
+            field,
+            value,
+            f"1 to {_LONGEST_NAME} letters, digits and hyphens, as names of tuning jobs have them",
+            "give a part of a name, or leave it out",
+        )
+    )
+    return None
+
+
+def _statuses(problems: list[AmtFieldError], statuses: Any) -> list[str]:
+    statuses = _plain(statuses)
+    # A status that is no text may not be hashable.
     if (
-        not isinstance(value, str)
-        or not 0 < len(value) <= _LONGEST_NAME
-        or not set(value) <= _NAME_CHARACTERS
+        not isinstance(statuses, str)
+        and isinstance(statuses, Collection)
+        and statuses
+        and all(status in FINAL_STATUSES for status in statuses)
     ):
-        problems.append(
-            AmtFieldError(
-                field,
-                value,
-                f"1 to {_LONGEST_NAME} letters, digits and hyphens, as names of tuning jobs have them",
-                "give a part of a name, or leave it out",
-            )
+        return sorted(set(statuses))
+    problems.append(
+        AmtFieldError(
+            "statuses",
+            statuses,
+            f"one or more of {', '.join(FINAL_STATUSES)}",
+            'give a list such as ["Completed"]',
         )
+    )
+    return sorted(FINAL_STATUSES)
 
 
-def _check_statuses(problems: list[AmtFieldError], statuses: Any) -> None:
-    if isinstance(statuses, str) or not statuses or not set(statuses) <= set(FINAL_STATUSES):
-        problems.append(
-            AmtFieldError(
-                "statuses",
-                statuses,
-                f"one or more of {', '.join(FINAL_STATUSES)}",
-                'give a list such as ["Completed"]',
-            )
+def _tags(problems: list[AmtFieldError], tags: Any) -> dict[str, str]:
+    tags = _plain(tags)
+    pairs: Any = tags.items() if isinstance(tags, Mapping) else [] if tags is None else tags
+    if not isinstance(pairs, str) and isinstance(pairs, Collection) and all(_is_pair(pair) for pair in pairs):
+        return dict(sorted(pairs))
+    problems.append(
+        AmtFieldError("tags", tags, "a mapping of texts to texts", 'give for example {"team": "churn"}')
+    )
+    return {}
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+
+
+def _botocore_config(problems: list[AmtFieldError], config: Any) -> dict[str, Any] | None:
+    config = _plain(config)
+    if config is None:
+        return None
+    try:
+        # The same as what will come back from the database.
+        text = config if isinstance(config, str) else json.dumps(config, sort_keys=True)
+        plain = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        plain = None
+    if isinstance(plain, dict):
+        return plain
+    problems.append(
+        AmtFieldError(
+            "botocore_config",
+            config,
+            "a dict of botocore.config.Config's arguments that JSON can hold",
+            'give for example {"read_timeout": 10}, or set the others in the extra of the connection',
         )
+    )
+    return None
 
 
-def _check_tags(problems: list[AmtFieldError], tags: Any) -> None:
-    if tags is None:
-        return
-    if not isinstance(tags, Mapping) or any(
-        not isinstance(text, str) for pair in tags.items() for text in pair
-    ):
-        problems.append(
-            AmtFieldError("tags", tags, "a mapping of texts to texts", 'give for example {"team": "churn"}')
-        )
+def _plain(value: Any) -> Any:
+    """Return a stored value without what Airflow before 3.3 may leave around it."""
+    if isinstance(value, dict):
+        for kind, content in _ENCODINGS:
+            if value.keys() == {kind, content} and value[kind] in ("dict", "tuple", "set"):
+                return _plain(value[content])
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
-def _moment(problems: list[AmtFieldError], value: datetime | str | None) -> datetime | None:
-    moment: Any = value
-    if isinstance(moment, str):
-        try:
-            moment = datetime.fromisoformat(moment)
-        except ValueError:
-            moment = False
-    if moment is None or (isinstance(moment, datetime) and moment.tzinfo is not None):
-        return moment
+def _moment(problems: list[AmtFieldError], value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if isinstance(moment, datetime) and moment.tzinfo is not None:
+            return iso(moment)
+    except (ValueError, OverflowError):
+        pass  # no moment at all, or none in UTC
     problems.append(
         AmtFieldError(
             "created_after",

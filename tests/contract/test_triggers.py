@@ -41,10 +41,12 @@ def revive(stored: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*trigger-v*.json")), ids=lambda path: path.stem)
 def test_a_stored_trigger_of_every_release_still_means_the_same(path: Path) -> None:
     stored = load(path)
-    classpath, kwargs = revive(stored).serialize()
+    revived = revive(stored)
+    classpath, kwargs = revived.serialize()
     assert classpath == stored["classpath"]
-    unchanged = {key: value for key, value in stored["kwargs"].items() if key != "version"}
-    assert unchanged.items() <= kwargs.items()
+    for key, value in stored["kwargs"].items():
+        # What is stored in another form now is still the same where it is used.
+        assert key == "version" or value in (kwargs[key], getattr(revived, key))
 
 
 @pytest.mark.parametrize(("kind", "version", "prefix"), TRIGGERS)
@@ -84,11 +86,12 @@ ARGUMENTS: dict[type[Any], dict[str, Any]] = {
         "version": PROGRESS_TRIGGER_VERSION,
     },
     AmtTuningJobEndedTrigger: {
-        **{key: COMMON[key] for key in ("aws_conn_id", "region_name", "verify", "botocore_config")},
+        **{key: COMMON[key] for key in ("aws_conn_id", "region_name", "verify")},
+        "botocore_config": '{"read_timeout": 5}',
         "name_prefix": "nightly-",
         "name_contains": "churn",
         "statuses": ["Completed"],
-        "tags": {"team": "ml"},
+        "tags": [["team", "ml"]],
         "created_after": "2026-01-01T00:00:00+00:00",
         "check_interval": 2.5,
         "lookback": 60.0,

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +36,8 @@ TAIL_WIDTH = 300
 # A triggerer gives its runner 10 s before it ends itself; nobody needs that order when all is thrown away.
 STOP_GRACE_SECONDS = 15.0
 CLOSE_GRACE_SECONDS = 4.0
+#: How often a component that ended by itself is started again: more is a crash loop, which fails a test.
+REVIVALS = 5
 
 # Fields that name the task instance whose log it is, or the line of Airflow that wrote it.
 _LOG_NOISE = frozenset(
@@ -149,6 +152,10 @@ def _tail(path: Path, lines: int = TAIL_LINES) -> str:
 class AirflowCluster:
     """Start a whole Airflow on entry, and leave no process of it on exit.
 
+    A component that ends by itself once all are healthy is started again, as in production by systemd or
+    Kubernetes: Airflow's own scheduler (seen with 3.1.8 and 3.3.2) may die when a DAG run is deleted while it
+    schedules it. ``revived`` says which were. What a test stopped or killed stays so until it starts it.
+
     :param home: directory for AIRFLOW_HOME; must not exist yet or be empty.
     :param dags_folder: directory whose DAG files are served.
     :param amt_endpoint: URL of a SageMaker endpoint; given, the connection `aws_default` points there.
@@ -157,6 +164,7 @@ class AirflowCluster:
     :param settings: further settings as `SECTION__KEY`, over those of `SETTINGS`.
     :param environment: further environment variables for every component.
     :param start_timeout_seconds: how long all components may take to become healthy.
+    :param revivals: how often each component is started again; ``None`` for any number.
     """
 
     def __init__(
@@ -170,12 +178,21 @@ class AirflowCluster:
         settings: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         start_timeout_seconds: float = 120.0,
+        revivals: int | None = REVIVALS,
     ) -> None:
         self.home = home
         self.dags_folder = dags_folder
         self._ports = {name: free_port() for name in API_SERVERS}
         self.start_timeout_seconds = start_timeout_seconds
+        self.revivals = revivals
+        #: Names of the components that ended or hung by themselves and were started again, in that order.
+        self.revived: list[str] = []
+        self._revived_told = 0
         self._components: dict[str, Component] = {}
+        # Held while components are started, taken out to be stopped, or looked after.
+        self._changing = threading.RLock()
+        self._over = threading.Event()
+        self._keeper: threading.Thread | None = None
         self._client: httpx.Client | None = None
         self._writing = threading.Lock()
         self._environment = self._build_environment(
@@ -234,7 +251,8 @@ class AirflowCluster:
     @property
     def components(self) -> Mapping[str, Component]:
         """Return the components that were started and not stopped, by name."""
-        return dict(self._components)
+        with self._changing:
+            return dict(self._components)
 
     def __enter__(self) -> Self:
         self.home.mkdir(parents=True, exist_ok=True)
@@ -247,7 +265,10 @@ class AirflowCluster:
             for name in COMPONENTS:
                 if name not in API_SERVERS:
                     self.start_component(name)
+            # Until now, a component that ends fails the start at once.
             self.wait_healthy()
+            self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+            self._keeper.start()
         except BaseException:
             self.close()
             raise
@@ -265,11 +286,16 @@ class AirflowCluster:
 
     def close(self) -> None:
         """Stop every component: SIGTERM, then SIGKILL for whatever of its processes is left."""
+        self._over.set()
+        if self._keeper is not None:
+            self._keeper.join()
+            self._keeper = None
         if self._client is not None:
             self._client.close()
             self._client = None
-        components = list(self._components.values())
-        self._components.clear()
+        with self._changing:
+            components = list(self._components.values())
+            self._components.clear()
         _stop(components, grace_seconds=CLOSE_GRACE_SECONDS)
 
     def _log_path(self, name: str) -> Path:
@@ -306,59 +332,88 @@ class AirflowCluster:
 
         :raises ValueError: if it runs already.
         """
-        if name in self._components:
-            raise ValueError(f"{name} is already running")
-        log_path = self._log_path(name)
-        log: IO[bytes]
-        with log_path.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "airflow", *self._command(name)],
-                env=self._environment,
-                cwd=self.home,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # A group of its own: a Ctrl-C at the terminal reaches the test, which then stops the cluster.
-                start_new_session=True,
-            )
-        component = Component(name=name, process=process, log_path=log_path, started_at=time.monotonic())
-        self._components[name] = component
-        return component
+        with self._changing:
+            if name in self._components:
+                raise ValueError(f"{name} is already running")
+            log_path = self._log_path(name)
+            log: IO[bytes]
+            with log_path.open("ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "airflow", *self._command(name)],
+                    env=self._environment,
+                    cwd=self.home,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # A group of its own: a Ctrl-C at the terminal reaches the test, which then stops the
+                    # cluster.
+                    start_new_session=True,
+                )
+            component = Component(name=name, process=process, log_path=log_path, started_at=time.monotonic())
+            self._components[name] = component
+            return component
+
+    def _take_out(self, name: str) -> Component:
+        """Return a component that shall end, which nobody looks after from now on."""
+        with self._changing:
+            return self._components.pop(name)
 
     def stop_component(self, name: str, *, grace_seconds: float = STOP_GRACE_SECONDS) -> None:
         """Stop one component; a grace time of 0 kills it at once, as a lost machine would."""
-        _stop([self._components.pop(name)], grace_seconds=grace_seconds)
+        _stop([self._take_out(name)], grace_seconds=grace_seconds)
 
     def kill_component(self, name: str) -> None:
         """Kill all processes of a component as if at once: none sees another one's end."""
-        component = self._components.pop(name)
+        component = self._take_out(name)
         _signal(_processes([component]), signal.SIGSTOP)
         _stop([component], grace_seconds=0)
 
     def signal_component(self, name: str, number: signal.Signals) -> None:
         """Send a signal to every process of a component: SIGSTOP freezes it, SIGCONT thaws it."""
-        _signal(_processes([self._components[name]]), number)
+        _signal(_processes([self.components[name]]), number)
 
     def revive(self, sick_seconds: float) -> list[str]:
         """Start components again that ended, and a scheduler that sends no heartbeats; return their names.
 
-        An Airflow in production is looked after in the same way: by systemd, or by Kubernetes and its probes.
+        Those that ended are started again without this call, too; it returns all since the last call.
 
         :param sick_seconds: age of the scheduler's last heartbeat beyond which it is killed.
         """
-        ended = [name for name, one in self._components.items() if one.process.poll() is not None]
-        scheduler = self._components.get("scheduler")
-        now = time.monotonic()
-        if scheduler is not None and "scheduler" not in ended and now - scheduler.started_at > sick_seconds:
+        self._check_alive()
+        scheduler = self.components.get("scheduler")
+        if scheduler is not None and time.monotonic() - scheduler.started_at > sick_seconds:
+            heartbeat = self._scheduler_heartbeat()
+            with self._changing:
+                # Somebody may have stopped or started it meanwhile.
+                if (
+                    heartbeat is not None
+                    and (datetime.now(UTC) - heartbeat).total_seconds() > sick_seconds
+                    and self._components.get("scheduler") is scheduler
+                ):
+                    self._start_again("scheduler")
+        with self._changing:
+            told, self._revived_told = self._revived_told, len(self.revived)
+            return self.revived[told:]
+
+    def _scheduler_heartbeat(self) -> datetime | None:
+        """Return when the scheduler last gave a sign of life; ``None`` if the API server cannot say."""
+        try:
             answer = httpx.get(f"{self.base_url}/api/v2/monitor/health", timeout=30.0).json()
-            heartbeat = answer["scheduler"]["latest_scheduler_heartbeat"]
-            age = datetime.now(UTC) - datetime.fromisoformat(heartbeat)
-            if age.total_seconds() > sick_seconds:
-                ended.append("scheduler")
-        for name in ended:
-            self.kill_component(name)
-            self.start_component(name)
-        return ended
+        except httpx.TransportError:
+            return None  # it was just started again itself
+        return datetime.fromisoformat(answer["scheduler"]["latest_scheduler_heartbeat"])
+
+    def _start_again(self, name: str) -> None:
+        self.kill_component(name)
+        self.start_component(name)
+        self.revived.append(name)
+
+    def _keep(self) -> None:
+        """Look after the components until the cluster is closed."""
+        while not self._over.wait(POLL_SECONDS):
+            # A crash loop is told to whoever waits for the cluster, in a thread that can fail a test.
+            with contextlib.suppress(ClusterError):
+                self._check_alive()
 
     def wait_healthy(self, timeout_seconds: float | None = None) -> None:
         """Wait until the API server answers people and tasks, and reports all other components healthy.
@@ -388,10 +443,28 @@ class AirflowCluster:
         )
 
     def _check_alive(self) -> None:
-        for component in self._components.values():
-            code = component.process.poll()
-            if code is not None:
-                raise ClusterError(f"{component.name} ended with exit code {code}\n{self.log_tails()}")
+        """Start components again that ended by themselves.
+
+        :raises ClusterError: if one ended while the cluster starts, or has been started again often enough.
+        """
+        with self._changing:
+            problems = []
+            counted = Counter(self.revived)
+            for component in list(self._components.values()):
+                code = component.process.poll()
+                if code is None:
+                    continue
+                if self._keeper is None:
+                    problems.append(f"{component.name} ended with exit code {code}")
+                elif self.revivals is not None and counted[component.name] >= self.revivals:
+                    problems.append(
+                        f"{component.name} ended with exit code {code} after it had been started again "
+                        f"{self.revivals} times"
+                    )
+                else:
+                    self._start_again(component.name)
+        if problems:
+            raise ClusterError("\n".join([*problems, self.log_tails()]))
 
     def run_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a Python program in the cluster's environment, beside its components."""
@@ -434,16 +507,28 @@ class AirflowCluster:
         None stands for an answer without content and for an allowed 404.
 
         :param allow_missing: take a 404 for no answer.
-        :raises ClusterError: on any answer that is not a success.
+        :raises ClusterError: on any answer that is not a success, and if a component does not stay alive.
         """
         # One writing call at a time: two of people's calls hold each other up as described at API_SERVERS.
         with contextlib.nullcontext() if method == "GET" else self._writing:
-            response = self._api().request(method, path, params=params, json=body)
+            response = self._send(method, path, params=params, json=body)
         if allow_missing and response.status_code == 404:
             return None
         if not response.is_success:
             raise ClusterError(f"{method} {path} answered {response.status_code}: {response.text}")
         return response.json() if response.content else None
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        deadline = time.monotonic() + self.start_timeout_seconds
+        while True:
+            self._check_alive()
+            try:
+                return self._api().request(method, path, **options)
+            except httpx.ConnectError:
+                # Nothing was sent: the API server is being started again.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
 
     def wait_dag(self, dag_id: str, timeout_seconds: float = 60.0) -> None:
         """Wait until the DAG is parsed and stored.
@@ -705,7 +790,10 @@ class AirflowCluster:
     def log_tails(self, lines: int = TAIL_LINES) -> str:
         """Return the last lines of every component's log, with headings."""
         paths = sorted((self.home / "component-logs").glob("*.log"))
-        return "\n".join(f"---- {path.stem} ----\n{_tail(path, lines)}" for path in paths)
+        parts = [f"---- {path.stem} ----\n{_tail(path, lines)}" for path in paths]
+        if self.revived:
+            parts.insert(0, f"Ended by themselves and started again: {', '.join(self.revived)}")
+        return "\n".join(parts)
 
     def remove_home(self) -> None:
         """Delete AIRFLOW_HOME; only after `close`.

@@ -291,6 +291,8 @@ class World:
                     database_url=postgres.url,
                     settings=settings(self.patience),
                     start_timeout_seconds=self.patience * 120,
+                    # A campaign takes hours, and counts them itself.
+                    revivals=None,
                     environment=environment,
                 )
             )

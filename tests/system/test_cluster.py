@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from tests.system.cluster import AirflowCluster, ClusterError
@@ -63,3 +69,73 @@ def test_a_component_can_be_stopped_and_started_again(cluster: AirflowCluster) -
     cluster.start_component("triggerer")
 
     assert cluster.wait_run("trivial", run_id) == "success"
+
+
+def wait(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def test_a_component_that_ends_by_itself_is_started_again(cluster: AirflowCluster) -> None:
+    before = len(cluster.revived)
+    lost = cluster.components["scheduler"].process
+
+    os.kill(lost.pid, signal.SIGKILL)
+    run_id = cluster.trigger_dag("trivial", {"word": "revived"})
+
+    assert cluster.wait_run("trivial", run_id) == "success"
+    assert "scheduler" in cluster.revived[before:]
+    assert cluster.components["scheduler"].process.pid != lost.pid
+    assert "scheduler" in cluster.revive(3600)
+    assert cluster.revive(3600) == []
+
+
+class FalseCluster(AirflowCluster):
+    """Components that end after so many seconds, in place of Airflow's."""
+
+    lives_seconds = 60.0
+    starts_seconds = 0.0
+
+    def _migrate(self) -> None:
+        pass
+
+    def _command(self, name: str) -> tuple[str, ...]:
+        return (str(self.lives_seconds),)
+
+    def wait_healthy(self, timeout_seconds: float | None = None) -> None:
+        time.sleep(self.starts_seconds)
+        self._check_alive()
+
+
+@pytest.fixture
+def crashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FalseCluster:
+    program = tmp_path / "sleep"
+    program.write_text('#!/bin/sh\nexec sleep "$3"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("tests.system.cluster.sys.executable", str(program))
+    return FalseCluster(home=tmp_path / "airflow", dags_folder=tmp_path, revivals=2)
+
+
+def test_a_crash_loop_fails_and_what_was_stopped_stays_stopped(crashing: FalseCluster) -> None:
+    with crashing:
+        crashing.stop_component("triggerer", grace_seconds=0)
+        crashing.lives_seconds = 0.0
+        os.kill(crashing.components["scheduler"].process.pid, signal.SIGKILL)
+        wait(lambda: crashing.revived.count("scheduler") == 2, "it is not started again")
+        wait(
+            lambda: crashing.components["scheduler"].process.poll() is not None,
+            "the last one does not end",
+        )
+        with pytest.raises(ClusterError, match=r"scheduler ended .* started again 2 times(?s:.*)---- sched"):
+            crashing.run_state("trivial", "manual")
+        assert crashing.revived == ["scheduler", "scheduler"]
+        assert "triggerer" not in crashing.components
+
+
+def test_a_component_that_ends_while_the_cluster_starts_is_not_started_again(crashing: FalseCluster) -> None:
+    crashing.lives_seconds, crashing.starts_seconds = 0.0, 2.0
+    with pytest.raises(ClusterError, match="ended with exit code 0"), crashing:
+        pass
+    assert crashing.revived == []

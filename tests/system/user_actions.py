@@ -865,18 +865,28 @@ def table(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
-def keep(results: Iterable[Result], *, whole: bool) -> None:
+def keep(results: Iterable[Result], revived: Iterable[str], *, whole: bool) -> None:
     """Write the results of this minor to the folder of results, in place of those of the same cells.
 
+    :param revived: components of Airflow that ended by themselves and were started again.
     :param whole: whether these are all of them.
     """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"user-actions-{minor()}.json"
-    kept: dict[str, Any] = {} if whole or not path.exists() else json.loads(path.read_text())["rows"]
+    before = {} if whole or not path.exists() else json.loads(path.read_text())
+    kept: dict[str, Any] = before.get("rows", {})
     kept |= {f"{result.row}/{result.mode}": result.to_dict() for result in results}
     order = [f"{cell.row}/{cell.mode}" for cell in cells()]
     ordered = {key: kept[key] for key in order if key in kept}
-    path.write_text(json.dumps({"airflow": airflow.__version__, "rows": ordered}, indent=1) + "\n")
+    whole_file = {
+        "airflow": airflow.__version__,
+        "components_that_ended_by_themselves": [
+            *before.get("components_that_ended_by_themselves", []),
+            *revived,
+        ],
+        "rows": ordered,
+    }
+    path.write_text(json.dumps(whole_file, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -920,7 +930,9 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         results = play_all(Stage(cluster, amt, folder), cells(options.only), say)
     sys.stdout.write(f"Airflow {airflow.__version__}\n\n{table(results)}\n")
-    keep(results, whole=not options.only)
+    if cluster.revived:
+        say(f"Ended by themselves and started again: {', '.join(cluster.revived)}")
+    keep(results, cluster.revived, whole=not options.only)
     return 0 if all(result.problem is None for result in results) else 1
 
 

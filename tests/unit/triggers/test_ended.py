@@ -209,9 +209,106 @@ def test_it_watches_an_asset_and_looks_the_same_at_every_parse() -> None:
 def test_arguments_of_a_newer_release_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     account = Account()
     _, lines = watch(
-        account, until=lambda seen: account.lists > 0, monkeypatch=monkeypatch, version=2, regions=["eu"]
+        account, until=lambda seen: account.lists > 0, monkeypatch=monkeypatch, version=3, regions=["eu"]
     )
     assert "regions" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("tags", "config"),
+    [
+        # As version 1 was stored, also by Airflow 3.2.2.
+        ({"team": "ml"}, {"retries": {"max": 3}, "proxies": [1, 2]}),
+        (
+            {"Encoding.VAR": {"team": "ml"}, "Encoding.TYPE": "dict"},
+            {
+                "Encoding.VAR": {
+                    "retries": {"Encoding.VAR": {"max": 3}, "Encoding.TYPE": "dict"},
+                    "proxies": {"Encoding.VAR": [1, 2], "Encoding.TYPE": "tuple"},
+                },
+                "Encoding.TYPE": "dict",
+            },
+        ),
+        ({"__var": {"team": "ml"}, "__type": "dict"}, '{"proxies": [1, 2], "retries": {"max": 3}}'),
+        ([["team", "ml"]], {"retries": {"max": 3}, "proxies": (1, 2)}),
+        ([("team", "ml")], {"proxies": [1, 2], "retries": {"max": 3}}),
+    ],
+)
+def test_every_form_of_stored_arguments_is_understood(tags: Any, config: Any) -> None:
+    trigger = AmtTuningJobEndedTrigger(tags=tags, botocore_config=config, version=1)
+    assert trigger.tags == {"team": "ml"}
+    assert trigger.botocore_config == {"retries": {"max": 3}, "proxies": [1, 2]}
+    _, kwargs = trigger.serialize()
+    assert kwargs["tags"] == [["team", "ml"]]
+    assert kwargs["botocore_config"] == '{"proxies": [1, 2], "retries": {"max": 3}}'
+
+
+def test_no_tags_are_none_in_every_stored_form() -> None:
+    forms: tuple[Any, ...] = ({}, None, [], {"Encoding.VAR": {}, "Encoding.TYPE": "dict"})
+    for tags in forms:
+        trigger = AmtTuningJobEndedTrigger(tags=tags, version=1)
+        assert (trigger.tags, trigger.serialize()[1]["tags"]) == ({}, None)
+
+
+WEIRD: tuple[Any, ...] = (
+    None,
+    True,
+    7,
+    -1e300,
+    float("nan"),
+    "",
+    "no_name" * 20,
+    "0001-01-01T00:00:00+14:00",
+    [],
+    [None],
+    [["a"]],
+    [{}],
+    {},
+    {"a": {}},
+    {"Encoding.VAR": [7], "Encoding.TYPE": "dict"},
+    {"__type": [], "__var": None},
+)
+
+
+@pytest.mark.parametrize("field", sorted(AmtTuningJobEndedTrigger().serialize()[1]))
+def test_no_stored_argument_makes_the_constructor_raise(field: str) -> None:
+    """Airflow 3.2.2's triggerer ends, with all its triggers, when one cannot be made."""
+    for value in WEIRD:
+        stored: dict[str, Any] = {"version": 1, field: value}
+        trigger = AmtTuningJobEndedTrigger(**stored)
+        json.dumps(trigger.serialize())
+        assert trigger.state_key.startswith("airflow-amt-ended-")
+
+
+def test_stored_arguments_that_cannot_be_used_are_told_again_and_again_and_end_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ended, "_REMIND_SECONDS", 0.01)
+    account = Account()
+    account.end("churn")
+    log = loud_log()
+    monkeypatch.setattr(AmtTuningJobEndedTrigger, "log", log, raising=False)
+    stored: dict[str, Any] = {"version": 1, "tags": {"team": 7}, "statuses": ["Gone"]}
+    trigger = AmtTuningJobEndedTrigger(**stored)
+    use_hook(trigger, account)
+
+    async def collect() -> None:
+        async for _ in trigger.run():
+            pass
+
+    async def run() -> None:
+        task = asyncio.create_task(collect())
+        async with asyncio.timeout(60):
+            while len(log.lines) < 3:
+                assert not task.done()
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    asyncio.run(run())
+    assert account.lists == 0
+    assert all(part in line for line in log.lines for part in ("watches nothing", "tags: ", "statuses: "))
 
 
 @pytest.mark.parametrize(
@@ -222,6 +319,9 @@ def test_arguments_of_a_newer_release_are_told(monkeypatch: pytest.MonkeyPatch) 
         ({"statuses": ["InProgress"]}, ["statuses"]),
         ({"statuses": "Completed"}, ["statuses"]),
         ({"tags": {"team": 7}}, ["tags"]),
+        ({"tags": "team"}, ["tags"]),
+        ({"botocore_config": {"signature_version": object()}}, ["botocore_config"]),
+        ({"botocore_config": "[]"}, ["botocore_config"]),
         ({"created_after": datetime(2026, 1, 1)}, ["created_after"]),  # noqa: DTZ001 - naive on purpose
         ({"created_after": "yesterday"}, ["created_after"]),
         ({"check_interval": 0.5, "lookback": -1}, ["check_interval", "lookback"]),
