@@ -51,7 +51,8 @@ with DAG(dag_id="progress_end", schedule=None):
                 tuning_job_name=WATCHED,
                 condition={"type": "target_reached", "value": 0.99},
                 on_end=on_end,
-                poke_interval=1,
+                # As above: before Airflow 3.3 it begins on a worker and defers.
+                poke_interval=5,
                 timeout=600,
                 start_from_trigger=True,
                 end_from_trigger=end_from_trigger,
@@ -62,7 +63,7 @@ with DAG(dag_id="progress_mapped", schedule=None):
     AmtTuningProgressSensor.partial(
         task_id="mapped",
         condition=FirstUsableModel().to_dict(),
-        poke_interval=1,
+        poke_interval=5,
         timeout=600,
         start_from_trigger=True,
         end_from_trigger=True,
