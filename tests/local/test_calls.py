@@ -564,8 +564,14 @@ def test_a_running_job(client: Any) -> None:
     assert "HyperParameterTuningEndTime" not in description
     assert job["ObjectiveStatus"] == "Pending"
     assert "TrainingEndTime" not in job
-    details = client.describe_training_job(TrainingJobName=job["TrainingJobName"])
-    assert (details["TrainingJobStatus"], details["SecondaryStatus"]) == ("InProgress", "Training")
+
+    def details() -> dict[str, Any]:
+        answer: dict[str, Any] = client.describe_training_job(TrainingJobName=job["TrainingJobName"])
+        assert answer["TrainingJobStatus"] == "InProgress"
+        return answer
+
+    # It is listed from its launch on, when its process is being started.
+    wait_until(lambda: details()["SecondaryStatus"] == "Training", "the training job to train")
     # Tags of the tuning job are those of the training jobs it launches.
     assert client.list_tags(ResourceArn=job["TrainingJobArn"])["Tags"] == [{"Key": "a", "Value": "b"}]
     client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
