@@ -902,9 +902,10 @@ class AmtTuningJobOperator(WaitingOperator):
                 )
             )
         if request.get("Tags") is None or isinstance(request["Tags"], list):
-            _collect(problems, lambda: tuning.naming.check_room_for_tags(request.get("Tags") or []))
+            tags = request.get("Tags") or []
+            problems += tuning.naming.check_room_for_tags(tags)
             request["Tags"] = tuning.naming.with_tags(
-                request.get("Tags") or [], {**owner.tags(), tuning.naming.GENERATION_TAG: "1"}
+                tags, {**owner.tags(), tuning.naming.GENERATION_TAG: "1"}
             )
         problems += service_model.check_create_request(_with_sample_roles(request))
         return request, s3_operations

@@ -10,12 +10,12 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from airflow_amt.exceptions import AmtFieldError, AmtRequestError
+from airflow_amt.exceptions import AmtFieldError
 
 #: Longest tuning job name (SageMaker API, ``HyperParameterTuningJobName``).
 MAX_NAME_LENGTH = 32
@@ -97,9 +97,13 @@ class Owner:
         return same_deployment and all(tags.get(key) == value for key, value in mine.items())
 
 
+def _owner_keys() -> frozenset[str]:
+    return frozenset(Owner(dag_id="", run_id="", task_id="", deployment="any").tags())
+
+
 def ownership_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Pick the ownership tags out of all tags of a tuning job."""
-    names = Owner(dag_id="", run_id="", task_id="", deployment="any").tags()
+    names = _owner_keys()
     return {key: value for key, value in tags.items() if key in names}
 
 
@@ -168,16 +172,18 @@ def from_tag_list(tags: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 def with_tags(tags: list[Any], ours: Mapping[str, str]) -> list[Any]:
     """Return the tags, in the API's form, with ours in place of others of the same key."""
-    kept = [tag for tag in tags if not (isinstance(tag, Mapping) and tag.get("Key") in ours)]
-    return [*kept, *to_tag_list(ours)]
+    return [*_without(tags, ours), *to_tag_list(ours)]
+
+
+def _without(tags: Iterable[Any], keys: Container[str]) -> list[Any]:
+    return [tag for tag in tags if not (isinstance(tag, Mapping) and tag.get("Key") in keys)]
 
 
 def own_tags() -> frozenset[str]:
     """Return the keys of all tags that this provider gives a tuning job in its life."""
-    owner = Owner(dag_id="", run_id="", task_id="", deployment="any").tags()
     return frozenset(
         {
-            *owner,
+            *_owner_keys(),
             GENERATION_TAG,
             TRY_TAG,
             TRY_ID_TAG,
@@ -191,23 +197,20 @@ def own_tags() -> frozenset[str]:
     )
 
 
-def check_room_for_tags(tags: Iterable[Any]) -> None:
-    """Check that a request's own tags leave room for this provider's.
+def check_room_for_tags(tags: Iterable[Any]) -> list[AmtFieldError]:
+    """List what is wrong if a request's own tags leave no room for this provider's.
 
     :param tags: tags in the API's form; what is no tag is somebody else's to find fault with.
-    :raises AmtRequestError: they do not.
     """
     ours = own_tags()
-    theirs = [tag for tag in tags if not (isinstance(tag, Mapping) and tag.get("Key") in ours)]
-    room = MAX_TAGS - len(ours)
-    if len(theirs) > room:
-        raise AmtRequestError(
-            [
-                AmtFieldError(
-                    "Tags",
-                    f"{len(theirs)} tags",
-                    f"at most {room}: AWS allows {MAX_TAGS}, and this provider writes up to {len(ours)}",
-                    "leave some out",
-                )
-            ]
+    theirs, room = len(_without(tags, ours)), MAX_TAGS - len(ours)
+    if theirs <= room:
+        return []
+    return [
+        AmtFieldError(
+            "Tags",
+            f"{theirs} tags",
+            f"at most {room}: AWS allows {MAX_TAGS}, and this provider writes up to {len(ours)}",
+            "leave some out",
         )
+    ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.local.support import wait_until
 from tests.system.cluster import AirflowCluster, ClusterError
 
 pytestmark = pytest.mark.system
@@ -71,13 +71,6 @@ def test_a_component_can_be_stopped_and_started_again(cluster: AirflowCluster) -
     assert cluster.wait_run("trivial", run_id) == "success"
 
 
-def wait(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
 def test_a_component_that_ends_by_itself_is_started_again(cluster: AirflowCluster) -> None:
     before = len(cluster.revived)
     lost = cluster.components["scheduler"].process
@@ -123,8 +116,8 @@ def test_a_crash_loop_fails_and_what_was_stopped_stays_stopped(crashing: FalseCl
         crashing.stop_component("triggerer", grace_seconds=0)
         crashing.lives_seconds = 0.0
         os.kill(crashing.components["scheduler"].process.pid, signal.SIGKILL)
-        wait(lambda: crashing.revived.count("scheduler") == 2, "it is not started again")
-        wait(
+        wait_until(lambda: crashing.revived.count("scheduler") == 2, "it is not started again")
+        wait_until(
             lambda: crashing.components["scheduler"].process.poll() is not None,
             "the last one does not end",
         )

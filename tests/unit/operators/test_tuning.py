@@ -1122,33 +1122,31 @@ def test_a_used_up_quota_is_waited_for(deferrable: bool, monkeypatch: pytest.Mon
 
 
 @WAYS
+@pytest.mark.parametrize(
+    ("limit", "error", "message"),
+    [
+        ({"quota_timeout": 0.2}, AmtResourceLimitExceededError, "100 tuning jobs run"),
+        (
+            {"execution_timeout": timedelta(seconds=0.3)},
+            _compat.AirflowTaskTimeout,
+            "execution_timeout is over, a quota used up since",
+        ),
+    ],
+    ids=["quota_timeout", "execution_timeout"],
+)
 def test_a_quota_is_not_waited_for_longer_than_asked(
-    deferrable: bool, monkeypatch: pytest.MonkeyPatch
+    limit: dict[str, Any],
+    error: type[BaseException],
+    message: str,
+    deferrable: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("airflow_amt.operators.tuning._QUOTA_WAIT_SECONDS", 0.01)
     hook = Full()
     hook.refusals = 1000
-    with pytest.raises(AmtResourceLimitExceededError):
+    with pytest.raises(error, match=message):
         run_task(
-            lambda: operator(on_quota="wait", quota_timeout=0.2, deferrable=deferrable),
-            task_context(),
-            hook,
-            most_deferrals=50,
-        )
-
-
-@WAYS
-def test_a_quota_is_not_waited_for_after_execution_timeout(
-    deferrable: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_amt.operators.tuning._QUOTA_WAIT_SECONDS", 0.01)
-    hook = Full()
-    hook.refusals = 1000
-    with pytest.raises(_compat.AirflowTaskTimeout, match="execution_timeout is over, a quota used up since"):
-        run_task(
-            lambda: operator(
-                on_quota="wait", deferrable=deferrable, execution_timeout=timedelta(seconds=0.3)
-            ),
+            lambda: operator(on_quota="wait", deferrable=deferrable, **limit),
             task_context(),
             hook,
             most_deferrals=50,
