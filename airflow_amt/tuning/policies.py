@@ -209,3 +209,250 @@ class Policy(ABC):
     def __bool__(self) -> bool:
         # `a and b` would silently be b alone.
         raise TypeError("combine policies with & and |, not with and and or")
+
+
+# --- kinds of parameters -----------------------------------------------------------------------
+
+
+def _moment_from(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return datetime.fromisoformat(value.strip())
+    except ValueError:
+        return value
+
+
+_MOMENT = Kind(
+    accepts=lambda value: isinstance(value, datetime) and value.tzinfo is not None,
+    limit="an aware datetime, or ISO 8601 with an offset",
+    fix="give for example 2026-11-24T06:00:00+01:00",
+    read=_moment_from,
+    write=lambda value: value.isoformat(),
+)
+_MONEY = Kind(
+    accepts=NUMBER.accepts,
+    limit="a number above 0",
+    fix="give the most that may be consumed, in the unit of the budget",
+    read=NUMBER.read,
+)
+
+
+def _is_time_of_day(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and time.fromisoformat(value).tzinfo is None
+    except ValueError:
+        return False
+
+
+_TIME_OF_DAY = Kind(
+    accepts=_is_time_of_day, limit="a time of day", fix='give for example "06:00"', read=lambda value: value
+)
+
+
+def _is_zone(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(ZoneInfo(value))
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+
+
+_ZONE = Kind(
+    accepts=_is_zone,
+    limit="a time zone of the IANA database",
+    fix='give for example "Europe/Madrid"',
+    read=lambda value: value,
+)
+
+#: What a relative deadline may count from.
+REFERENCES = ("created", "logical_date", "queued_at", "data_interval_end")
+
+
+# --- single policies ---------------------------------------------------------------------------
+
+
+class SinglePolicy(Policy):
+    """Base of the policies with one limit; a subclass is a frozen dataclass of its parameters."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        check_parameters(self, self.code)
+        self.check()
+
+    def check(self) -> None:
+        """Check what parameters mean together.
+
+        :raises AmtFieldError: they do not go together.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """See :meth:`Policy.to_dict`."""
+        return {"type": self.code, **write_parameters(self)}
+
+    def level(self, share: float | None, reason: str, **facts: Any) -> Level:
+        """Return a level of this policy."""
+        return Level(code=self.code, share=share, reason=reason, because=(self.code,), **facts)
+
+    def unknown(self, reason: str) -> Level:
+        """Return that it cannot be told."""
+        return self.level(None, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline(SinglePolicy):
+    """The tuning job must be over by a time.
+
+    One of: ``at``, an absolute time; ``time_of_day`` in ``timezone``, the first such time after the
+    reference; or ``after`` the reference. The reference is the job's creation, or a time of the DAG run. A time
+    of day that a change to summer time skips is taken with the offset from before it; of one that comes twice
+    the first is meant.
+
+    :param at: absolute time.
+    :param time_of_day: as ``"06:00"``.
+    :param timezone: of the time of day.
+    :param after: time span.
+    :param reference: ``created``, ``logical_date``, ``queued_at`` or ``data_interval_end``.
+    :param grace: how much later than that is still in time.
+    """
+
+    code: ClassVar[str] = "deadline"
+    at: datetime | None = field(default=None, metadata={"kind": _MOMENT})
+    time_of_day: str | None = field(default=None, metadata={"kind": _TIME_OF_DAY})
+    timezone: str | None = field(default=None, metadata={"kind": _ZONE})
+    after: timedelta | None = field(default=None, metadata={"kind": DURATION})
+    reference: str = field(default="created", metadata={"kind": one_of(*REFERENCES)})
+    grace: timedelta | None = field(default=None, metadata={"kind": DURATION})
+
+    def check(self) -> None:
+        """See :meth:`SinglePolicy.check`."""
+        given = [name for name in ("at", "time_of_day", "after") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise AmtFieldError(
+                "deadline.at", self.at, "exactly one of at, time_of_day and after", "give one of the three"
+            )
+        if (self.time_of_day is None) is not (self.timezone is None):
+            raise AmtFieldError(
+                "deadline.timezone",
+                self.timezone,
+                "time_of_day and timezone belong together",
+                'give both, as "06:00" and "Europe/Madrid"',
+            )
+
+    def due(self, situation: Situation) -> datetime | None:
+        """Return when the tuning job must be over, the grace time counted in; ``None`` if not known."""
+        due = self.at
+        if due is None:
+            since = self._since(situation)
+            if since is None:
+                return None
+            due = since + self.after if self.after is not None else self._next_time_of_day(since)
+        return due + (self.grace or timedelta(0))
+
+    def _since(self, situation: Situation) -> datetime | None:
+        if self.reference == "created":
+            return situation.progress.created_at
+        moment: datetime | None = getattr(situation.run, self.reference)
+        return moment
+
+    def _next_time_of_day(self, since: datetime) -> datetime:
+        zone = ZoneInfo(str(self.timezone))
+        clock = time.fromisoformat(str(self.time_of_day))
+        day = since.astimezone(zone).date()
+        while True:
+            # To UTC and back: of a time that does not exist this makes the one that the clock shows then.
+            moment = datetime.combine(day, clock, zone).astimezone(UTC)
+            if moment > since:
+                return moment
+            day += timedelta(days=1)
+
+    def measure(self, situation: Situation) -> Level:
+        """See :meth:`Policy.measure`."""
+        due = self.due(situation)
+        if due is None:
+            what = "creation" if self.reference == "created" else self.reference
+            return self.unknown(f"The deadline counts from its {what}, which is not known.")
+        start = situation.progress.created_at or self._since(situation) or situation.now
+        whole, gone = due - start, situation.now - start
+        if situation.now >= due:
+            share = max(1.0, gone / whole) if whole > timedelta(0) else 1.0
+        else:
+            share = max(0.0, gone / whole)
+        left = (due - situation.now).total_seconds()
+        told = f"{left:.0f} s are left" if left > 0 else f"it was {-left:.0f} s ago"
+        return self.level(
+            share,
+            f"The tuning job is to be over by {due.isoformat(timespec='seconds')}; {told}.",
+            evidence={"due": iso(due), "seconds_left": left},
+            per_second=1 / whole.total_seconds() if whole > timedelta(0) else 0.0,
+            due=due,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Budget(SinglePolicy):
+    """The training jobs may consume so much.
+
+    What is compared with the limit is what will have been consumed if the tuning job is stopped now: what was
+    consumed, and what the running training jobs consume until they end. So it is stopped before the limit,
+    not after.
+
+    :param limit: in the unit.
+    :param unit: ``money`` (needs prices), ``billable_seconds`` or ``compute_seconds`` (both times instances).
+    :param counting: ``spent``, or ``projected``: what will have been consumed when the tuning job comes to its
+        own end, which can be told when a first training job has ended and there is a limit of training jobs.
+    :param stopping: how long training jobs are expected to consume after a stop, and before it is noticed.
+    """
+
+    code: ClassVar[str] = "budget"
+    limit: float = field(metadata={"kind": _MONEY})
+    unit: str = field(default="money", metadata={"kind": one_of(*UNITS)})
+    counting: str = field(default="spent", metadata={"kind": one_of("spent", "projected")})
+    stopping: timedelta = field(default=timedelta(seconds=STOP_SECONDS), metadata={"kind": DURATION})
+
+    def check(self) -> None:
+        """See :meth:`SinglePolicy.check`."""
+        if self.limit <= 0:
+            raise AmtFieldError("budget.limit", self.limit, _MONEY.limit, _MONEY.fix)
+
+    @property
+    def uses_training_jobs(self) -> bool:
+        """See :attr:`Policy.uses_training_jobs`."""
+        return True
+
+    @property
+    def uses_costs(self) -> bool:
+        """See :attr:`Policy.uses_costs`."""
+        return True
+
+    def measure(self, situation: Situation) -> Level:
+        """See :meth:`Policy.measure`."""
+        consumed = situation.consumption
+        spent = None if consumed is None else consumed.of(self.unit)
+        if consumed is None or spent is None:
+            missing = ", ".join(consumed.unpriced) if consumed is not None else ""
+            why = f"there is no price of {missing}" if missing else "it is not known what was consumed"
+            return self.unknown(f"Whether the budget is kept cannot be told: {why}.")
+        unit = consumed.currency or "" if self.unit == "money" else self.unit.replace("_", " ")
+        seconds = self.stopping.total_seconds()
+        after_stop = consumed.after_stop(self.unit, seconds) or spent
+        projected = consumed.at_completion(self.unit, situation.launches_left)
+        counted = after_stop
+        if self.counting == "projected" and projected is not None:
+            counted = max(after_stop, projected)
+        rate = consumed.rate_of(self.unit) or 0.0
+        told = "" if projected is None else f", about {projected:.6g} at its end"
+        return self.level(
+            counted / self.limit,
+            f"{spent:.6g} of {self.limit:g} {unit} are spent, {after_stop:.6g} if it is stopped now{told}.",
+            evidence={
+                "limit": self.limit,
+                "unit": self.unit,
+                "currency": consumed.currency,
+                "spent": spent,
+                "after_stop": after_stop,
+                "projected": projected,
+                "per_hour": rate * 3600,
+            },
+            per_second=0.0 if self.counting == "projected" and counted > after_stop else rate / self.limit,
+        )
