@@ -456,3 +456,247 @@ class Budget(SinglePolicy):
             },
             per_second=0.0 if self.counting == "projected" and counted > after_stop else rate / self.limit,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class MaxFailedTrainingJobs(SinglePolicy):
+    """So many training jobs have failed, or such a share of those that ended.
+
+    :param count: how many.
+    :param share: from 0 to 1; counts when ``minimum_ended`` training jobs have ended.
+    :param minimum_ended: see ``share``.
+    """
+
+    code: ClassVar[str] = "max_failed_training_jobs"
+    count: int | None = field(default=None, metadata={"kind": COUNT})
+    share: float | None = field(default=None, metadata={"kind": SHARE})
+    minimum_ended: int = field(default=5, metadata={"kind": COUNT})
+
+    def check(self) -> None:
+        """See :meth:`SinglePolicy.check`."""
+        if self.count is None and self.share is None:
+            raise AmtFieldError(
+                f"{self.code}.count", None, "at least one of count and share", "give one of the two"
+            )
+
+    def measure(self, situation: Situation) -> Level:
+        """See :meth:`Policy.measure`."""
+        failed, ended = situation.progress.training_jobs.failed, situation.progress.training_jobs.ended
+        shares, limits = [0.0], []
+        if self.count is not None:
+            shares.append(failed / self.count)
+            limits.append(f"{self.count}")
+        if self.share is not None:
+            limits.append(f"{self.share:.1%} of those that ended, from {self.minimum_ended} on")
+            if ended >= self.minimum_ended:
+                shares.append(failed / ended / self.share)
+        return self.level(
+            max(shares),
+            f"{failed} of {ended} training jobs that ended have failed; the limit is {' or '.join(limits)}.",
+            evidence={"failed": failed, "ended": ended},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled(SinglePolicy):
+    """No training job has ended for so long; before the first, since the tuning job was created.
+
+    :param duration: for how long.
+    """
+
+    code: ClassVar[str] = "stalled"
+    duration: timedelta = field(metadata={"kind": DURATION})
+
+    @property
+    def uses_training_jobs(self) -> bool:
+        """See :attr:`Policy.uses_training_jobs`."""
+        return True
+
+    def measure(self, situation: Situation) -> Level:
+        """See :meth:`Policy.measure`."""
+        if situation.training_jobs is None:
+            return self.unknown("When a training job ended last is not known.")
+        ends = [one.ended_at for one in situation.training_jobs if one.ended_at is not None]
+        last = max(ends, default=situation.progress.created_at)
+        if last is None:
+            return self.unknown("When the tuning job was created is not known.")
+        gone = max(timedelta(0), situation.now - last)
+        return self.level(
+            gone / self.duration,
+            f"No training job has ended for {gone.total_seconds():.0f} s; the limit is "
+            f"{self.duration.total_seconds():g} s.",
+            evidence={"last_ended_at": iso(last), "seconds": gone.total_seconds()},
+            per_second=1 / self.duration.total_seconds(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NotImproving(SinglePolicy):
+    """The best objective has not improved for so many training jobs, for so long, or for so much consumption.
+
+    Exactly one limit. Counted as :class:`airflow_amt.tuning.history.CriteriaTracker` does, also for tuning jobs
+    that were created without that criterion.
+
+    :param training_jobs: results in a row that were not better.
+    :param duration: time since the best training job ended; before the first, since the job's creation.
+    :param consumed: in the unit, by training jobs that ended later than the best one, or still run.
+    :param unit: as of :class:`Budget`.
+    """
+
+    code: ClassVar[str] = "not_improving"
+    training_jobs: int | None = field(default=None, metadata={"kind": COUNT})
+    duration: timedelta | None = field(default=None, metadata={"kind": DURATION})
+    consumed: float | None = field(default=None, metadata={"kind": _MONEY})
+    unit: str = field(default="money", metadata={"kind": one_of(*UNITS)})
+
+    def check(self) -> None:
+        """See :meth:`SinglePolicy.check`."""
+        given = [one for one in (self.training_jobs, self.duration, self.consumed) if one is not None]
+        if len(given) != 1 or (self.consumed is not None and self.consumed <= 0):
+            raise AmtFieldError(
+                f"{self.code}.training_jobs",
+                self.training_jobs,
+                "exactly one of training_jobs, duration and consumed, above 0",
+                "give one of the three",
+            )
+
+    @property
+    def uses_training_jobs(self) -> bool:
+        """See :attr:`Policy.uses_training_jobs`."""
+        return True
+
+    @property
+    def uses_costs(self) -> bool:
+        """See :attr:`Policy.uses_costs`."""
+        return self.consumed is not None
+
+    def measure(self, situation: Situation) -> Level:
+        """See :meth:`Policy.measure`."""
+        progress = situation.progress
+        if situation.training_jobs is None or progress.objective_type is None or progress.created_at is None:
+            return self.unknown("Since when the best objective has not improved is not known.")
+        count, since = 0, progress.created_at
+        best: float | None = None
+        for job in ended_in_order(situation.training_jobs):
+            if job.objective is None or job.ended_at is None:
+                continue
+            if progress.objective_type.better(job.objective, best):
+                best, since, count = job.objective, job.ended_at, 0
+            else:
+                count += 1
+        evidence = {"best_objective": best, "since": iso(since), "training_jobs": count}
+        if self.training_jobs is not None:
+            return self.level(
+                count / self.training_jobs,
+                f"{count} training jobs in a row did not improve on the best objective; the limit is "
+                f"{self.training_jobs}.",
+                evidence=evidence,
+            )
+        if self.duration is not None:
+            gone = max(timedelta(0), situation.now - since)
+            return self.level(
+                gone / self.duration,
+                f"The best objective has not improved for {gone.total_seconds():.0f} s; the limit is "
+                f"{self.duration.total_seconds():g} s.",
+                evidence={**evidence, "seconds": gone.total_seconds()},
+                per_second=1 / self.duration.total_seconds(),
+            )
+        limit = self.consumed or 1.0
+        used = situation.consumption_since(since)
+        spent = None if used is None else used.of(self.unit)
+        if used is None or spent is None:
+            return self.unknown("What was consumed since the best objective improved is not known.")
+        return self.level(
+            spent / limit,
+            f"{spent:.6g} {used.currency if self.unit == 'money' else self.unit.replace('_', ' ')} were "
+            f"consumed since the best objective improved; the limit is {limit:g}.",
+            evidence={**evidence, "spent": spent},
+            per_second=(used.rate_of(self.unit) or 0.0) / limit,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plateau(SinglePolicy):
+    """The last results improved on the best before them by a share of it at the most.
+
+    The rule of :class:`airflow_amt.tuning.convergence.NoSignificantImprovement`.
+
+    :param window: how many results.
+    :param threshold: the share.
+    :param minimum: fewest results before it counts.
+    """
+
+    code: ClassVar[str] = "plateau"
+    window: int = field(default=20, metadata={"kind": COUNT})
+    threshold: float = field(default=0.01, metadata={"kind": SHARE})
+    minimum: int = field(default=25, metadata={"kind": COUNT})
+
+    @property
+    def uses_training_jobs(self) -> bool:
+        """See :attr:`Policy.uses_training_jobs`."""
+        return True
+
+    def measure(self, situation: Situation) -> Level:
+        """See :meth:`Policy.measure`."""
+        direction = situation.progress.objective_type
+        if situation.training_jobs is None or direction is None:
+            return self.unknown("The objectives of the training jobs are not known.")
+        objectives = [
+            job.objective for job in ended_in_order(situation.training_jobs) if job.objective is not None
+        ]
+        rule = NoSignificantImprovement(self.window, self.threshold, self.minimum)
+        met = rule.converged(objectives, direction)
+        return self.level(
+            1.0 if met else 0.0,
+            f"The last {self.window} of {len(objectives)} results "
+            f"{'improved' if met else 'may still improve'} on the best before them by "
+            f"{self.threshold:.1%}{' at the most' if met else ' and more'}.",
+            evidence={"results": len(objectives)},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TargetReached(SinglePolicy):
+    """The best objective is as good as a value; a target, or the floor of another policy.
+
+    ``NotImproving(training_jobs=20) & TargetReached(0.8)`` gives up only when the model is good enough.
+
+    :param value: the objective, in the tuning job's own direction.
+    """
+
+    code: ClassVar[str] = "target_reached"
+    value: float = field(metadata={"kind": NUMBER})
+
+    def measure(self, situation: Situation) -> Level:
+        """See :meth:`Policy.measure`."""
+        best, direction = situation.progress.best_objective, situation.progress.objective_type
+        if best is None and situation.progress.objectives.succeeded == 0:
+            return self.level(0.0, "No training job has given an objective yet.")
+        if best is None or direction is None:
+            return self.unknown("The best objective, or its direction, is not known.")
+        reached = direction.reaches(best, self.value)
+        return self.level(
+            1.0 if reached else 0.0,
+            f"The best objective, {best:.6g}, {'is' if reached else 'is not'} as good as {self.value:g}.",
+            evidence={"best_objective": best},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MinimumJobs(SinglePolicy):
+    """So many training jobs have given an objective: a guard for other policies, combined with ``&``.
+
+    :param count: how many.
+    """
+
+    code: ClassVar[str] = "minimum_jobs"
+    count: int = field(metadata={"kind": COUNT})
+
+    def measure(self, situation: Situation) -> Level:
+        """See :meth:`Policy.measure`."""
+        done = situation.progress.objectives.succeeded
+        return self.level(
+            done / self.count,
+            f"{done} training jobs have given an objective; waited for are {self.count}.",
+            evidence={"with_objective": done},
+        )
