@@ -700,3 +700,498 @@ class MinimumJobs(SinglePolicy):
             f"{done} training jobs have given an objective; waited for are {self.count}.",
             evidence={"with_objective": done},
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Custom(SinglePolicy):
+    """A policy of one's own, by import path: a function that takes a :class:`Situation` and the arguments.
+
+    It returns the share of its limit that is used (``None`` if it cannot tell), or that and a sentence. It must
+    be importable where the DAG is parsed, on workers and in triggerers, and must not block.
+
+    :param path: as ``"my_company.policies.too_hot"``.
+    :param arguments: keyword arguments, JSON-safe.
+    """
+
+    code: ClassVar[str] = "custom"
+    path: str = field(
+        metadata={
+            "kind": Kind(
+                accepts=lambda value: isinstance(value, str) and value.count(".") > 0,
+                limit="an import path",
+                fix='give for example "my_company.policies.too_hot"',
+                read=lambda value: value,
+            )
+        }
+    )
+    arguments: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "kind": Kind(
+                accepts=lambda value: isinstance(value, Mapping),
+                limit="a mapping of keyword arguments",
+                fix='give for example {"limit": 3}',
+                read=lambda value: value,
+                write=dict,
+            )
+        },
+    )
+
+    def check(self) -> None:
+        """Import it, so that a wrong path is told while the DAG is parsed."""
+        self._function()
+
+    def _function(self) -> Callable[..., Any]:
+        module, _, name = self.path.rpartition(".")
+        try:
+            found = getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise AmtFieldError(
+                "custom.path", self.path, f"the import path of a function ({error})", "correct the path"
+            ) from None
+        if not callable(found):
+            raise AmtFieldError("custom.path", self.path, "the path of a function", "correct the path")
+        function: Callable[..., Any] = found
+        return function
+
+    @property
+    def uses_training_jobs(self) -> bool:
+        """See :attr:`Policy.uses_training_jobs`: nobody knows, so it gets them."""
+        return True
+
+    def measure(self, situation: Situation) -> Level:
+        """See :meth:`Policy.measure`."""
+        answer = self._function()(situation, **self.arguments)
+        share, reason = answer if isinstance(answer, tuple) else (answer, "")
+        told = "nothing" if share is None else f"{share:.2f} of its limit"
+        return self.level(None if share is None else float(share), reason or f"{self.path} measured {told}.")
+
+
+# --- combinations ------------------------------------------------------------------------------
+
+
+class _Combination(Policy):
+    """Base of what consists of other policies."""
+
+    __slots__ = ()
+
+    of: tuple[Policy, ...]
+    combined: ClassVar[Callable[[Iterable[float]], float]]
+
+    def __post_init__(self) -> None:
+        if not self.of or any(not isinstance(one, Policy) for one in self.of):
+            raise AmtFieldError(
+                f"{self.code}.of", self.of, "one or more policies", "combine policies with & and |"
+            )
+        if len(self.parts) > MAX_POLICIES:
+            raise AmtFieldError(
+                f"{self.code}.of", len(self.parts), f"at most {MAX_POLICIES} policies", "combine fewer"
+            )
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """See :attr:`Policy.parts`."""
+        return tuple(part for one in self.of for part in one.parts)
+
+    @property
+    def uses_training_jobs(self) -> bool:
+        """See :attr:`Policy.uses_training_jobs`."""
+        return any(one.uses_training_jobs for one in self.of)
+
+    @property
+    def uses_costs(self) -> bool:
+        """See :attr:`Policy.uses_costs`."""
+        return any(one.uses_costs for one in self.of)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See :meth:`Policy.to_dict`."""
+        return {"type": self.code, "of": [one.to_dict() for one in self.of]}
+
+    def _combine(self, levels: Sequence[Level], share: float | None) -> Level:
+        deciding = [one for one in levels if one.share == share] or list(levels)
+        return Level(
+            code=self.code,
+            share=share,
+            reason=" ".join(dict.fromkeys(one.reason for one in deciding)),
+            evidence={key: value for one in deciding for key, value in one.evidence.items()},
+            because=tuple(dict.fromkeys(code for one in deciding for code in one.because)),
+            parts=tuple(levels),
+            combined=type(self).combined,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf(_Combination):
+    """Breached if one of its policies is: as much is used as of the one that is used most."""
+
+    code: ClassVar[str] = "any"
+    combined: ClassVar[Callable[[Iterable[float]], float]] = _highest
+    of: tuple[Policy, ...]
+
+    def measure(self, situation: Situation) -> Level:
+        """See :meth:`Policy.measure`; a part that cannot be told does not hide a breach of another."""
+        levels = [one.measure(situation) for one in self.of]
+        shares = [one.share for one in levels if one.share is not None]
+        known = len(shares) == len(levels) or any(share >= 1 for share in shares)
+        return self._combine(levels, max(shares) if shares and known else None)
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf(_Combination):
+    """Breached if all of its policies are: as much is used as of the one that is used least."""
+
+    code: ClassVar[str] = "all"
+    combined: ClassVar[Callable[[Iterable[float]], float]] = _lowest
+    of: tuple[Policy, ...]
+
+    def measure(self, situation: Situation) -> Level:
+        """See :meth:`Policy.measure`; a part that cannot be told does not hide that another is kept."""
+        levels = [one.measure(situation) for one in self.of]
+        shares = [one.share for one in levels if one.share is not None]
+        known = len(shares) == len(levels) or any(share < 1 for share in shares)
+        return self._combine(levels, min(shares) if shares and known else None)
+
+
+def _operands(kind: type[AnyOf] | type[AllOf], policy: Policy) -> tuple[Policy, ...]:
+    return policy.of if isinstance(policy, kind) else (policy,)
+
+
+# --- rules -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What is done when a share of a policy's limit is used, or so long before its deadline.
+
+    :param action: what is done.
+    :param at: the share, above 0.
+    :param before: time before a deadline; then ``at`` does not count.
+    """
+
+    action: Action
+    at: float = 1.0
+    before: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A policy, and what is done at which of its shares.
+
+    :param policy: what is measured.
+    :param steps: what is done; by default, stop at the limit.
+    :param name: for people and records; by default the policy's code.
+    """
+
+    policy: Policy
+    steps: tuple[Step, ...] = (Step(action=Action.STOP),)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise AmtFieldError("steps", self.steps, "one or more steps", "say what is done at which share")
+        for one in self.steps:
+            if one.before is not None and not isinstance(self.policy, Deadline):
+                raise AmtFieldError(
+                    "steps.before", one.before, "only for a deadline", "give a share with at instead"
+                )
+
+    @property
+    def title(self) -> str:
+        """How people and records name it."""
+        return self.name or self.policy.code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sla:
+    """The rules that a tuning job has to keep, and what instances cost.
+
+    :param rules: the rules, the most important first: of two that are breached at once with actions of the
+        same severity, the first is the reason.
+    :param prices: needed by budgets in money.
+    """
+
+    rules: tuple[Rule, ...]
+    prices: PriceTable | None = None
+
+    @property
+    def uses_training_jobs(self) -> bool:
+        """Whether a policy looks at the list of training jobs."""
+        return any(one.policy.uses_training_jobs for one in self.rules)
+
+    @property
+    def uses_costs(self) -> bool:
+        """Whether a policy looks at what they consumed."""
+        return any(one.policy.uses_costs for one in self.rules)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a JSON-safe dict with its version; :func:`parse_sla` reads it back."""
+        return {
+            "version": POLICY_VERSION,
+            "rules": [_rule_to_dict(one) for one in self.rules],
+            **({} if self.prices is None else {"prices": self.prices.to_dict()}),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is to be done about a tuning job now, and why.
+
+    :param action: the most severe action that is due; ``None`` for nothing.
+    :param rule: name of the rule that asks for it.
+    :param code: the policy's stable code.
+    :param share: how much of the limit is used.
+    :param reason: why, for people.
+    :param evidence: the numbers; JSON-safe.
+    :param next_look_at: when a step can be due without anything but time passing; ``None`` for never.
+    :param also: names of other rules that ask for the same action.
+    :param warnings: reasons of all rules of which a mere warning is due.
+    :param unknown: reasons of the rules that cannot be told.
+    """
+
+    action: Action | None = None
+    rule: str | None = None
+    code: str | None = None
+    share: float | None = None
+    reason: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    next_look_at: datetime | None = None
+    also: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a JSON-safe dict."""
+        return {
+            "version": POLICY_VERSION,
+            "action": None if self.action is None else self.action.value,
+            "rule": self.rule,
+            "code": self.code,
+            "share": self.share,
+            "reason": self.reason,
+            "evidence": dict(self.evidence),
+            "next_look_at": iso(self.next_look_at),
+            "also": list(self.also),
+            "warnings": list(self.warnings),
+            "unknown": list(self.unknown),
+        }
+
+
+def decide(sla: Sla, situation: Situation) -> Verdict:
+    """Judge a tuning job by an SLA.
+
+    A tuning job that is over, or is being stopped, is left alone.
+    """
+    if situation.progress.is_terminal or situation.progress.status == "Stopping":
+        return Verdict(reason=f"The tuning job is {situation.progress.status}.")
+    due: list[tuple[Action, Rule, Level]] = []
+    looks: list[datetime] = []
+    unknown: list[str] = []
+    for rule in sla.rules:
+        level = rule.policy.measure(situation)
+        if level.share is None:
+            unknown.append(f"{rule.title}: {level.reason}")
+        met = [step.action for step in rule.steps if _is_due(step, level, situation.now)]
+        if met:
+            due.append((max(met, key=lambda action: action.severity), rule, level))
+        looks += _next_looks(rule, level, situation.now)
+    next_look_at = min(looks, default=None)
+    if not due:
+        return Verdict(reason="Every rule is kept.", next_look_at=next_look_at, unknown=tuple(unknown))
+    action, rule, level = max(due, key=lambda one: one[0].severity)  # the first of the most severe
+    return Verdict(
+        action=action,
+        rule=rule.title,
+        code=level.because[0] if len(level.because) == 1 else level.code,
+        share=level.share,
+        reason=level.reason,
+        evidence=level.evidence,
+        next_look_at=next_look_at,
+        also=tuple(one.title for act, one, _ in due if act is action and one is not rule),
+        warnings=tuple(f"{one.title}: {seen.reason}" for act, one, seen in due if act is Action.WARN),
+        unknown=tuple(unknown),
+    )
+
+
+def _is_due(step: Step, level: Level, now: datetime) -> bool:
+    if step.before is not None:
+        return level.due is not None and now >= level.due - step.before
+    return level.share is not None and level.share >= step.at
+
+
+def _next_looks(rule: Rule, level: Level, now: datetime) -> Iterator[datetime]:
+    for step in rule.steps:
+        if _is_due(step, level, now):
+            continue
+        if step.before is not None:
+            if level.due is not None:
+                yield level.due - step.before
+            continue
+        seconds = level.seconds_until(step.at)
+        if seconds is not None and seconds < 1e9:
+            yield now + timedelta(seconds=seconds)
+
+
+# --- to and from dicts -------------------------------------------------------------------------
+
+_SINGLE: Mapping[str, type[SinglePolicy]] = {
+    kind.code: kind
+    for kind in (
+        Deadline,
+        Budget,
+        MaxFailedTrainingJobs,
+        Stalled,
+        NotImproving,
+        Plateau,
+        TargetReached,
+        MinimumJobs,
+        Custom,
+    )
+}
+_SEVERAL: Mapping[str, type[AnyOf] | type[AllOf]] = {AnyOf.code: AnyOf, AllOf.code: AllOf}
+
+#: Codes of all types of policies.
+POLICY_CODES: tuple[str, ...] = (*_SINGLE, *_SEVERAL)
+
+
+def parse_policy(value: Any, *, path: str = "policy", depth_left: int = MAX_DEPTH) -> Policy:
+    """Accept a policy as an object or as its dict.
+
+    :raises AmtFieldError: it is none.
+    """
+    if isinstance(value, Policy):
+        return value
+    if not isinstance(value, Mapping):
+        raise AmtFieldError(
+            path, value, "a policy or its dict", 'pass {"type": "stalled", "duration_seconds": 3600}'
+        )
+    if depth_left == 0:
+        raise AmtFieldError(path, value, f"at most {MAX_DEPTH} deep", "combine fewer policies")
+    body = {str(key): given for key, given in value.items() if key != "version"}
+    code = body.pop("type", None)
+    if isinstance(code, str) and code in _SINGLE:
+        return parse_parameters(_SINGLE[code], body, path)
+    if not isinstance(code, str) or code not in _SEVERAL:
+        raise AmtFieldError(
+            f"{path}.type", code, f"one of {', '.join(POLICY_CODES)}", "check the type of the policy"
+        )
+    inner = body.pop("of", None)
+    refuse_unknown(body, ("of",), path)
+    if not isinstance(inner, Sequence) or isinstance(inner, str) or not inner:
+        raise AmtFieldError(f"{path}.of", inner, "a list of one or more policies", "list what to combine")
+    return _SEVERAL[code](
+        tuple(
+            parse_policy(one, path=f"{path}.of[{position}]", depth_left=depth_left - 1)
+            for position, one in enumerate(inner)
+        )
+    )
+
+
+def parse_sla(value: Any, *, path: str = "sla") -> Sla:
+    """Accept an SLA as an object, its dict or the JSON text of that, a policy, or a list of policies or rules.
+
+    :raises AmtFieldError: it is none.
+    """
+    if isinstance(value, Sla):
+        return value
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise AmtFieldError(
+                path, value, "an SLA, its dict or the JSON text of that", "see the guide for its form"
+            ) from None
+    if isinstance(value, Policy | Rule) or (isinstance(value, Mapping) and "type" in value):
+        value = [value]
+    if isinstance(value, Mapping):
+        refuse_unknown(value, ("version", "rules", "prices"), path)
+        version = value.get("version", POLICY_VERSION)
+        if version != POLICY_VERSION:
+            raise AmtFieldError(
+                f"{path}.version", version, f"{POLICY_VERSION}", "upgrade airflow-provider-amt"
+            )
+        prices = value.get("prices")
+        table = None if prices is None else PriceTable.parse(prices, path=f"{path}.prices")
+        rules = value.get("rules")
+    else:
+        table, rules = None, value
+    if not isinstance(rules, Sequence) or isinstance(rules, str) or not rules:
+        raise AmtFieldError(f"{path}.rules", rules, "a list of one or more rules", "list what must hold")
+    sla = Sla(
+        rules=tuple(_parse_rule(one, f"{path}.rules[{position}]") for position, one in enumerate(rules)),
+        prices=table,
+    )
+    needs_prices = any(
+        getattr(part, "unit", None) == "money" and part.uses_costs
+        for rule in sla.rules
+        for part in rule.policy.parts
+    )
+    if needs_prices and table is None:
+        raise AmtFieldError(
+            f"{path}.prices",
+            None,
+            "prices, for a budget in money",
+            'give {"currency": "EUR", "per_hour": {"ml.m5.xlarge": 0.26}}, or use billable_seconds',
+        )
+    return sla
+
+
+def _parse_rule(value: Any, path: str) -> Rule:
+    if isinstance(value, Rule):
+        return value
+    if isinstance(value, Policy):
+        return Rule(policy=value)
+    if not isinstance(value, Mapping):
+        raise AmtFieldError(path, value, "a rule, a policy or the dict of one", "see the guide for its form")
+    if "type" in value:
+        return Rule(policy=parse_policy(value, path=path))
+    refuse_unknown(value, ("policy", "steps", "name"), path)
+    steps = value.get("steps")
+    policy = parse_policy(value.get("policy"), path=f"{path}.policy")
+    if steps is None:
+        return Rule(policy=policy, name=str(value.get("name") or ""))
+    if not isinstance(steps, Sequence) or isinstance(steps, str):
+        raise AmtFieldError(f"{path}.steps", steps, "a list of steps", 'give [{"action": "stop", "at": 1}]')
+    return Rule(
+        policy=policy,
+        steps=tuple(_parse_step(one, f"{path}.steps[{position}]") for position, one in enumerate(steps)),
+        name=str(value.get("name") or ""),
+    )
+
+
+def _parse_step(value: Any, path: str) -> Step:
+    if isinstance(value, Step):
+        return value
+    if not isinstance(value, Mapping):
+        raise AmtFieldError(path, value, "a step", 'give {"action": "stop", "at": 1}')
+    refuse_unknown(value, ("action", "at", "before_seconds"), path)
+    try:
+        action = Action(value.get("action"))
+    except ValueError:
+        raise AmtFieldError(
+            f"{path}.action",
+            value.get("action"),
+            f"one of {', '.join(one.value for one in Action)}",
+            "check the spelling",
+        ) from None
+    at = NUMBER.read(value.get("at", 1.0))
+    if not NUMBER.accepts(at) or at <= 0:
+        raise AmtFieldError(f"{path}.at", value.get("at"), "a share above 0", "give 0.8 for 80 %")
+    before = value.get("before_seconds")
+    span = None if before is None else DURATION.read(before)
+    if span is not None and not DURATION.accepts(span):
+        raise AmtFieldError(f"{path}.before_seconds", before, DURATION.limit, DURATION.fix)
+    return Step(action=action, at=float(at), before=span)
+
+
+def _rule_to_dict(rule: Rule) -> dict[str, Any]:
+    return {
+        "policy": rule.policy.to_dict(),
+        "steps": [
+            {
+                "action": one.action.value,
+                **({"at": one.at} if one.before is None else {"before_seconds": one.before.total_seconds()}),
+            }
+            for one in rule.steps
+        ],
+        **({"name": rule.name} if rule.name else {}),
+    }
