@@ -119,7 +119,12 @@ class AmtStopTuningJobOperator(WaitingOperator):
         context: Context,
         event: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Go on after the trigger fired; AWS is read again, whatever the event says."""
+        """Go on after the trigger fired; AWS is read again, whatever the event says.
+
+        Without an event it begins anew, as :meth:`AmtTuningJobOperator.execute_complete` does.
+        """
+        if not event:
+            return self.execute(context)
         name, _, state = resumed_state(event)
         error = self.watch_error(name, event)
         if error is not None:

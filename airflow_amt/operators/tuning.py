@@ -340,8 +340,14 @@ class AmtTuningJobOperator(WaitingOperator):
         context: Context,
         event: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Go on after a trigger fired; AWS is read again, whatever the event says."""
-        state = dict((event or {}).get("state") or {})
+        """Go on after a trigger fired; AWS is read again, whatever the event says.
+
+        Without an event it begins anew: a task that is cleared in the moment in which it defers is resumed by
+        Airflow in its next try, though no trigger has fired (seen with 3.3.2).
+        """
+        if not event:
+            return self.execute(context)
+        state = dict(event.get("state") or {})
         if state.get("waits_for") == "quota":
             return self._start(context, _Begun.from_state(state))
         name, deadline, state = resumed_state(event)

@@ -101,7 +101,13 @@ class WatchingSensor(TuningJobTask, BaseSensorOperator):
         context: Context,
         event: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Go on after the trigger fired; AWS is read again, whatever the event says."""
+        """Go on after the trigger fired; AWS is read again, whatever the event says.
+
+        Without an event it begins anew, as
+        :meth:`airflow_amt.operators.tuning.AmtTuningJobOperator.execute_complete` does.
+        """
+        if not event:
+            return dict(self.execute(context))
         name, deadline, _ = resumed_state(event)
         error = self.watch_error(name, event)
         if error is not None:

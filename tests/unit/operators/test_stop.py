@@ -195,3 +195,10 @@ def test_the_trigger_of_a_stop_never_stops_again() -> None:
 
     run_task(make, task_context(), Ending({NAME: ["InProgress"]}))
     assert [trigger.stop_on_kill for trigger in made] == [False]
+
+
+def test_a_resumption_without_an_event_begins_anew() -> None:
+    hook = FakeHook({NAME: ["InProgress"]})
+    task = AmtStopTuningJobOperator(task_id="stop", tuning_job_name=NAME, check_interval=0.1)
+    use_hook(task, hook)
+    assert task.execute_complete(task_context(task_id="stop"), None)["stopped"] is True

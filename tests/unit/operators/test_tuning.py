@@ -1289,3 +1289,14 @@ def test_a_mapped_task_instance_is_labelled_with_the_prefix(
     task.execute(context)
     template = context["map_index_template"]
     assert (template and jinja2.Template(template).render(task=task)) == label
+
+
+@pytest.mark.parametrize("event", [None, {}])
+def test_a_resumption_without_an_event_begins_anew(event: dict[str, Any] | None) -> None:
+    """Airflow 3.3 resumes the next try of a task that was cleared in the moment in which it deferred."""
+    hook = FakeHook({DERIVED: ["InProgress", "Completed"]}, {DERIVED: OWNER.tags()})
+    task = operator(unnamed())
+    use_hook(task, hook)
+    result = task.execute_complete(task_context(try_number=2), event)
+    assert (result["tuning_job_name"], result["status"]) == (DERIVED, "Completed")
+    assert hook.named("create") == []

@@ -195,3 +195,9 @@ def test_what_cannot_be_a_name_is_refused_without_a_call(deferrable: bool) -> No
     with pytest.raises(AmtRequestError):
         run(hook, deferrable=deferrable, tuning_job_name="no_underscore")
     assert hook.calls == []
+
+
+def test_a_resumption_without_an_event_begins_anew() -> None:
+    waiting = sensor(deferrable=True)
+    use_hook(waiting, FakeHook({NAME: ["Completed"]}))
+    assert waiting.execute_complete(task_context(task_id="wait"), {})["status"] == "Completed"
