@@ -1,10 +1,11 @@
 """What a tuning job consumes: instance time, billed time and money, so far and at its end.
 
-Facts. ``BillableTimeInSeconds`` (DescribeTrainingJob) is what one instance of a training job is billed for, by
-the wall clock; it is to be multiplied by the instances (API, ``DescribeTrainingJob``). With managed spot
-training it is less than ``TrainingTimeInSeconds`` by the discount that AWS gave (developer guide, "Managed Spot
-Training"), so that billable time at the price on demand is the money in both cases. It is known when a training
-job has ended; before that, and where a training job was not described, it is estimated from its training time.
+Facts. ``BillableTimeInSeconds`` (DescribeTrainingJob) is what one instance of a training job is billed for,
+by the wall clock; it is to be multiplied by the instances (API, ``DescribeTrainingJob``). With managed spot
+training it is less than ``TrainingTimeInSeconds`` by the discount that AWS gave (developer guide, "Managed
+Spot Training"), so that billable time at the price on demand is the money in both cases. It is known when a
+training job has ended; before that, and where a training job was not described, it is estimated from its
+training time.
 
 Prices come from whoever pays: nothing here knows any.
 """
@@ -34,8 +35,8 @@ class PriceTable:
 
     :param currency: a word for people, as ``USD`` or ``EUR``.
     :param per_hour: price by instance type (``ml.m5.xlarge``).
-    :param spot_discount: share of the price that managed spot training is expected to save, from 0 to below 1;
-        used for what has not been billed yet. What was billed is known.
+    :param spot_discount: share of the price that managed spot training is expected to save, from 0 to below
+        1; used for what has not been billed yet. What was billed is known.
     """
 
     currency: str

@@ -97,6 +97,7 @@ DURATION = Kind(
 
 
 def one_of(*words: str) -> Kind:
+    """Return the kind of a parameter that is one of these words."""
     return Kind(
         accepts=lambda value: isinstance(value, str) and value in words,
         limit=f"one of {', '.join(words)}",
@@ -106,6 +107,7 @@ def one_of(*words: str) -> Kind:
 
 
 def kind_of(parameter: Field[Any]) -> Kind:
+    """Return the kind of a parameter."""
     kind: Kind = parameter.metadata["kind"]
     return kind
 

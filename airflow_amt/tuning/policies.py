@@ -1,9 +1,9 @@
 """Stop policies: for which reasons of a business a tuning job is ended, beside AMT's own five criteria.
 
-A *policy* measures, on one :class:`Situation`, which share of its limit is used (1 and more is a breach). ``&``
-and ``|`` combine policies: all of them breached, one of them breached. A *rule* says what is done at which
-share (warn at 0.8, stop at 1), and an *SLA* is a list of rules. :func:`decide` gives one :class:`Verdict`: the
-most severe action that is due, why, the evidence, and when to look again.
+A *policy* measures, on one :class:`Situation`, which share of its limit is used (1 and more is a breach).
+``&`` and ``|`` combine policies: all of them breached, one of them breached. A *rule* says what is done at
+which share (warn at 0.8, stop at 1), and an *SLA* is a list of rules. :func:`decide` gives one
+:class:`Verdict`: the most severe action that is due, why, the evidence, and when to look again.
 
 Nothing here reads a clock or AWS: the situation brings the time. A task on a worker, a trigger, the SLA hook
 and callbacks of deadlines decide with this same code.
@@ -304,9 +304,9 @@ class Deadline(SinglePolicy):
     """The tuning job must be over by a time.
 
     One of: ``at``, an absolute time; ``time_of_day`` in ``timezone``, the first such time after the
-    reference; or ``after`` the reference. The reference is the job's creation, or a time of the DAG run. A time
-    of day that a change to summer time skips is taken with the offset from before it; of one that comes twice
-    the first is meant.
+    reference; or ``after`` the reference. The reference is the job's creation, or a time of the DAG run. A
+    time of day that a change to summer time skips is taken with the offset from before it; of one that comes
+    twice the first is meant.
 
     :param at: absolute time.
     :param time_of_day: as ``"06:00"``.
@@ -399,8 +399,8 @@ class Budget(SinglePolicy):
 
     :param limit: in the unit.
     :param unit: ``money`` (needs prices), ``billable_seconds`` or ``compute_seconds`` (both times instances).
-    :param counting: ``spent``, or ``projected``: what will have been consumed when the tuning job comes to its
-        own end, which can be told when a first training job has ended and there is a limit of training jobs.
+    :param counting: ``spent``, or ``projected``: what will have been consumed when the tuning job comes to
+        its own end, which can be told when a first training job has ended and there is a limit of them.
     :param stopping: how long training jobs are expected to consume after a stop, and before it is noticed.
     """
 
@@ -534,8 +534,8 @@ class Stalled(SinglePolicy):
 class NotImproving(SinglePolicy):
     """The best objective has not improved for so many training jobs, for so long, or for so much consumption.
 
-    Exactly one limit. Counted as :class:`airflow_amt.tuning.history.CriteriaTracker` does, also for tuning jobs
-    that were created without that criterion.
+    Exactly one limit. Counted as :class:`airflow_amt.tuning.history.CriteriaTracker` does, also for tuning
+    jobs that were created without that criterion.
 
     :param training_jobs: results in a row that were not better.
     :param duration: time since the best training job ended; before the first, since the job's creation.
@@ -706,8 +706,8 @@ class MinimumJobs(SinglePolicy):
 class Custom(SinglePolicy):
     """A policy of one's own, by import path: a function that takes a :class:`Situation` and the arguments.
 
-    It returns the share of its limit that is used (``None`` if it cannot tell), or that and a sentence. It must
-    be importable where the DAG is parsed, on workers and in triggerers, and must not block.
+    It returns the share of its limit that is used (``None`` if it cannot tell), or that and a sentence. It
+    must be importable where the DAG is parsed, on workers and in triggerers, and must not block.
 
     :param path: as ``"my_company.policies.too_hot"``.
     :param arguments: keyword arguments, JSON-safe.
@@ -1087,8 +1087,9 @@ def parse_policy(value: Any, *, path: str = "policy", depth_left: int = MAX_DEPT
 
 
 def parse_sla(value: Any, *, path: str = "sla") -> Sla:
-    """Accept an SLA as an object, its dict or the JSON text of that, a policy, or a list of policies or rules.
+    """Accept an SLA, or what one can be made of.
 
+    :param value: an SLA, its dict or the JSON text of that, a policy, or a list of policies or rules.
     :raises AmtFieldError: it is none.
     """
     if isinstance(value, Sla):
