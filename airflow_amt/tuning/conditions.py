@@ -16,14 +16,26 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from airflow_amt.exceptions import AmtFieldError
-from airflow_amt.tuning.history import TrainingJobResult, finite
+from airflow_amt.tuning.history import TrainingJobResult
+from airflow_amt.tuning.parameters import (
+    COUNT,
+    DURATION,
+    NUMBER,
+    SHARE,
+    SHARE_BELOW_ONE,
+    check_parameters,
+    one_of,
+    parse_parameters,
+    refuse_unknown,
+    write_parameters,
+)
 from airflow_amt.tuning.progress import TuningProgress
 from airflow_amt.tuning.status import TuningJobStatus
 
@@ -127,105 +139,6 @@ class Condition(ABC):
         raise TypeError("combine conditions with &, | and ~, not with and, or and not")
 
 
-# --- parameters --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind:
-    """A kind of parameter: what is accepted, and its form in the stored dict."""
-
-    accepts: Callable[[Any], bool]
-    limit: str
-    fix: str
-    read: Callable[[Any], Any]
-    write: Callable[[Any], Any] = lambda value: value
-    suffix: str = ""
-
-
-def _number_from(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value.strip())
-    except ValueError:
-        return value
-
-
-def _count_from(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return int(value.strip())
-    except ValueError:
-        return value
-
-
-def _duration_from(value: Any) -> Any:
-    seconds = finite(_number_from(value))
-    return timedelta(seconds=seconds) if seconds is not None and abs(seconds) < _LONGEST else value
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
-
-
-def _is_duration(value: Any) -> bool:
-    return isinstance(value, timedelta) and 0 < value.total_seconds() < _LONGEST
-
-
-def _is_share(value: Any, *, least: float, most: float) -> bool:
-    number = finite(value)
-    return number is not None and least <= number <= most
-
-
-#: Seconds: a tuning job may run for half a year.
-_LONGEST = 1e9
-
-_NUMBER = _Kind(
-    accepts=lambda value: finite(value) is not None,
-    limit="a finite number",
-    fix="give the objective's value, or leave it out to use the tuning job's own target",
-    read=_number_from,
-)
-_COUNT = _Kind(
-    accepts=_is_count, limit="a whole number, at least 1", fix="give how many training jobs", read=_count_from
-)
-_SHARE = _Kind(
-    accepts=lambda value: _is_share(value, least=1e-9, most=1.0),
-    limit="a share above 0, at most 1",
-    fix="give 0.5 for one half",
-    read=_number_from,
-)
-_SHARE_BELOW_ONE = _Kind(
-    accepts=lambda value: _is_share(value, least=0.0, most=1 - 1e-9),
-    limit="a share from 0 to below 1",
-    fix="give 0.5 for one half",
-    read=_number_from,
-)
-_DURATION = _Kind(
-    accepts=_is_duration,
-    limit=f"a timedelta above 0 and below {_LONGEST:g} seconds",
-    fix="pass a timedelta, as timedelta(minutes=30); in a dict, a number of seconds",
-    read=_duration_from,
-    write=lambda value: value.total_seconds(),
-    suffix="_seconds",
-)
-
-
-def _one_of(*words: str) -> _Kind:
-    return _Kind(
-        accepts=lambda value: isinstance(value, str) and value in words,
-        limit=f"one of {', '.join(words)}",
-        fix="check the spelling",
-        read=lambda value: value.strip() if isinstance(value, str) else value,
-    )
-
-
-def _kind(parameter: Field[Any]) -> _Kind:
-    kind: _Kind = parameter.metadata["kind"]
-    return kind
-
-
 # --- single conditions -------------------------------------------------------------------------
 
 
@@ -235,10 +148,7 @@ class SingleCondition(Condition):
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        for one in _parameters(type(self)):
-            value, kind = getattr(self, one.name), _kind(one)
-            if (value is not None or one.default is not None) and not kind.accepts(value):
-                raise AmtFieldError(f"{self.code}.{one.name}", value, kind.limit, kind.fix)
+        check_parameters(self, self.code)
 
     @property
     def depth(self) -> int:
@@ -285,7 +195,7 @@ class TargetReached(SingleCondition):
     """
 
     code: ClassVar[str] = "target_reached"
-    value: float | None = field(default=None, metadata={"kind": _NUMBER})
+    value: float | None = field(default=None, metadata={"kind": NUMBER})
 
     def judge(
         self, progress: TuningProgress, training_jobs: Sequence[TrainingJobResult] | None
@@ -331,8 +241,8 @@ class TrainingJobsDone(SingleCondition):
     """
 
     code: ClassVar[str] = "training_jobs_done"
-    count: int = field(metadata={"kind": _COUNT})
-    counting: str = field(default="with_objective", metadata={"kind": _one_of("with_objective", "ended")})
+    count: int = field(metadata={"kind": COUNT})
+    counting: str = field(default="with_objective", metadata={"kind": one_of("with_objective", "ended")})
 
     def judge(
         self, progress: TuningProgress, training_jobs: Sequence[TrainingJobResult] | None
@@ -356,7 +266,7 @@ class NotImproving(SingleCondition):
     """
 
     code: ClassVar[str] = "not_improving"
-    training_jobs: int = field(metadata={"kind": _COUNT})
+    training_jobs: int = field(metadata={"kind": COUNT})
 
     def uses_training_jobs(self, progress: TuningProgress) -> bool:
         """See :meth:`Condition.uses_training_jobs`."""
@@ -408,7 +318,7 @@ class RuntimeAbove(SingleCondition):
     """
 
     code: ClassVar[str] = "runtime_above"
-    runtime: timedelta = field(metadata={"kind": _DURATION})
+    runtime: timedelta = field(metadata={"kind": DURATION})
 
     def judge(
         self, progress: TuningProgress, training_jobs: Sequence[TrainingJobResult] | None
@@ -442,12 +352,12 @@ class BudgetShareUsed(SingleCondition):
     """
 
     code: ClassVar[str] = "budget_share_used"
-    share: float = field(metadata={"kind": _SHARE})
+    share: float = field(metadata={"kind": SHARE})
     of: str = field(
         default="training_jobs",
-        metadata={"kind": _one_of("training_jobs", "runtime", "estimated_compute", "training_time")},
+        metadata={"kind": one_of("training_jobs", "runtime", "estimated_compute", "training_time")},
     )
-    training_time: timedelta | None = field(default=None, metadata={"kind": _DURATION})
+    training_time: timedelta | None = field(default=None, metadata={"kind": DURATION})
 
     def __post_init__(self) -> None:
         SingleCondition.__post_init__(self)
@@ -520,8 +430,8 @@ class FailureShareAbove(SingleCondition):
     """
 
     code: ClassVar[str] = "failure_share_above"
-    share: float = field(metadata={"kind": _SHARE_BELOW_ONE})
-    minimum_ended: int = field(default=5, metadata={"kind": _COUNT})
+    share: float = field(metadata={"kind": SHARE_BELOW_ONE})
+    minimum_ended: int = field(default=5, metadata={"kind": COUNT})
 
     def judge(
         self, progress: TuningProgress, training_jobs: Sequence[TrainingJobResult] | None
@@ -550,7 +460,7 @@ class EstimatedTimeLeftBelow(SingleCondition):
     """
 
     code: ClassVar[str] = "estimated_time_left_below"
-    time_left: timedelta = field(metadata={"kind": _DURATION})
+    time_left: timedelta = field(metadata={"kind": DURATION})
 
     def judge(
         self, progress: TuningProgress, training_jobs: Sequence[TrainingJobResult] | None
@@ -772,13 +682,13 @@ def _parse(value: Any, path: str, depth_left: int) -> Condition:
         )
     code = body.pop("type", None)
     if isinstance(code, str) and code in _SINGLE:
-        return _parse_single(_SINGLE[code], body, path)
+        return parse_parameters(_SINGLE[code], body, path)
     if not isinstance(code, str) or (code not in _SEVERAL and code != Negation.code):
         raise AmtFieldError(
             f"{path}.type", code, f"one of {', '.join(CONDITION_CODES)}", "check the type of the condition"
         )
     inner = body.pop("of", None)
-    _refuse_unknown(body, ("of",), path)
+    refuse_unknown(body, ("of",), path)
     if code == Negation.code:
         return Negation(_parse(inner, f"{path}.of", depth_left - 1))
     if not isinstance(inner, Sequence) or isinstance(inner, str) or not inner:
@@ -790,41 +700,6 @@ def _parse(value: Any, path: str, depth_left: int) -> Condition:
     )
 
 
-_Single = TypeVar("_Single", bound=SingleCondition)
-
-
-def _parse_single(kind: type[_Single], body: dict[str, Any], path: str) -> _Single:
-    known = {one.name + _kind(one).suffix: one for one in _parameters(kind)}
-    _refuse_unknown(body, known, path)
-    values: dict[str, Any] = {}
-    for key, one in known.items():
-        given = body.get(key)
-        if isinstance(given, str) and given.strip() in ("", "None"):
-            given = None
-        if given is not None:
-            values[one.name] = _kind(one).read(given)
-        elif one.default is MISSING:
-            raise AmtFieldError(f"{path}.{key}", None, _kind(one).limit, _kind(one).fix)
-    try:
-        return kind(**values)
-    except AmtFieldError as error:
-        name = error.field.rpartition(".")[2]
-        key = next(key for key, one in known.items() if one.name == name)
-        raise AmtFieldError(f"{path}.{key}", body.get(key), error.limit, error.fix) from None
-
-
-def _refuse_unknown(body: Mapping[str, Any], known: Iterable[str], path: str) -> None:
-    for key, given in body.items():
-        if key not in known:
-            allowed = ", ".join(known) or "nothing but its type"
-            raise AmtFieldError(f"{path}.{key}", given, f"not known here; known: {allowed}", "leave it out")
-
-
-def _parameters(kind: type[SingleCondition]) -> Iterator[Field[Any]]:
-    # Every subclass is a dataclass; the base itself, without parameters, is none.
-    yield from fields(kind)  # type: ignore[arg-type]
-
-
 def _body(condition: Condition) -> dict[str, Any]:
     """Return a condition's dict without its version, which only the outermost one carries."""
     if isinstance(condition, Negation):
@@ -833,10 +708,7 @@ def _body(condition: Condition) -> dict[str, Any]:
         return {"type": condition.code, "of": [_body(one) for one in condition.of]}
     body: dict[str, Any] = {"type": condition.code}
     if isinstance(condition, SingleCondition):
-        for one in _parameters(type(condition)):
-            value, kind = getattr(condition, one.name), _kind(one)
-            if value is not None:
-                body[one.name + kind.suffix] = kind.write(value)
+        body |= write_parameters(condition)
     return body
 
 

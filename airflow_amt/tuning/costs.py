@@ -1,0 +1,375 @@
+"""What a tuning job consumes: instance time, billed time and money, so far and at its end.
+
+Facts. ``BillableTimeInSeconds`` (DescribeTrainingJob) is what one instance of a training job is billed for,
+by the wall clock; it is to be multiplied by the instances (API, ``DescribeTrainingJob``). With managed spot
+training it is less than ``TrainingTimeInSeconds`` by the discount that AWS gave (developer guide, "Managed
+Spot Training"), so that billable time at the price on demand is the money in both cases. It is known when a
+training job has ended; before that, and where a training job was not described, it is estimated from its
+training time.
+
+Prices come from whoever pays: nothing here knows any.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from airflow_amt.exceptions import AmtFieldError, AmtRequestError
+from airflow_amt.tuning.history import TrainingJobResult, aware, finite
+from airflow_amt.tuning.request import training_job_definitions
+
+#: Seconds that a training job may take to end once the tuning job is stopped (developer guide: SIGTERM, then
+#: 120 s until SIGKILL).
+STOP_SECONDS = 120.0
+
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceTable:
+    """What an hour of one instance costs, on demand, in the region and currency of whoever pays.
+
+    :param currency: a word for people, as ``USD`` or ``EUR``.
+    :param per_hour: price by instance type (``ml.m5.xlarge``).
+    :param spot_discount: share of the price that managed spot training is expected to save, from 0 to below
+        1; used for what has not been billed yet. What was billed is known.
+    """
+
+    currency: str
+    per_hour: Mapping[str, float] = field(default_factory=dict)
+    spot_discount: float = 0.0
+
+    @classmethod
+    def parse(cls, value: Any, *, path: str = "prices") -> PriceTable:
+        """Read a price table from itself, its dict or the JSON text of that.
+
+        :param value: ``{"currency": "EUR", "per_hour": {"ml.m5.xlarge": 0.26}, "spot_discount": 0.6}``.
+        :param path: how errors name it.
+        :raises AmtRequestError: it is none; all that is wrong is listed.
+        """
+        if isinstance(value, cls):
+            return value
+        given = _from_json(value) if isinstance(value, str) else value
+        if not isinstance(given, Mapping):
+            raise AmtRequestError(
+                [
+                    AmtFieldError(
+                        path,
+                        value,
+                        "a price table: a dict with currency and per_hour",
+                        'give {"currency": "EUR", "per_hour": {"ml.m5.xlarge": 0.26}}',
+                    )
+                ]
+            )
+        problems = [
+            AmtFieldError(f"{path}.{key}", given[key], "not known here", "leave it out")
+            for key in given
+            if key not in ("currency", "per_hour", "spot_discount", "source", "at")
+        ]
+        currency = given.get("currency")
+        if not isinstance(currency, str) or not currency.strip():
+            problems.append(
+                AmtFieldError(f"{path}.currency", currency, "a word such as EUR", "say what is paid in")
+            )
+        per_hour = given.get("per_hour")
+        if not isinstance(per_hour, Mapping) or not per_hour:
+            problems.append(
+                AmtFieldError(
+                    f"{path}.per_hour",
+                    per_hour,
+                    "prices of an hour by instance type",
+                    'give for example {"ml.m5.xlarge": 0.26}',
+                )
+            )
+            per_hour = {}
+        for kind, price in per_hour.items():
+            number = finite(price)
+            if number is None or number < 0:
+                problems.append(
+                    AmtFieldError(
+                        f"{path}.per_hour[{kind!r}]", price, "a number, at least 0", "give the hour's price"
+                    )
+                )
+        discount = finite(given.get("spot_discount", 0.0))
+        if discount is None or not 0 <= discount < 1:
+            problems.append(
+                AmtFieldError(
+                    f"{path}.spot_discount",
+                    given.get("spot_discount"),
+                    "a share from 0 to below 1",
+                    "give 0.6 for 60 % off",
+                )
+            )
+        if problems:
+            raise AmtRequestError(problems)
+        return cls(
+            currency=str(currency),
+            per_hour={str(kind): float(price) for kind, price in per_hour.items()},
+            spot_discount=discount or 0.0,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a JSON-safe dict, which :meth:`parse` reads back."""
+        return {
+            "currency": self.currency,
+            "per_hour": dict(self.per_hour),
+            "spot_discount": self.spot_discount,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one training job of a definition runs on.
+
+    :param instances: instance types and how many of each; more than one for a heterogeneous cluster.
+    :param alternatives: whether AMT may choose another type (``HyperParameterTuningResourceConfig``): then
+        the first one, its favourite, is in ``instances``.
+    :param spot: managed spot training.
+    """
+
+    instances: tuple[tuple[str, int], ...]
+    alternatives: bool = False
+    spot: bool = False
+
+    @property
+    def count(self) -> int:
+        """Instances in all."""
+        return sum(count for _, count in self.instances)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, spot: bool = False) -> Resources:
+        """Read a ``ResourceConfig`` or ``HyperParameterTuningResourceConfig`` of the API."""
+        groups = [one for one in config.get("InstanceGroups") or () if isinstance(one, Mapping)]
+        choices = [one for one in config.get("InstanceConfigs") or () if isinstance(one, Mapping)]
+        holders = groups or choices[:1] or [config]
+        instances = tuple(
+            (str(one.get("InstanceType") or ""), max(1, int(finite(one.get("InstanceCount")) or 1)))
+            for one in holders
+        )
+        return cls(instances=instances, alternatives=len(choices) > 1, spot=spot)
+
+
+def resources_of(description: Mapping[str, Any]) -> dict[str | None, Resources]:
+    """Return what the training jobs of a request or description run on, by the name of their definition."""
+    found: dict[str | None, Resources] = {}
+    for _, definition in training_job_definitions(description):
+        config = (
+            definition.get("ResourceConfig") or definition.get("HyperParameterTuningResourceConfig") or {}
+        )
+        found[definition.get("DefinitionName")] = Resources.from_config(
+            config, spot=bool(definition.get("EnableManagedSpotTraining"))
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJobUsage:
+    """What one training job has consumed by now.
+
+    :param name: its name.
+    :param resources: what it runs on.
+    :param training_seconds: wall clock of training so far.
+    :param billable_seconds: what AWS bills for one instance; ``None`` while that is not known.
+    :param running: whether it still consumes.
+    """
+
+    name: str
+    resources: Resources
+    training_seconds: float
+    billable_seconds: float | None = None
+    running: bool = False
+
+    @classmethod
+    def from_describe(cls, description: Mapping[str, Any], *, now: datetime) -> TrainingJobUsage:
+        """Read the answer of ``DescribeTrainingJob``."""
+        result = TrainingJobResult(
+            name=str(description.get("TrainingJobName") or ""),
+            status=str(description.get("TrainingJobStatus") or ""),
+            started_at=aware(description.get("TrainingStartTime")),
+            ended_at=aware(description.get("TrainingEndTime")),
+        )
+        resources = Resources.from_config(
+            description.get("ResourceConfig") or {}, spot=bool(description.get("EnableManagedSpotTraining"))
+        )
+        estimated = cls.from_result(result, resources, now=now)
+        told = finite(description.get("TrainingTimeInSeconds"))
+        return cls(
+            name=estimated.name,
+            resources=resources,
+            training_seconds=estimated.training_seconds if told is None else max(0.0, told),
+            billable_seconds=finite(description.get("BillableTimeInSeconds")),
+            running=estimated.running,
+        )
+
+    @classmethod
+    def from_result(
+        cls, result: TrainingJobResult, resources: Resources, *, now: datetime
+    ) -> TrainingJobUsage:
+        """Estimate from a summary of the list: its training time, at what its definition runs on."""
+        running = not result.has_ended
+        seconds = result.training_seconds
+        if seconds is None and running and result.started_at is not None:
+            seconds = max(0.0, (now - result.started_at).total_seconds())
+        return cls(name=result.name, resources=resources, training_seconds=seconds or 0.0, running=running)
+
+    def billed_seconds(self, spot_discount: float) -> float:
+        """Return what one instance is billed for, as AWS says it or as expected."""
+        if self.billable_seconds is not None and not self.running:
+            return max(0.0, self.billable_seconds)
+        return self.training_seconds * (1 - spot_discount if self.resources.spot else 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumption:
+    """What a tuning job has consumed by now, and how fast it consumes.
+
+    Compute is training time times instances; billable is billed time times instances, both in
+    instance-seconds. Money is ``None`` without prices, or if the price of an instance type is missing.
+
+    :param compute_seconds: compute.
+    :param billable_seconds: billed compute.
+    :param cost: money.
+    :param rate: how much of each the running training jobs consume in a second: compute, billable, money.
+    :param mean: how much of each an ended training job consumed on average; ``None`` before the first ended.
+    :param left_of_running: how much of each the running ones are expected to consume until they end.
+    :param currency: of the money.
+    :param unpriced: instance types without a price.
+    """
+
+    compute_seconds: float
+    billable_seconds: float
+    cost: float | None
+    rate: tuple[float, float, float | None]
+    mean: tuple[float, float, float | None] | None
+    left_of_running: tuple[float, float, float | None]
+    currency: str | None = None
+    unpriced: tuple[str, ...] = ()
+
+    @classmethod
+    def measure(cls, usages: Iterable[TrainingJobUsage], prices: PriceTable | None = None) -> Consumption:
+        """Add up what training jobs have consumed."""
+        discount = 0.0 if prices is None else prices.spot_discount
+        amounts = [(one, _amounts(one, one.training_seconds, discount, prices)) for one in usages]
+        ended = [amount for one, amount in amounts if not one.running and one.training_seconds > 0]
+        running = [(one, amount) for one, amount in amounts if one.running]
+        mean = None if not ended else _scaled(_sum(ended), 1 / len(ended))
+        rate = _sum(_rate(one, discount, prices) for one, _ in running)
+        left = _sum(
+            (0.0, 0.0, 0.0 if amount[2] is not None else None) if mean is None else _left(mean, amount)
+            for _, amount in running
+        )
+        total = _sum(amount for _, amount in amounts)
+        unpriced = (
+            ()
+            if prices is None
+            else tuple(
+                sorted(
+                    {
+                        kind
+                        for one, _ in amounts
+                        for kind, _ in one.resources.instances
+                        if kind not in prices.per_hour
+                    }
+                )
+            )
+        )
+        return cls(
+            compute_seconds=total[0],
+            billable_seconds=total[1],
+            cost=total[2],
+            rate=rate,
+            mean=mean,
+            left_of_running=left,
+            currency=None if prices is None else prices.currency,
+            unpriced=unpriced,
+        )
+
+    def of(self, unit: str) -> float | None:
+        """Return what was consumed in a unit: ``compute_seconds``, ``billable_seconds`` or ``money``."""
+        return (self.compute_seconds, self.billable_seconds, self.cost)[UNITS.index(unit)]
+
+    def rate_of(self, unit: str) -> float | None:
+        """Return what is consumed in a second."""
+        return self.rate[UNITS.index(unit)]
+
+    def after_stop(self, unit: str, seconds: float = STOP_SECONDS) -> float | None:
+        """Return what will have been consumed if the tuning job is stopped now, at most."""
+        spent, rate = self.of(unit), self.rate_of(unit)
+        return None if spent is None or rate is None else spent + rate * seconds
+
+    def at_completion(self, unit: str, launches_left: int | None) -> float | None:
+        """Project what will have been consumed when the tuning job ends.
+
+        The running training jobs, and those that are still to be launched, are expected to consume as much as
+        an ended one on average.
+
+        :param launches_left: training jobs that are still to be launched; ``None`` if there is no limit.
+        :return: ``None`` before the first training job ended, or without a limit.
+        """
+        index = UNITS.index(unit)
+        spent, left = self.of(unit), self.left_of_running[index]
+        if self.mean is None or launches_left is None or spent is None or left is None:
+            return None
+        each = self.mean[index]
+        return None if each is None else spent + left + each * launches_left
+
+
+#: In what a budget can be given.
+UNITS = ("compute_seconds", "billable_seconds", "money")
+
+_Amount = tuple[float, float, float | None]
+
+
+def _amounts(
+    usage: TrainingJobUsage, training_seconds: float, discount: float, prices: PriceTable | None
+) -> _Amount:
+    billed = usage.billed_seconds(discount)
+    count = usage.resources.count
+    return training_seconds * count, billed * count, _money(usage.resources, billed, prices)
+
+
+def _rate(usage: TrainingJobUsage, discount: float, prices: PriceTable | None) -> _Amount:
+    billed = 1 - discount if usage.resources.spot else 1.0
+    count = usage.resources.count
+    return float(count), billed * count, _money(usage.resources, billed, prices)
+
+
+def _money(resources: Resources, seconds: float, prices: PriceTable | None) -> float | None:
+    if prices is None or any(kind not in prices.per_hour for kind, _ in resources.instances):
+        return None
+    return sum(prices.per_hour[kind] * count for kind, count in resources.instances) * seconds / _HOUR
+
+
+def _left(mean: _Amount, amount: _Amount) -> _Amount:
+    money = None if mean[2] is None or amount[2] is None else max(0.0, mean[2] - amount[2])
+    return max(0.0, mean[0] - amount[0]), max(0.0, mean[1] - amount[1]), money
+
+
+def _sum(amounts: Iterable[_Amount]) -> _Amount:
+    compute = billable = 0.0
+    money: float | None = 0.0
+    for one in amounts:
+        compute += one[0]
+        billable += one[1]
+        money = None if money is None or one[2] is None else money + one[2]
+    return compute, billable, money
+
+
+def _scaled(amount: _Amount, factor: float) -> _Amount:
+    return amount[0] * factor, amount[1] * factor, None if amount[2] is None else amount[2] * factor
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def duration(seconds: float) -> timedelta:
+    """Return seconds as a time span."""
+    return timedelta(seconds=seconds)
