@@ -38,6 +38,7 @@ from airflow_amt.tuning.naming import (
     owner_digest,
     ownership_tags,
     request_digest,
+    task_label,
     with_tags,
 )
 from airflow_amt.tuning.status import TERMINAL_STATUSES
@@ -352,7 +353,12 @@ class Claim:
         if decision.action is Existing.REPLACE and self._derived:
             self._log.info("Tuning job %s of an earlier try is stopped: %s.", name, decision.reason)
             detail = "replaced by a new one, as if_exists='new' asks"
-            self._call(lambda: self._hook().stop_tuning_job(name, stopped_by="operator", detail=detail))
+            label = task_label(self._owner)
+            self._call(
+                lambda: self._hook().stop_tuning_job(
+                    name, stopped_by="operator", detail=detail, requested_by=label
+                )
+            )
             return _Candidate(name=name, generation=candidate.generation, known=True)
         if decision.action is Existing.REFUSE or not self._derived:
             raise AmtOwnJobEndedError(name, self._owner.tags(), self._owner.tags(), progress.status)

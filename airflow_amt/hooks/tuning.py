@@ -14,19 +14,19 @@ from airflow_amt.exceptions import AmtAccessDeniedError, AmtAwsError, AmtValidat
 from airflow_amt.hooks.errors import CallSource, from_botocore_error, from_client_error, is_refusal
 from airflow_amt.hooks.patience import attempt
 from airflow_amt.tuning import TrainingJobResult, TuningJobStatus, TuningOutcome, infer_outcome
-from airflow_amt.tuning.naming import (
-    STOPPED_BY_TAG,
-    STOPPED_DETAIL_TAG,
-    from_tag_list,
-    tag_value,
-    to_tag_list,
-)
+from airflow_amt.tuning.naming import INTENT_TAGS, STOPPED_BY_TAG, from_tag_list, to_tag_list
+from airflow_amt.tuning.stops import PolicyStop, Stop
 
 #: Largest page of both List operations (SageMaker API, ``MaxResults``).
 _PAGE = 100
 
 #: Domains of AWS's endpoints (AWS documentation, "AWS service endpoints" and "Dual stack endpoints").
 _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".api.amazonwebservices.com.cn")
+
+#: HTTP status from which on AWS may have done what it answers with an error to.
+_SERVER_FAULT = 500
+
+_STOP_STATUSES = (TuningJobStatus.STOPPING.value, TuningJobStatus.STOPPED.value)
 
 _BOTOCORE_ERRORS = (BotoCoreError, ResponseParserError)
 
@@ -121,51 +121,60 @@ class AmtHook(AwsBaseHook):
             return False
         return True
 
-    def stop_tuning_job(self, name: str, *, stopped_by: str, detail: str | None = None) -> bool:
+    def stop_tuning_job(
+        self,
+        name: str,
+        *,
+        stopped_by: str,
+        detail: str | None = None,
+        requested_by: str | None = None,
+        policy: PolicyStop | None = None,
+    ) -> bool:
         """Stop a tuning job if it is in progress, and leave in its tags who did it.
 
-        The tags come first, so that whoever sees the job stopped can also see why. A refusal to tag is
-        logged and does not keep the job from being stopped. If the stop is refused, the tags are removed
-        again; without an answer they stay, because the stop may have been made.
+        An intent is written before the stop call, and the record after AWS accepted it
+        (:mod:`airflow_amt.tuning.stops`): of several that stop a job at once, the one whose call was accepted
+        is on record. A call of ours whose answer was lost is told from somebody else's by its intent, also
+        when this is called again, by another process. A refusal to tag is logged and does not keep the job
+        from being stopped. If the stop is refused, the intent is withdrawn.
 
         :param name: the tuning job.
         :param stopped_by: ``operator``, ``policy``, ``on_kill``, ``deadline`` or ``reaper``.
         :param detail: why, for people; cut to what a tag can hold.
-        :return: whether this call stopped it; ``False`` if it was over or stopping already.
+        :param requested_by: who asks for it: a task instance, a person.
+        :param policy: which policy demands it, and its evidence.
+        :return: whether the caller stopped it, with this call or one before whose answer was lost; ``False``
+            if it was over or stopping already.
         :raises AmtResourceNotFoundError: there is no such tuning job.
         """
+        stop = Stop(stopped_by=stopped_by, detail=detail, requested_by=requested_by, policy=policy)
         description = self.describe_tuning_job(name)
-        if not _is_in_progress(description):
-            self.log.info(
-                "Tuning job %s is %s: there is nothing to stop.",
-                name,
-                description.get("HyperParameterTuningJobStatus"),
-            )
-            return False
         arn = str(description["HyperParameterTuningJobArn"])
-        tags = stop_tags(stopped_by, detail)
-        tagged = False
+        status = description.get("HyperParameterTuningJobStatus")
+        if status != TuningJobStatus.IN_PROGRESS.value:
+            self.log.info("Tuning job %s is %s: there is nothing to stop.", name, status)
+            return status in _STOP_STATUSES and self._settle_lost_answer(arn, stop)
+        tagged = self._add_intent(name, arn, stop)
         try:
-            # Once: stopping does not wait for the tag.
-            self._call_once("add_tags", ResourceArn=arn, Tags=to_tag_list(tags))
-            tagged = True
-        except AmtAwsError as error:
-            self.log.warning(
-                "Tuning job %s is stopped without a tag that says by whom, so it will look as if somebody "
-                "else had stopped it: %s",
-                name,
-                error,
-            )
-        try:
-            self._call("stop_hyper_parameter_tuning_job", HyperParameterTuningJobName=name)
-        except AmtAwsError as error:
-            if isinstance(error, AmtValidationError) and not _is_in_progress(self.describe_tuning_job(name)):
-                # It ended between the two calls.
-                return False
-            if tagged and is_refusal(error):
-                self._remove_stop_tags(name, arn, tags)
-            raise
+            answer_lost = self._call_stop(name)
+        except _StopRefusedError as refusal:
+            if isinstance(refusal.error, AmtValidationError):
+                status = self.describe_tuning_job(name).get("HyperParameterTuningJobStatus")
+                if status in _STOP_STATUSES and refusal.answer_lost:
+                    # An attempt before this one was accepted: by now the job is no longer in progress.
+                    return self._record_if_none(arn, stop)
+                if status != TuningJobStatus.IN_PROGRESS.value:
+                    # It ended, or somebody else stopped it, between the two calls.
+                    if tagged and status in _STOP_STATUSES:
+                        self._withdraw_intent(name, arn, stop)
+                    return False
+            if tagged and is_refusal(refusal.error) and not refusal.answer_lost:
+                self._withdraw_intent(name, arn, stop)
+            raise refusal.error from None
         self.log.info("Tuning job %s is being stopped (%s).", name, stopped_by)
+        if answer_lost:
+            return self._record_if_none(arn, stop)
+        self._record(arn, stop)
         return True
 
     def expand_role(self, role: str, region_name: str | None = None) -> str:
@@ -219,16 +228,99 @@ class AmtHook(AwsBaseHook):
             raise from_botocore_error(operation, error, self._source()) from error
         return answer
 
-    def _remove_stop_tags(self, name: str, arn: str, tags: Mapping[str, str]) -> None:
-        # Else a later stop by somebody else would be put down to this provider.
+    def _call_stop(self, name: str) -> bool:
+        """Make the stop call; return whether an answer to an attempt before the last one was lost.
+
+        :raises _StopRefusedError: the last attempt failed.
+        """
+        lost: list[object] = []
+
+        def look(response: Any = None, caught_exception: Any = None, **_: Any) -> None:
+            # botocore repeats what failed; of a call that AWS may have accepted, the answer is lost.
+            if caught_exception is not None or (
+                response is not None and response[0].status_code >= _SERVER_FAULT
+            ):
+                lost.append(caught_exception or response)
+
+        def call() -> None:
+            try:
+                self._call_once("stop_hyper_parameter_tuning_job", HyperParameterTuningJobName=name)
+            except AmtAwsError as error:
+                if not is_refusal(error):
+                    lost.append(error)
+                raise
+
+        event = "needs-retry.sagemaker.StopHyperParameterTuningJob"
         try:
-            self._call_once("delete_tags", ResourceArn=arn, TagKeys=list(tags))
+            events = self.conn.meta.events
+        except _BOTOCORE_ERRORS as error:
+            raise from_botocore_error("StopHyperParameterTuningJob", error, self._source()) from error
+        events.register(event, look)
+        try:
+            attempt(call)
+        except AmtAwsError as error:
+            raise _StopRefusedError(error, answer_lost=bool(lost)) from error
+        finally:
+            events.unregister(event, look)
+        return bool(lost)
+
+    def _add_intent(self, name: str, arn: str, stop: Stop) -> bool:
+        try:
+            # Once: stopping does not wait for the tag.
+            self._call_once("add_tags", ResourceArn=arn, Tags=to_tag_list(stop.intent()))
         except AmtAwsError as error:
             self.log.warning(
-                "Tuning job %s was not stopped, yet its tags (%s) say that it was, and cannot be removed: if "
-                "somebody else stops it, it will look as if this provider had: %s",
+                "Tuning job %s is stopped without a tag that says so beforehand; if this process ends now, "
+                "it will look as if somebody else had stopped it: %s",
                 name,
-                ", ".join(tags),
+                error,
+            )
+            return False
+        return True
+
+    def _record(self, arn: str, stop: Stop) -> None:
+        """Write the record of a stop that AWS accepted."""
+        try:
+            self._call_once("add_tags", ResourceArn=arn, Tags=to_tag_list(stop.tags()))
+        except AmtAwsError as error:
+            # The intent says the same; whoever stopped the job knows it anyway.
+            self.log.warning("That %s was stopped cannot be recorded in its tags: %s", arn, error)
+
+    def _record_if_none(self, arn: str, stop: Stop) -> bool:
+        """Record a stop of which an answer was lost, unless somebody else's is on record."""
+        tags = self.tags(arn) or {}
+        recorded = tags.get(STOPPED_BY_TAG)
+        if recorded is not None:
+            return False
+        self._record(arn, stop)
+        return True
+
+    def _settle_lost_answer(self, arn: str, stop: Stop) -> bool:
+        """Record the caller's own stop, made before, of which it never heard that AWS accepted it."""
+        tags = self.tags(arn) or {}
+        intended = Stop.intended(tags)
+        if (
+            STOPPED_BY_TAG in tags
+            or intended is None
+            or stop.requested_by is None
+            or (intended.stopped_by, intended.requested_by) != (stop.stopped_by, stop.requested_by)
+        ):
+            return False
+        self._record(arn, intended)
+        return True
+
+    def _withdraw_intent(self, name: str, arn: str, stop: Stop) -> None:
+        # Else a stop by somebody else would be put down to this provider.
+        try:
+            tags = self.tags(arn)
+            if tags is None or stop.same_as(Stop.intended(tags)):
+                self._call_once("delete_tags", ResourceArn=arn, TagKeys=list(INTENT_TAGS))
+        except AmtAwsError as error:
+            self.log.warning(
+                "Tuning job %s was not stopped by this task, yet its tags (%s) say that it was to be, and "
+                "cannot be removed: if somebody else stops it, it will look as if this provider had: %s",
+                name,
+                ", ".join(INTENT_TAGS),
                 error,
             )
 
@@ -246,13 +338,14 @@ class AmtHook(AwsBaseHook):
         )
 
 
-def stop_tags(stopped_by: str, detail: str | None = None) -> dict[str, str]:
-    """Return the tags that say who stopped a tuning job and why."""
-    tags = {STOPPED_BY_TAG: tag_value(stopped_by)}
-    if detail:
-        tags[STOPPED_DETAIL_TAG] = tag_value(detail)
-    return tags
+class _StopRefusedError(Exception):
+    """A stop call failed.
 
+    :param error: the error of its last attempt.
+    :param answer_lost: whether an attempt may have been accepted, its answer lost.
+    """
 
-def _is_in_progress(description: Mapping[str, Any]) -> bool:
-    return description.get("HyperParameterTuningJobStatus") == TuningJobStatus.IN_PROGRESS.value
+    def __init__(self, error: AmtAwsError, *, answer_lost: bool) -> None:
+        super().__init__(error)
+        self.error = error
+        self.answer_lost = answer_lost

@@ -36,7 +36,8 @@ class AmtStopTuningJobOperator(WaitingOperator):
     XCom as ``outcome``. Without waiting, the reason is ``None`` while the job is not over. If there is no
     job and that is a success, everything but ``version``, ``tuning_job_name`` and ``stopped`` is ``None``.
 
-    Known limitation: if the task is retried after its stop call, ``stopped`` of the retry is ``False``.
+    Known limitation: if the task is retried after AWS had answered its stop call, ``stopped`` of the retry is
+    ``False``.
 
     :param tuning_job_name: the tuning job (templated). ``None``, also as a template renders it, and an empty
         name stand for no job: a task that was ended before it created one has pushed no name to XCom.
@@ -94,10 +95,16 @@ class AmtStopTuningJobOperator(WaitingOperator):
             return _nothing(None)
         name = require_name("tuning_job_name", self.tuning_job_name)
         ti = context["ti"]
-        detail = self.reason or f"task {ti.task_id} of DAG {ti.dag_id}"
+        stop = tuning.stops.Stop(
+            stopped_by="operator",
+            detail=self.reason or f"task {ti.task_id} of DAG {ti.dag_id}",
+            requested_by=tuning.naming.task_label(ti),
+        )
         try:
             stopped = watch.polling.patiently(
-                lambda: self.hook.stop_tuning_job(name, stopped_by="operator", detail=detail),
+                lambda: self.hook.stop_tuning_job(
+                    name, stopped_by=stop.stopped_by, detail=stop.detail, requested_by=stop.requested_by
+                ),
                 interval_seconds=interval,
                 log=self.log,
             )
@@ -107,12 +114,7 @@ class AmtStopTuningJobOperator(WaitingOperator):
             self.log.info("There is no tuning job %s: there is nothing to stop.", name)
             return _nothing(name)
         ti.xcom_push(key=NAME_KEY, value=name)
-        known_stop = None
-        if stopped:
-            from airflow_amt.hooks.tuning import stop_tags
-
-            known_stop = stop_tags("operator", detail)
-        return self._follow(context, name, stopped=stopped, known_stop=known_stop)
+        return self._follow(context, name, stopped=stopped, known_stop=stop.tags() if stopped else None)
 
     def execute_complete(
         self,

@@ -320,6 +320,7 @@ class AmtTuningJobOperator(WaitingOperator):
         self._job_name: str | None = None
         self._job_arn: str | None = None
         self._task_key = ("", "", "", -1)
+        self._label = ""
         self._store: Store | None = None
         self._try_number = 1
         self._try_id = ""
@@ -401,6 +402,7 @@ class AmtTuningJobOperator(WaitingOperator):
         if self.job_name_prefix and _map_index(ti) >= 0 and context.get("map_index_template") is None:
             context["map_index_template"] = _MAP_INDEX_TEMPLATE
         self._task_key = (ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
+        self._label = tuning.naming.task_label(ti)
         self._try_number = ti.try_number
         self._try_id = str(getattr(ti, "id", "") or "")
         self._retry_left = ti.try_number <= (getattr(ti, "max_tries", None) or 0)
@@ -422,17 +424,19 @@ class AmtTuningJobOperator(WaitingOperator):
             deadline = None
 
     def _stop_at_deadline(self, name: str, limit: str | None) -> dict[str, str] | None:
-        from airflow_amt.hooks.tuning import stop_tags
-
         limit = limit or "max_ingestion_time"
         value = getattr(self, limit)
         seconds = value.total_seconds() if isinstance(value, timedelta) else value
         detail = f"{limit} of {seconds} s is over"
         self.log.warning("Tuning job %s: %s; it is stopped.", name, detail)
+        stop = tuning.stops.Stop(stopped_by="deadline", detail=detail, requested_by=self._label)
         stopped = self.patiently(
-            lambda: self.hook.stop_tuning_job(name, stopped_by="deadline", detail=detail), name
+            lambda: self.hook.stop_tuning_job(
+                name, stopped_by=stop.stopped_by, detail=stop.detail, requested_by=stop.requested_by
+            ),
+            name,
         )
-        return stop_tags("deadline", detail) if stopped else None
+        return stop.tags() if stopped else None
 
     def _finish(self, context: Context, name: str, known_stop: dict[str, str] | None) -> dict[str, Any]:
         outcome = self.read_outcome(context, name, interval_seconds=self._interval(), known_stop=known_stop)
@@ -732,7 +736,10 @@ class AmtTuningJobOperator(WaitingOperator):
             return
         try:
             stopped = self.hook.stop_tuning_job(
-                name, stopped_by="deadline" if timed_out else "on_kill", detail=decision.reason
+                name,
+                stopped_by="deadline" if timed_out else "on_kill",
+                detail=decision.reason,
+                requested_by=self._label,
             )
             self._kill_report = (
                 f"the tuning job is being stopped, because {decision.reason}"

@@ -17,6 +17,7 @@ from airflow_amt._lazy_hook import LazyHook
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import to_payload
 from airflow_amt.tuning.custody import UNREADABLE, Place, decide_on_kill
+from airflow_amt.tuning.naming import task_label
 from airflow_amt.watch.polling import MAX_FAILURES_IN_A_ROW, Reading, TuningJobReader, Verdict, patiently
 
 #: Version of the stored arguments and of the event.
@@ -230,7 +231,10 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         try:
             patiently(
                 lambda: self.hook.stop_tuning_job(
-                    self.tuning_job_name, stopped_by="on_kill", detail=decision.reason
+                    self.tuning_job_name,
+                    stopped_by="on_kill",
+                    detail=decision.reason,
+                    requested_by=self.task_label(),
                 ),
                 interval_seconds=1.0,
                 log=self.log,
@@ -243,6 +247,10 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 "`airflow-amt reap`.",
                 self.tuning_job_name,
             )
+
+    def task_label(self) -> str | None:
+        """Return the task instance that waits, in one line; ``None`` if Airflow did not say which."""
+        return None if self.task_instance is None else task_label(self.task_instance)
 
     def _task_state(self) -> str | None:
         """Return the task instance's state, ``None`` if it has none or is gone, or ``UNREADABLE``."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from airflow_amt.tuning import reaping as reaping
     from airflow_amt.tuning import report as report
     from airflow_amt.tuning import request as request
+    from airflow_amt.tuning import saving as saving
+    from airflow_amt.tuning import stops as stops
     from airflow_amt.tuning import values as values
     from airflow_amt.tuning import warm_start as warm_start
     from airflow_amt.tuning.branching import OutcomeGroup, branch_on_outcome
@@ -262,6 +264,8 @@ _PARTS = frozenset(
         "reaping",
         "report",
         "request",
+        "saving",
+        "stops",
         "values",
         "warm_start",
     }

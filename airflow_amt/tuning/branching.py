@@ -84,10 +84,11 @@ def branch_on_outcome(
 def outcome_keys(outcome: Any, *, good_enough: float | str | None = None) -> tuple[str, ...]:
     """Return the keys of branches that fit an outcome, the most specific one first.
 
-    In this order: who stopped it (``stopped_by_provider:operator``, ``:policy``, ``:deadline``, ...); the
-    reason; ``no_model`` if no training job has an objective; ``good_enough`` or ``not_good_enough`` if that
-    was asked for and there is a model; and one of ``succeeded`` (the tuning job came to its own end),
-    ``stopped`` (by whomever) and ``failed`` (all else).
+    In this order: which policy stopped it (``stopped_by_provider:policy:budget``); who did
+    (``stopped_by_provider:operator``, ``:policy``, ``:deadline``, ...); the reason; ``no_model`` if no
+    training job has an objective; ``good_enough`` or ``not_good_enough`` if that was asked for and there is a
+    model; and one of ``succeeded`` (the tuning job came to its own end, or a policy stopped it and kept its
+    best), ``stopped`` (by whomever) and ``failed`` (all else).
 
     :param outcome: as in :func:`branch_on_outcome`.
     :param good_enough: as in :func:`branch_on_outcome`.
@@ -96,7 +97,8 @@ def outcome_keys(outcome: Any, *, good_enough: float | str | None = None) -> tup
     facts = parse_outcome(outcome)
     if facts is None:
         return (OutcomeGroup.NO_OUTCOME.value,)
-    keys = names_of_reason(str(facts["reason"]), (facts.get("evidence") or {}).get("stopped_by"))
+    evidence = facts.get("evidence") or {}
+    keys = names_of_reason(str(facts["reason"]), evidence.get("stopped_by"), evidence.get("policy"))
     bar = _bar(good_enough)
     objective = finite((facts.get("best_training_job") or {}).get("objective"))
     if objective is None:
@@ -238,9 +240,21 @@ def _group(facts: Mapping[str, Any]) -> OutcomeGroup:
         reason.is_criterion
         or reason is CompletionReason.SEARCH_SPACE_EXHAUSTED
         or (reason is CompletionReason.UNKNOWN and completed)
+        or _kept_by_policy(reason, facts)
     ):
         return OutcomeGroup.SUCCEEDED
     return OutcomeGroup.STOPPED if facts["status"] == TuningJobStatus.STOPPED.value else OutcomeGroup.FAILED
+
+
+def _kept_by_policy(reason: CompletionReason, facts: Mapping[str, Any]) -> bool:
+    evidence = facts.get("evidence") or {}
+    has_model = finite((facts.get("best_training_job") or {}).get("objective")) is not None
+    return (
+        reason is CompletionReason.STOPPED_BY_PROVIDER
+        and bool(evidence.get("policy"))
+        and evidence.get("action") == "stop"
+        and has_model
+    )
 
 
 def _literal(text: str) -> Any:

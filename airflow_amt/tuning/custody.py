@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from airflow_amt.tuning.judgement import Ending
-from airflow_amt.tuning.naming import DELIVERED_TAG, REPORTED_TAG, STOPPED_BY_TAG
+from airflow_amt.tuning.naming import DELIVERED_TAG, REPORTED_TAG
 from airflow_amt.tuning.status import TERMINAL_STATUSES, TuningJobStatus
+from airflow_amt.tuning.stops import Stop
 
 #: Stands for a state that could not be read; a state that is none (cleared, or gone) is ``None``.
 UNREADABLE = "<unreadable>"
@@ -144,7 +145,8 @@ def decide_existing(
         return ExistingDecision(action=Existing.NEXT, reason="its result was delivered")
     if REPORTED_TAG in tags:
         return ExistingDecision(action=Existing.NEXT, reason="its failure was reported")
-    stopped_by = tags.get(STOPPED_BY_TAG)
+    stop = Stop.from_tags(tags)
+    stopped_by = None if stop is None else stop.stopped_by
     if status == TuningJobStatus.STOPPED.value and stopped_by in _ABANDONED_BY:
         return ExistingDecision(action=Existing.NEXT, reason=f"it was abandoned (stopped by {stopped_by})")
     if ending is not Ending.FAIL:

@@ -38,6 +38,7 @@ class TrainingJobResult:
     :param ended_at: when it ended; ``None`` while it runs.
     :param tuned_hyperparameters: the combination that was tried, as strings.
     :param failure_reason: why it failed, if it did.
+    :param definition_name: its training job definition, of a tuning job with several.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TrainingJobResult:
     ended_at: datetime | None = None
     tuned_hyperparameters: Mapping[str, str] = field(default_factory=dict)
     failure_reason: str | None = None
+    definition_name: str | None = None
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any]) -> TrainingJobResult:
@@ -62,6 +64,7 @@ class TrainingJobResult:
             ended_at=aware(summary.get("TrainingEndTime")),
             tuned_hyperparameters=dict(summary.get("TunedHyperParameters") or {}),
             failure_reason=summary.get("FailureReason"),
+            definition_name=summary.get("TrainingJobDefinitionName"),
         )
 
     @property

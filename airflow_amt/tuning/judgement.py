@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.criteria import CompletionReason
 from airflow_amt.tuning.status import TuningJobStatus
+from airflow_amt.tuning.stops import DEADLINE_ALERT, STOPPERS
 from airflow_amt.tuning.values import parse_number
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
 #: Stands, beside the reasons, for a job that ended without an objective.
 NO_MODEL = "no_model"
-
-#: What `stopped_by_provider:<who>` may name.
-STOPPERS = ("operator", "policy", "on_kill", "deadline", "reaper")
 
 
 class Ending(str, Enum):
@@ -49,7 +47,8 @@ class OutcomePolicy:
     Without any of it, a task succeeds if the job came to its own end
     (:attr:`airflow_amt.tuning.TuningOutcome.succeeded`) and fails otherwise. Names are those of
     :class:`airflow_amt.tuning.CompletionReason`, ``stopped_by_provider:<who>`` for one kind of stop
-    (``operator``, ``policy``, ``deadline``, ``on_kill``, ``reaper``), and ``no_model`` for any end without
+    (``operator``, ``policy``, ``deadline``, ``on_kill``, ``reaper``) or, of those by policy, for one policy
+    (``stopped_by_provider:policy:budget``), and ``no_model`` for any end without
     an objective.
 
     How it decides: ``skip_on``, then ``fail_on``, each the more specific name first; a stopped job whose best
@@ -117,20 +116,22 @@ class OutcomePolicy:
         return None
 
 
-def names_of_reason(reason: str, stopped_by: Any) -> list[str]:
+def names_of_reason(reason: str, stopped_by: Any, policy: Any = None) -> list[str]:
     """Return the names of a reason, the more specific first.
 
     :param reason: the code of a :class:`CompletionReason`, also of one that a newer release knows.
     :param stopped_by: who stopped the job, if this provider did.
+    :param policy: code of the stop policy, if one did.
     """
     if reason == CompletionReason.STOPPED_BY_PROVIDER.value:
-        return [f"{reason}:{stopped_by}", reason]
+        by_policy = [f"{reason}:{stopped_by}:{policy}"] if policy else []
+        return [*by_policy, f"{reason}:{stopped_by}", reason]
     return [reason]
 
 
 def _names_of(outcome: TuningOutcome) -> list[str]:
     """Return the names that fit an outcome, the most specific first."""
-    names = names_of_reason(outcome.reason.value, outcome.evidence.get("stopped_by"))
+    names = names_of_reason(outcome.reason.value, outcome.evidence.get("stopped_by"), outcome.policy)
     if outcome.progress.best_objective is None:
         names.append(NO_MODEL)
     return names
@@ -138,8 +139,12 @@ def _names_of(outcome: TuningOutcome) -> list[str]:
 
 def known_names() -> tuple[str, ...]:
     """Return every name that ``fail_on`` and ``skip_on`` may hold."""
-    stops = (f"{CompletionReason.STOPPED_BY_PROVIDER.value}:{who}" for who in STOPPERS)
-    return (*(reason.value for reason in CompletionReason), *stops, NO_MODEL)
+    from airflow_amt.tuning.policies import POLICY_CODES
+
+    provider = CompletionReason.STOPPED_BY_PROVIDER.value
+    stops = (f"{provider}:{who}" for who in STOPPERS)
+    policies = (f"{provider}:policy:{code}" for code in (*POLICY_CODES, DEADLINE_ALERT))
+    return (*(reason.value for reason in CompletionReason), *stops, *policies, NO_MODEL)
 
 
 def _names(field: str, given: Any, problems: list[AmtFieldError]) -> frozenset[str] | None:

@@ -24,6 +24,17 @@ MAX_TAG_VALUE_LENGTH = 256
 TAG_PREFIX = "airflow-amt:"
 STOPPED_BY_TAG = f"{TAG_PREFIX}stopped-by"
 STOPPED_DETAIL_TAG = f"{TAG_PREFIX}stopped-by-detail"
+#: Who asked for a stop: a task instance, a person or a command.
+STOPPED_FOR_TAG = f"{TAG_PREFIX}stopped-for"
+#: Of a stop by policy: its code, rule, action and share, and the numbers behind it; ``key=value``.
+POLICY_TAG = f"{TAG_PREFIX}policy"
+POLICY_EVIDENCE_TAG = f"{TAG_PREFIX}policy-evidence"
+#: A stop that is about to be made (:mod:`airflow_amt.tuning.stops`).
+INTENT_TAGS = tuple(f"{TAG_PREFIX}stopping-{number}" for number in (1, 2, 3))
+#: Which warnings and questions of stop policies people were told; ids, separated by spaces.
+POLICY_TOLD_TAG = f"{TAG_PREFIX}policy-told"
+#: What people answered; :meth:`airflow_amt.tuning.policies.Answer.encode`, separated by spaces.
+POLICY_ANSWERS_TAG = f"{TAG_PREFIX}policy-answers"
 
 #: Which Airflow a job belongs to, where several share an AWS account (``[amt] deployment``).
 DEPLOYMENT_TAG = f"{TAG_PREFIX}deployment"
@@ -95,6 +106,15 @@ class Owner:
         mine = self.tags()
         same_deployment = tags.get(DEPLOYMENT_TAG) == mine.get(DEPLOYMENT_TAG)
         return same_deployment and all(tags.get(key) == value for key, value in mine.items())
+
+
+def task_label(ti: Any) -> str:
+    """Return a task instance in one line, as the tags of a tuning job that it stops name it.
+
+    :param ti: anything with ``dag_id``, ``run_id``, ``task_id`` and ``map_index``.
+    """
+    mapped = "" if ti.map_index is None or ti.map_index < 0 else f"[{ti.map_index}]"
+    return f"{ti.dag_id} {ti.run_id} {ti.task_id}{mapped}"
 
 
 def _owner_keys() -> frozenset[str]:
@@ -191,6 +211,12 @@ def own_tags() -> frozenset[str]:
             REQUEST_TAG,
             STOPPED_BY_TAG,
             STOPPED_DETAIL_TAG,
+            STOPPED_FOR_TAG,
+            POLICY_TAG,
+            POLICY_EVIDENCE_TAG,
+            *INTENT_TAGS,
+            POLICY_TOLD_TAG,
+            POLICY_ANSWERS_TAG,
             DELIVERED_TAG,
             REPORTED_TAG,
         }

@@ -15,11 +15,12 @@ from typing import Any
 
 from airflow_amt.tuning.criteria import API_PATHS, CompletionReason, ObjectiveType
 from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult, iso
-from airflow_amt.tuning.naming import STOPPED_BY_TAG, STOPPED_DETAIL_TAG
 from airflow_amt.tuning.progress import TuningProgress
 from airflow_amt.tuning.ranking import rank_training_jobs
 from airflow_amt.tuning.request import estimated_max_compute, search_space_size
+from airflow_amt.tuning.saving import Saving, saving_at_end
 from airflow_amt.tuning.status import TuningJobStatus
+from airflow_amt.tuning.stops import Stop
 
 #: Version of the dict that :meth:`TuningOutcome.to_dict` returns; readers may rely on it in XCom.
 OUTCOME_VERSION = 1
@@ -46,13 +47,15 @@ class TuningOutcome:
     :param also: other reasons that fit as well.
     :param explanation: the reason in a sentence, for people.
     :param evidence: what the reason rests on: ``field`` (API path of the limit), ``limit``, ``observed``;
-        for a stop ``stopped_by`` and ``detail``; for a failure ``failure_reason``. JSON-safe.
+        for a stop ``stopped_by``, ``detail`` and ``requested_by``, and of a stop by policy ``policy`` (its
+        code), ``rule``, ``action``, ``share`` and ``evidence``; for a failure ``failure_reason``. JSON-safe.
     :param progress: the final snapshot.
     :param estimated_max_compute_seconds: the guide's estimate of the most compute, in instance-seconds.
     :param training_seconds: training time of all ended training jobs in seconds; ``None`` if not listed.
     :param progressing: whether the job still gained objective for what it consumed, at the end.
     :param failure_reasons: the training jobs' most frequent failure reasons, each with its count.
     :param ranking: the three training jobs with the best objectives, if they were listed.
+    :param saving: what it has not used because it ended before its last training job.
     """
 
     name: str
@@ -69,17 +72,27 @@ class TuningOutcome:
     progressing: bool | None = None
     failure_reasons: tuple[tuple[str, int], ...] = field(default=())
     ranking: tuple[TrainingJobResult, ...] = field(default=())
+    saving: Saving | None = None
 
     @property
     def succeeded(self) -> bool:
         """Whether the tuning job came to its own end: a criterion, an exhausted space, or plain Completed.
 
-        A job that was stopped, by whomever, or that failed did not. The same rule decides the task's state
-        in every operator and sensor, synchronous or deferred.
+        Or a stop policy with the action ``stop`` ended it, which keeps the best training job, and there is
+        one. A job that was stopped otherwise, by whomever, or that failed did not. The same rule decides the
+        task's state in every operator and sensor, synchronous or deferred.
         """
         if self.reason.is_criterion or self.reason is CompletionReason.SEARCH_SPACE_EXHAUSTED:
             return True
+        if self.policy is not None:
+            return self.evidence.get("action") == "stop" and self.progress.best_objective is not None
         return self.reason is CompletionReason.UNKNOWN and self.status == TuningJobStatus.COMPLETED.value
+
+    @property
+    def policy(self) -> str | None:
+        """Code of the stop policy that ended the job; ``None`` if none did."""
+        code = self.evidence.get("policy")
+        return str(code) if self.reason is CompletionReason.STOPPED_BY_PROVIDER and code else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as a small JSON-safe dict: what XCom carries.
@@ -101,6 +114,7 @@ class TuningOutcome:
             "training_seconds": self.training_seconds,
             "estimated_max_compute_seconds": self.estimated_max_compute_seconds,
             "progressing": self.progressing,
+            "saving": None if self.saving is None else self.saving.to_dict(),
             "failure_reason": self.progress.failure_reason,
             "training_job_failure_reasons": [
                 {"reason": reason, "count": count} for reason, count in self.failure_reasons
@@ -174,6 +188,7 @@ def infer_outcome(
         progressing=satisfactory.progressing if satisfactory else None,
         failure_reasons=_failure_reasons(jobs),
         ranking=_ranking(jobs, progress.objective_type),
+        saving=saving_at_end(progress, description, jobs, evidence),
     )
 
 
@@ -209,15 +224,14 @@ def _decide(
 
 
 def _decide_stopped(met: list[_Met], tags: Mapping[str, str] | None) -> _Decision:
-    stopped_by = (tags or {}).get(STOPPED_BY_TAG)
-    if stopped_by is not None:
-        detail = (tags or {}).get(STOPPED_DETAIL_TAG)
+    stop = Stop.from_tags(tags or {})
+    if stop is not None:
         return (
             CompletionReason.STOPPED_BY_PROVIDER,
-            True,
+            stop.confirmed,
             tuple(one.reason for one in met),
-            {"stopped_by": stopped_by, "detail": detail},
-            f"The tuning job was stopped from Airflow ({stopped_by}{': ' + detail if detail else ''}).",
+            _stop_evidence(stop),
+            _stop_sentence(stop),
         )
     unread = tags is None
     if met:
@@ -243,6 +257,23 @@ def _decide_stopped(met: list[_Met], tags: Mapping[str, str] | None) -> _Decisio
         "The tuning job was stopped, and not by this provider: by the console, the API or another tool."
         if not unread
         else "The tuning job was stopped; by whom is open, because its tags could not be read.",
+    )
+
+
+def _stop_evidence(stop: Stop) -> dict[str, Any]:
+    evidence: dict[str, Any] = {"stopped_by": stop.stopped_by, "detail": stop.detail}
+    if stop.requested_by is not None:
+        evidence["requested_by"] = stop.requested_by
+    return evidence if stop.policy is None else {**evidence, **stop.policy.to_dict()}
+
+
+def _stop_sentence(stop: Stop) -> str:
+    by = stop.stopped_by if stop.policy is None else f"policy {stop.policy.rule or stop.policy.code}"
+    told = f"The tuning job was stopped from Airflow ({by}{': ' + stop.detail if stop.detail else ''})."
+    return (
+        told
+        if stop.confirmed
+        else f"{told} That is what its tags said it was about to do; that AWS accepted it is not recorded."
     )
 
 

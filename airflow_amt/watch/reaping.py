@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from airflow_amt.exceptions import AmtAwsError, AmtResourceNotFoundError
 from airflow_amt.hooks.errors import is_transient
 from airflow_amt.tuning import TuningJobStatus
-from airflow_amt.tuning.naming import STOPPED_BY_TAG, Owner
+from airflow_amt.tuning.naming import Owner
 from airflow_amt.tuning.reaping import (
     OwnedJob,
     ReapCode,
@@ -247,8 +247,10 @@ class Reaper:
                 return replace(found, decision=again)
             detail = f"{again.code.value}: {again.reason}"
             stopped = self._patiently(
-                lambda: self._hook.stop_tuning_job(job.name, stopped_by=STOPPED_BY, detail=detail)
-            ) or self._was_ours(job)
+                lambda: self._hook.stop_tuning_job(
+                    job.name, stopped_by=STOPPED_BY, detail=detail, requested_by=STOPPED_BY
+                )
+            )
         except AmtResourceNotFoundError:
             stopped = False
         except AmtAwsError as error:
@@ -274,11 +276,6 @@ class Reaper:
             later = None
         view = self._tasks.read([job.owner])[job.owner]
         return decide(replace(job, tags=tags, superseded_by=later), view, self._policy)
-
-    def _was_ours(self, job: OwnedJob) -> bool:
-        """Whether it was this reaper that stopped a job, by a call whose answer was lost."""
-        tags = self._patiently(lambda: self._hook.tags(self._arns[job.name])) or {}
-        return tags.get(STOPPED_BY_TAG) == STOPPED_BY
 
     def _is_in_progress(self, name: str) -> bool:
         try:

@@ -22,6 +22,7 @@ from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import aws_error
 from airflow_amt.tuning import Owner, TuningOutcome, infer_outcome
 from airflow_amt.tuning.naming import from_tag_list
+from airflow_amt.tuning.stops import PolicyStop, Stop
 
 ARN = "arn:aws:sagemaker:eu-west-1:000000000000:hyper-parameter-tuning-job/"
 CREATED_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -77,6 +78,8 @@ class FakeHook:
     training_jobs_of: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     described: dict[str, Any] = field(default_factory=dict)
     other_endpoint: str | None = None
+    #: Stops that took effect.
+    stops: list[Stop] = field(default_factory=list)
 
     def describe_tuning_job(self, name: str) -> dict[str, Any]:
         self.calls.append(("describe", name))
@@ -118,11 +121,21 @@ class FakeHook:
         self.script.setdefault(name, ["InProgress"])
         return ARN + name
 
-    def stop_tuning_job(self, name: str, *, stopped_by: str, detail: str | None = None) -> bool:
+    def stop_tuning_job(
+        self,
+        name: str,
+        *,
+        stopped_by: str,
+        detail: str | None = None,
+        requested_by: str | None = None,
+        policy: PolicyStop | None = None,
+    ) -> bool:
         self.calls.append(("stop", (name, stopped_by, detail)))
+        stop = Stop(stopped_by=stopped_by, detail=detail, requested_by=requested_by, policy=policy)
         if self.describe_tuning_job(name)["HyperParameterTuningJobStatus"] != "InProgress":
             return False
         self.script[name] = [self.stop_takes_effect]
+        self.stops.append(stop)
         return True
 
     def add_tags(self, arn: str, tags: Mapping[str, str]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import ConnectTimeoutError
-from botocore.stub import ANY, Stubber
+from botocore.stub import Stubber
 
 from airflow_amt.exceptions import (
     AmtAccessDeniedError,
@@ -18,8 +18,12 @@ from airflow_amt.exceptions import (
     AmtThrottledError,
     AmtValidationError,
 )
-from airflow_amt.hooks.tuning import AmtHook, stop_tags
+from airflow_amt.hooks.patience import Bearer, bearing
+from airflow_amt.hooks.tuning import AmtHook
 from airflow_amt.tuning import CompletionReason
+from airflow_amt.tuning.naming import to_tag_list
+from airflow_amt.tuning.stops import Stop
+from airflow_amt.watch.polling import Patience
 from tests.unit.requests import create_request
 from tests.unit.tasks import ARN, CREATED_AT, describe, loud_log
 
@@ -181,54 +185,119 @@ def test_tags_that_may_not_be_read_are_none_and_other_errors_are_raised(hook: Am
         hook.tags(ARN + NAME)
 
 
+STOP = Stop(stopped_by="deadline", detail="too long; really", requested_by="churn run-1 tune")
+CALL: dict[str, Any] = {
+    "stopped_by": STOP.stopped_by,
+    "detail": STOP.detail,
+    "requested_by": STOP.requested_by,
+}
+    "stopped_by": STOP.stopped_by,
+    "detail": STOP.detail,
+    "requested_by": STOP.requested_by,
+}
+
+
+def expect_tags(aws: Stubber, tags: dict[str, str]) -> None:
+    aws.add_response("add_tags", {"Tags": []}, {"ResourceArn": ARN + NAME, "Tags": to_tag_list(tags)})
+
+
+def answer_tags(aws: Stubber, tags: dict[str, str]) -> None:
+    aws.add_response("list_tags", {"Tags": to_tag_list(tags)}, {"ResourceArn": ARN + NAME, "MaxResults": 100})
+
+
 def expect_stop(aws: Stubber) -> None:
     aws.add_response("stop_hyper_parameter_tuning_job", {}, {"HyperParameterTuningJobName": NAME})
 
 
-def test_stop_leaves_the_tags_before_it_stops(hook: AmtHook, aws: Stubber) -> None:
+def refuse_stop(aws: Stubber, code: str = "ValidationException", status: int = 400) -> None:
+    aws.add_client_error("stop_hyper_parameter_tuning_job", code, "no stop", status)
+
+
+def test_stop_leaves_its_intent_before_it_stops_and_the_record_afterwards(
+    hook: AmtHook, aws: Stubber
+) -> None:
     answer_describe(aws, "InProgress")
-    aws.add_response(
-        "add_tags",
-        {"Tags": []},
+    expect_tags(aws, STOP.intent())
+    expect_stop(aws)
+    expect_tags(
+        aws,
         {
-            "ResourceArn": ARN + NAME,
-            "Tags": [
-                {"Key": "airflow-amt:stopped-by", "Value": "deadline"},
-                {"Key": "airflow-amt:stopped-by-detail", "Value": "too long_ really"},
-            ],
+            "airflow-amt:stopped-by": "deadline",
+            "airflow-amt:stopped-by-detail": "too long_ really",
+            "airflow-amt:stopped-for": "churn run-1 tune",
         },
     )
-    expect_stop(aws)
-    assert hook.stop_tuning_job(NAME, stopped_by="deadline", detail="too long; really") is True
+    assert hook.stop_tuning_job(NAME, **CALL) is True
 
 
 @pytest.mark.parametrize("code", ["AccessDeniedException", "ThrottlingException"])
-def test_a_job_is_stopped_though_it_cannot_be_tagged(
-    hook: AmtHook, aws: Stubber, code: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_job_is_stopped_though_it_cannot_be_tagged(hook: AmtHook, aws: Stubber, code: str) -> None:
     answer_describe(aws, "InProgress")
     aws.add_client_error("add_tags", code, "not allowed", 400)
     expect_stop(aws)
+    aws.add_client_error("add_tags", code, "not allowed", 400)
     assert hook.stop_tuning_job(NAME, stopped_by="operator") is True
 
 
-@pytest.mark.parametrize("status", ["Completed", "Failed", "Stopped", "Stopping"])
-def test_a_job_that_does_not_run_is_left_alone(hook: AmtHook, aws: Stubber, status: str) -> None:
+@pytest.mark.parametrize("status", ["Completed", "Failed"])
+def test_a_job_that_came_to_its_end_is_left_alone(hook: AmtHook, aws: Stubber, status: str) -> None:
     answer_describe(aws, status)
-    assert hook.stop_tuning_job(NAME, stopped_by="operator") is False
+    assert hook.stop_tuning_job(NAME, **CALL) is False
+
+
+@pytest.mark.parametrize("status", ["Stopped", "Stopping"])
+@pytest.mark.parametrize(
+    ("tags", "ours"),
+    [
+        ({}, False),
+        ({"airflow-amt:stopped-by": "reaper"}, False),
+        (STOP.intent(), True),
+        # What it was stopped for is what was known then, not what is known now.
+        (Stop(stopped_by="deadline", detail="earlier", requested_by=STOP.requested_by).intent(), True),
+        (Stop(stopped_by="deadline", requested_by="another task").intent(), False),
+        (Stop(stopped_by="policy", requested_by=STOP.requested_by).intent(), False),
+        ({**STOP.intent(), "airflow-amt:stopped-by": "reaper"}, False),
+    ],
+)
+def test_a_job_that_is_being_stopped_was_stopped_by_us_if_only_our_intent_is_there(
+    hook: AmtHook, aws: Stubber, status: str, tags: dict[str, str], ours: bool
+) -> None:
+    answer_describe(aws, status)
+    answer_tags(aws, tags)
+    if ours:
+        intended = Stop.intended(tags)
+        assert intended is not None
+        expect_tags(aws, intended.tags())
+    assert hook.stop_tuning_job(NAME, **CALL) is ours
 
 
 def test_a_job_that_ends_under_our_hands_is_not_an_error(hook: AmtHook, aws: Stubber) -> None:
     answer_describe(aws, "InProgress")
-    aws.add_response("add_tags", {"Tags": []}, {"ResourceArn": ANY, "Tags": ANY})
-    aws.add_client_error("stop_hyper_parameter_tuning_job", "ValidationException", "it is Completed", 400)
+    expect_tags(aws, STOP.intent())
+    refuse_stop(aws)
     answer_describe(aws, "Completed")
-    assert hook.stop_tuning_job(NAME, stopped_by="operator") is False
+    assert hook.stop_tuning_job(NAME, **CALL) is False
+
+
+@pytest.mark.parametrize("theirs", [False, True], ids=["console", "another-task"])
+def test_a_job_that_somebody_else_stops_under_our_hands_is_not_put_down_to_us(
+    hook: AmtHook, aws: Stubber, theirs: bool
+) -> None:
+    other = Stop(stopped_by="policy", requested_by="another task")
+    answer_describe(aws, "InProgress")
+    expect_tags(aws, STOP.intent())
+    refuse_stop(aws)
+    answer_describe(aws, "Stopping")
+    # Another task's intent, over ours, is its own business.
+    answer_tags(aws, {**(other.intent() if theirs else STOP.intent())})
+    if not theirs:
+        aws.add_response("delete_tags", {}, REMOVED)
+    assert hook.stop_tuning_job(NAME, **CALL) is False
 
 
 REMOVED = {
     "ResourceArn": ARN + NAME,
-    "TagKeys": ["airflow-amt:stopped-by", "airflow-amt:stopped-by-detail"],
+    "TagKeys": ["airflow-amt:stopping-1", "airflow-amt:stopping-2", "airflow-amt:stopping-3"],
 }
 
 
@@ -236,17 +305,22 @@ REMOVED = {
     ("code", "kind"),
     [("ValidationException", AmtValidationError), ("AccessDeniedException", AmtAccessDeniedError)],
 )
+@pytest.mark.parametrize("readable", [True, False])
 def test_a_refused_stop_of_a_running_job_is_an_error_and_leaves_no_tags(
-    hook: AmtHook, aws: Stubber, code: str, kind: type[AmtAwsError]
+    hook: AmtHook, aws: Stubber, code: str, kind: type[AmtAwsError], readable: bool
 ) -> None:
     answer_describe(aws, "InProgress")
-    aws.add_response("add_tags", {"Tags": []}, {"ResourceArn": ANY, "Tags": ANY})
-    aws.add_client_error("stop_hyper_parameter_tuning_job", code, "no", 400)
+    expect_tags(aws, STOP.intent())
+    refuse_stop(aws, code)
     if kind is AmtValidationError:
         answer_describe(aws, "InProgress")
+    if readable:
+        answer_tags(aws, STOP.intent())
+    else:
+        aws.add_client_error("list_tags", "AccessDeniedException", "no", 400)
     aws.add_response("delete_tags", {}, REMOVED)
     with pytest.raises(kind):
-        hook.stop_tuning_job(NAME, stopped_by="operator", detail="budget")
+        hook.stop_tuning_job(NAME, **CALL)
 
 
 def test_tags_that_cannot_be_removed_do_not_hide_why_the_stop_failed(
@@ -255,11 +329,12 @@ def test_tags_that_cannot_be_removed_do_not_hide_why_the_stop_failed(
     log = loud_log()
     monkeypatch.setattr(AmtHook, "log", log)
     answer_describe(aws, "InProgress")
-    aws.add_response("add_tags", {"Tags": []}, {"ResourceArn": ANY, "Tags": ANY})
-    aws.add_client_error("stop_hyper_parameter_tuning_job", "AccessDeniedException", "no stop", 400)
+    expect_tags(aws, STOP.intent())
+    refuse_stop(aws, "AccessDeniedException")
+    answer_tags(aws, STOP.intent())
     aws.add_client_error("delete_tags", "AccessDeniedException", "no sagemaker:DeleteTags", 400)
     with pytest.raises(AmtAccessDeniedError, match="no stop"):
-        hook.stop_tuning_job(NAME, stopped_by="operator")
+        hook.stop_tuning_job(NAME, **CALL)
     (line,) = log.lines
     assert line.startswith(f"warning: Tuning job {NAME} was not stopped")
     assert "no sagemaker:DeleteTags" in line
@@ -268,17 +343,34 @@ def test_tags_that_cannot_be_removed_do_not_hide_why_the_stop_failed(
 def test_tags_that_were_not_written_are_not_removed(hook: AmtHook, aws: Stubber) -> None:
     answer_describe(aws, "InProgress")
     aws.add_client_error("add_tags", "AccessDeniedException", "no", 400)
-    aws.add_client_error("stop_hyper_parameter_tuning_job", "AccessDeniedException", "no stop", 400)
+    refuse_stop(aws, "AccessDeniedException")
     with pytest.raises(AmtAccessDeniedError, match="no stop"):
         hook.stop_tuning_job(NAME, stopped_by="operator")
 
 
 def test_a_stop_without_an_answer_may_have_been_made_so_its_tags_stay(hook: AmtHook, aws: Stubber) -> None:
     answer_describe(aws, "InProgress")
-    aws.add_response("add_tags", {"Tags": []}, {"ResourceArn": ANY, "Tags": ANY})
-    aws.add_client_error("stop_hyper_parameter_tuning_job", "InternalFailure", "oops", 500)
-    with pytest.raises(AmtAwsError, match="oops"):
-        hook.stop_tuning_job(NAME, stopped_by="operator")
+    expect_tags(aws, STOP.intent())
+    refuse_stop(aws, "InternalFailure", 500)
+    with pytest.raises(AmtAwsError, match="no stop"):
+        hook.stop_tuning_job(NAME, **CALL)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_refusal_after_a_lost_answer_is_the_echo_of_our_own_stop(
+    hook: AmtHook, aws: Stubber, recorded: bool
+) -> None:
+    answer_describe(aws, "InProgress")
+    expect_tags(aws, STOP.intent())
+    refuse_stop(aws, "InternalFailure", 500)
+    refuse_stop(aws)
+    answer_describe(aws, "Stopping")
+    answer_tags(aws, {"airflow-amt:stopped-by": "reaper"} if recorded else STOP.intent())
+    if not recorded:
+        expect_tags(aws, STOP.tags())
+    patience = Patience(interval_seconds=1, log=loud_log())
+    with bearing(Bearer(bear=patience.bear, relieved=patience.relieved)):
+        assert hook.stop_tuning_job(NAME, **CALL) is not recorded
 
 
 def test_stopping_what_is_not_there_says_so(hook: AmtHook, aws: Stubber) -> None:
@@ -310,7 +402,7 @@ def test_the_outcome_rests_on_description_tags_and_training_jobs(hook: AmtHook, 
 
 def test_what_the_caller_knows_of_the_stop_counts_without_tags(hook: AmtHook, aws: Stubber) -> None:
     answer_for_outcome(aws, "Stopped", None)
-    outcome = hook.outcome(NAME, known_stop=stop_tags("deadline", "over"))
+    outcome = hook.outcome(NAME, known_stop=Stop(stopped_by="deadline", detail="over").tags())
     assert outcome.reason is CompletionReason.STOPPED_BY_PROVIDER
     assert outcome.evidence == {"stopped_by": "deadline", "detail": "over"}
 
