@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow_amt.tuning import branching as branching
     from airflow_amt.tuning import conditions as conditions
+    from airflow_amt.tuning import costs as costs
     from airflow_amt.tuning import custody as custody
     from airflow_amt.tuning import history as history
     from airflow_amt.tuning import judgement as judgement
     from airflow_amt.tuning import naming as naming
+    from airflow_amt.tuning import policies as policies
     from airflow_amt.tuning import reaping as reaping
     from airflow_amt.tuning import report as report
     from airflow_amt.tuning import request as request
@@ -58,6 +60,11 @@ if TYPE_CHECKING:
         parse_condition,
     )
     from airflow_amt.tuning.convergence import ConvergenceRule, NoSignificantImprovement
+    from airflow_amt.tuning.costs import (
+        Consumption,
+        PriceTable,
+        TrainingJobUsage,
+    )
     from airflow_amt.tuning.criteria import CompletionCriteria, CompletionReason, ObjectiveType
     from airflow_amt.tuning.history import (
         CriteriaTracker,
@@ -68,6 +75,28 @@ if TYPE_CHECKING:
     )
     from airflow_amt.tuning.naming import Owner, derive_job_name
     from airflow_amt.tuning.outcome import TuningOutcome, infer_outcome
+    from airflow_amt.tuning.policies import (
+        Action,
+        Answer,
+        Budget,
+        Custom,
+        Deadline,
+        Due,
+        MaxFailedTrainingJobs,
+        MinimumJobs,
+        Plateau,
+        Policy,
+        Rule,
+        RunTimes,
+        Situation,
+        Sla,
+        Stalled,
+        Step,
+        Verdict,
+        decide,
+        parse_policy,
+        parse_sla,
+    )
     from airflow_amt.tuning.progress import (
         ObjectiveCounters,
         SatisfactoryProgress,
@@ -84,7 +113,10 @@ if TYPE_CHECKING:
     from airflow_amt.tuning.warm_start import check_warm_start, prior_evaluations
 
 __all__ = [
+    "Action",
+    "Answer",
     "AutoParameter",
+    "Budget",
     "BudgetShareUsed",
     "CategoricalRange",
     "Checkpoint",
@@ -92,18 +124,24 @@ __all__ = [
     "CompletionReason",
     "Condition",
     "ConditionResult",
+    "Consumption",
     "ContinuousRange",
     "Converged",
     "ConvergenceRule",
     "CriteriaTracker",
     "CriterionFired",
+    "Custom",
+    "Deadline",
+    "Due",
     "EstimatedTimeLeftBelow",
     "FailureShareAbove",
     "FirstUsableModel",
     "Hyperband",
     "InputChannel",
     "IntegerRange",
+    "MaxFailedTrainingJobs",
     "MetricDefinition",
+    "MinimumJobs",
     "NoSignificantImprovement",
     "NotImproving",
     "Objective",
@@ -111,31 +149,45 @@ __all__ = [
     "ObjectiveType",
     "OutcomeGroup",
     "Owner",
+    "Plateau",
+    "Policy",
+    "PriceTable",
     "ReplayReport",
     "Resources",
+    "Rule",
+    "RunTimes",
     "RuntimeAbove",
     "SatisfactoryProgress",
     "Scaling",
+    "Situation",
+    "Sla",
+    "Stalled",
+    "Step",
     "Strategy",
     "TargetReached",
     "TrainingJobCounters",
     "TrainingJobDefinition",
     "TrainingJobResult",
+    "TrainingJobUsage",
     "TrainingJobsDone",
     "TuningJobRequest",
     "TuningJobStatus",
     "TuningOutcome",
     "TuningProgress",
+    "Verdict",
     "Vpc",
     "WarmStart",
     "WarmStartType",
     "branch_on_outcome",
     "check_documented_rules",
     "check_warm_start",
+    "decide",
     "derive_job_name",
     "estimated_max_compute",
     "infer_outcome",
     "parse_condition",
+    "parse_policy",
+    "parse_sla",
     "prior_evaluations",
     "rank_training_jobs",
     "replay",
@@ -227,6 +279,39 @@ _MODULES = {
     ),
     **dict.fromkeys(
         (
+            "Consumption",
+            "PriceTable",
+            "TrainingJobUsage",
+        ),
+        "airflow_amt.tuning.costs",
+    ),
+    **dict.fromkeys(
+        (
+            "Action",
+            "Answer",
+            "Budget",
+            "Custom",
+            "Deadline",
+            "Due",
+            "MaxFailedTrainingJobs",
+            "MinimumJobs",
+            "Plateau",
+            "Policy",
+            "Rule",
+            "RunTimes",
+            "Situation",
+            "Sla",
+            "Stalled",
+            "Step",
+            "Verdict",
+            "decide",
+            "parse_policy",
+            "parse_sla",
+        ),
+        "airflow_amt.tuning.policies",
+    ),
+    **dict.fromkeys(
+        (
             "ObjectiveCounters",
             "SatisfactoryProgress",
             "TrainingJobCounters",
@@ -257,10 +342,12 @@ _PARTS = frozenset(
     {
         "branching",
         "conditions",
+        "costs",
         "custody",
         "history",
         "judgement",
         "naming",
+        "policies",
         "reaping",
         "report",
         "request",

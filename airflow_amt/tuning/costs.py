@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
@@ -129,11 +129,13 @@ class Resources:
     :param alternatives: whether AMT may choose another type (``HyperParameterTuningResourceConfig``): then
         the first one, its favourite, is in ``instances``.
     :param spot: managed spot training.
+    :param max_runtime_seconds: its own time limit (``StoppingCondition.MaxRuntimeInSeconds``).
     """
 
     instances: tuple[tuple[str, int], ...]
     alternatives: bool = False
     spot: bool = False
+    max_runtime_seconds: float | None = None
 
     @property
     def count(self) -> int:
@@ -141,8 +143,15 @@ class Resources:
         return sum(count for _, count in self.instances)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, spot: bool = False) -> Resources:
-        """Read a ``ResourceConfig`` or ``HyperParameterTuningResourceConfig`` of the API."""
+    def from_config(
+        cls, config: Mapping[str, Any], *, spot: bool = False, stopping: Mapping[str, Any] | None = None
+    ) -> Resources:
+        """Read a ``ResourceConfig`` or ``HyperParameterTuningResourceConfig`` of the API.
+
+        :param config: that.
+        :param spot: ``EnableManagedSpotTraining``.
+        :param stopping: ``StoppingCondition``.
+        """
         groups = [one for one in config.get("InstanceGroups") or () if isinstance(one, Mapping)]
         choices = [one for one in config.get("InstanceConfigs") or () if isinstance(one, Mapping)]
         holders = groups or choices[:1] or [config]
@@ -150,7 +159,12 @@ class Resources:
             (str(one.get("InstanceType") or ""), max(1, int(finite(one.get("InstanceCount")) or 1)))
             for one in holders
         )
-        return cls(instances=instances, alternatives=len(choices) > 1, spot=spot)
+        return cls(
+            instances=instances,
+            alternatives=len(choices) > 1,
+            spot=spot,
+            max_runtime_seconds=finite((stopping or {}).get("MaxRuntimeInSeconds")),
+        )
 
 
 def resources_of(description: Mapping[str, Any]) -> dict[str | None, Resources]:
@@ -161,7 +175,9 @@ def resources_of(description: Mapping[str, Any]) -> dict[str | None, Resources]:
             definition.get("ResourceConfig") or definition.get("HyperParameterTuningResourceConfig") or {}
         )
         found[definition.get("DefinitionName")] = Resources.from_config(
-            config, spot=bool(definition.get("EnableManagedSpotTraining"))
+            config,
+            spot=bool(definition.get("EnableManagedSpotTraining")),
+            stopping=definition.get("StoppingCondition"),
         )
     return found
 
@@ -193,7 +209,9 @@ class TrainingJobUsage:
             ended_at=aware(description.get("TrainingEndTime")),
         )
         resources = Resources.from_config(
-            description.get("ResourceConfig") or {}, spot=bool(description.get("EnableManagedSpotTraining"))
+            description.get("ResourceConfig") or {},
+            spot=bool(description.get("EnableManagedSpotTraining")),
+            stopping=description.get("StoppingCondition"),
         )
         estimated = cls.from_result(result, resources, now=now)
         told = finite(description.get("TrainingTimeInSeconds"))
@@ -213,8 +231,15 @@ class TrainingJobUsage:
         running = not result.has_ended
         seconds = result.training_seconds
         if seconds is None and running and result.started_at is not None:
-            seconds = max(0.0, (now - result.started_at).total_seconds())
+            # In UTC: two times in one time zone subtract as clocks on a wall do.
+            seconds = max(0.0, (now.astimezone(UTC) - result.started_at.astimezone(UTC)).total_seconds())
         return cls(name=result.name, resources=resources, training_seconds=seconds or 0.0, running=running)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """For how long its own time limit lets it train on; ``None`` if that is not known."""
+        limit = self.resources.max_runtime_seconds
+        return None if limit is None else max(0.0, limit - self.training_seconds)
 
     def billed_seconds(self, spot_discount: float) -> float:
         """Return what one instance is billed for, as AWS says it or as expected."""
@@ -233,7 +258,11 @@ class Consumption:
     :param compute_seconds: compute.
     :param billable_seconds: billed compute.
     :param cost: money.
+    :param cost_at_least: money for what has a price.
     :param rate: how much of each the running training jobs consume in a second: compute, billable, money.
+    :param rate_each: the same of one training job on average, of those that run or, if none does, of all.
+    :param running: of each running training job its rate, and for how many seconds its own time limit lets it
+        run on, ``None`` if that is not known.
     :param mean: how much of each an ended training job consumed on average; ``None`` before the first ended.
     :param left_of_running: how much of each the running ones are expected to consume until they end.
     :param currency: of the money.
@@ -243,7 +272,10 @@ class Consumption:
     compute_seconds: float
     billable_seconds: float
     cost: float | None
+    cost_at_least: float
     rate: tuple[float, float, float | None]
+    rate_each: tuple[float, float, float | None] | None
+    running: tuple[tuple[tuple[float, float, float | None], float | None], ...]
     mean: tuple[float, float, float | None] | None
     left_of_running: tuple[float, float, float | None]
     currency: str | None = None
@@ -255,37 +287,23 @@ class Consumption:
         discount = 0.0 if prices is None else prices.spot_discount
         amounts = [(one, _amounts(one, one.training_seconds, discount, prices)) for one in usages]
         ended = [amount for one, amount in amounts if not one.running and one.training_seconds > 0]
-        running = [(one, amount) for one, amount in amounts if one.running]
+        running = [(one, amount, _rate(one, discount, prices)) for one, amount in amounts if one.running]
         mean = None if not ended else _scaled(_sum(ended), 1 / len(ended))
-        rate = _sum(_rate(one, discount, prices) for one, _ in running)
-        left = _sum(
-            (0.0, 0.0, 0.0 if amount[2] is not None else None) if mean is None else _left(mean, amount)
-            for _, amount in running
-        )
+        rates = [rate for _, _, rate in running] or [_rate(one, discount, prices) for one, _ in amounts]
+        left = _sum(_NOTHING if mean is None else _left(mean, amount) for _, amount, _ in running)
         total = _sum(amount for _, amount in amounts)
-        unpriced = (
-            ()
-            if prices is None
-            else tuple(
-                sorted(
-                    {
-                        kind
-                        for one, _ in amounts
-                        for kind, _ in one.resources.instances
-                        if kind not in prices.per_hour
-                    }
-                )
-            )
-        )
         return cls(
             compute_seconds=total[0],
             billable_seconds=total[1],
-            cost=total[2],
-            rate=rate,
+            cost=None if prices is None else total[2],
+            cost_at_least=sum(amount[2] or 0.0 for _, amount in amounts),
+            rate=_sum(rate for _, _, rate in running),
+            rate_each=None if not rates else _scaled(_sum(rates), 1 / len(rates)),
+            running=tuple((rate, one.seconds_left) for one, _, rate in running),
             mean=mean,
             left_of_running=left,
             currency=None if prices is None else prices.currency,
-            unpriced=unpriced,
+            unpriced=() if prices is None else _unpriced((one for one, _ in amounts), prices),
         )
 
     def of(self, unit: str) -> float | None:
@@ -297,31 +315,59 @@ class Consumption:
         return self.rate[UNITS.index(unit)]
 
     def after_stop(self, unit: str, seconds: float = STOP_SECONDS) -> float | None:
-        """Return what will have been consumed if the tuning job is stopped now, at most."""
-        spent, rate = self.of(unit), self.rate_of(unit)
-        return None if spent is None or rate is None else spent + rate * seconds
+        """Return what will have been consumed if the tuning job is stopped now, at most.
 
-    def at_completion(self, unit: str, launches_left: int | None) -> float | None:
-        """Project what will have been consumed when the tuning job ends.
+        :param seconds: how long each running training job may take to end; its own time limit can be sooner.
+        """
+        index, spent = UNITS.index(unit), self.of(unit)
+        reserve = [
+            None
+            if (rate := rates[index]) is None
+            else rate * (seconds if left is None else min(seconds, left))
+            for rates, left in self.running
+        ]
+        if spent is None or any(one is None for one in reserve):
+            return None
+        return spent + sum(one for one in reserve if one is not None)
 
-        The running training jobs, and those that are still to be launched, are expected to consume as much as
-        an ended one on average.
+    def at_completion(
+        self,
+        unit: str,
+        launches_left: int | None,
+        *,
+        seconds_left: float | None = None,
+        slots: int | None = None,
+    ) -> float | None:
+        """Project what will have been consumed when the tuning job comes to its own end.
+
+        The smaller of two: by the number of training jobs, the running ones and those still to be launched
+        consume as much as an ended one did on average; by the time limit, all slots consume until then. The
+        other criteria can end the tuning job earlier.
 
         :param launches_left: training jobs that are still to be launched; ``None`` if there is no limit.
-        :return: ``None`` before the first training job ended, or without a limit.
+        :param seconds_left: until the tuning job's own time limit; ``None`` if there is none.
+        :param slots: how many training jobs run at once; by default, as many as run now.
+        :return: ``None`` before the first training job ended, or without either limit.
         """
-        index = UNITS.index(unit)
-        spent, left = self.of(unit), self.left_of_running[index]
-        if self.mean is None or launches_left is None or spent is None or left is None:
+        index, spent = UNITS.index(unit), self.of(unit)
+        if self.mean is None or spent is None:
             return None
-        each = self.mean[index]
-        return None if each is None else spent + left + each * launches_left
+        projections: list[float] = []
+        left, each = self.left_of_running[index], self.mean[index]
+        if launches_left is not None and left is not None and each is not None:
+            projections.append(spent + left + each * launches_left)
+        rate = None if self.rate_each is None else self.rate_each[index]
+        if seconds_left is not None and rate is not None:
+            at_once = max(len(self.running), slots or 1)
+            projections.append(spent + rate * at_once * seconds_left)
+        return min(projections, default=None)
 
 
 #: In what a budget can be given.
 UNITS = ("compute_seconds", "billable_seconds", "money")
 
 _Amount = tuple[float, float, float | None]
+_NOTHING: _Amount = (0.0, 0.0, 0.0)
 
 
 def _amounts(
@@ -363,13 +409,13 @@ def _scaled(amount: _Amount, factor: float) -> _Amount:
     return amount[0] * factor, amount[1] * factor, None if amount[2] is None else amount[2] * factor
 
 
+def _unpriced(usages: Iterable[TrainingJobUsage], prices: PriceTable) -> tuple[str, ...]:
+    kinds = {kind for one in usages for kind, _ in one.resources.instances}
+    return tuple(sorted(kinds - set(prices.per_hour)))
+
+
 def _from_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-
-
-def duration(seconds: float) -> timedelta:
-    """Return seconds as a time span."""
-    return timedelta(seconds=seconds)

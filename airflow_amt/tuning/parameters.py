@@ -149,7 +149,7 @@ def parse_parameters(kind: type[_Parametrised], body: Mapping[str, Any], path: s
             given = None
         if given is not None:
             values[one.name] = kind_of(one).read(given)
-        elif one.default is MISSING:
+        elif one.default is MISSING and one.default_factory is MISSING:
             raise AmtFieldError(f"{path}.{key}", None, kind_of(one).limit, kind_of(one).fix)
     try:
         return kind(**values)

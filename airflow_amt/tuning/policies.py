@@ -11,21 +11,26 @@ and callbacks of deadlines decide with this same code.
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 from enum import Enum
+from fractions import Fraction
 from functools import cached_property
 from importlib import import_module
-from typing import Any, ClassVar
+from numbers import Real
+from typing import Any, ClassVar, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.convergence import NoSignificantImprovement
 from airflow_amt.tuning.costs import STOP_SECONDS, UNITS, Consumption, PriceTable, TrainingJobUsage
-from airflow_amt.tuning.history import TrainingJobResult, ended_in_order, iso
+from airflow_amt.tuning.history import TrainingJobResult, ended_in_order, finite, iso
 from airflow_amt.tuning.parameters import (
     COUNT,
     DURATION,
@@ -39,6 +44,7 @@ from airflow_amt.tuning.parameters import (
     write_parameters,
 )
 from airflow_amt.tuning.progress import TuningProgress
+from airflow_amt.tuning.status import TuningJobStatus
 
 #: Version of the dict of a policy, a rule and an SLA; triggers, connections and Variables store it.
 POLICY_VERSION = 1
@@ -60,19 +66,69 @@ class Action(str, Enum):
         """Rank among the actions, 0 for the mildest."""
         return list(Action).index(self)
 
+    @classmethod
+    def parse(cls, value: Any, *, path: str = "action") -> Action:
+        """Return the member of this value.
+
+        :raises AmtFieldError: there is none.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            raise AmtFieldError(
+                path, value, f"one of {', '.join(one.value for one in cls)}", "check the spelling"
+            ) from None
+
     @property
     def stops(self) -> bool:
         """Whether it ends the tuning job."""
         return self in (Action.STOP, Action.STOP_AND_FAIL)
 
 
+def utc(moment: datetime) -> datetime:
+    """Return an aware time as a plain datetime in UTC.
+
+    Two times in the same time zone subtract as clocks on a wall do, an hour wrong across a change to summer
+    time, and times of pendulum subtract to something else than a timedelta: decisions use neither.
+    """
+    there = moment.astimezone(UTC)
+    return datetime(
+        there.year,
+        there.month,
+        there.day,
+        there.hour,
+        there.minute,
+        there.second,
+        there.microsecond,
+        tzinfo=UTC,
+    )
+
+
+def _is_aware(value: Any) -> bool:
+    return isinstance(value, datetime) and value.utcoffset() is not None
+
+
+def _checked(name: str, value: Any) -> datetime:
+    if not _is_aware(value):
+        raise AmtFieldError(name, value, "an aware datetime", "give it with its time zone")
+    return utc(value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTimes:
-    """The times of a DAG run that a deadline may count from; all aware, ``None`` where there is none."""
+    """The times of a DAG run that a deadline may count from; all aware, ``None`` where there is none.
+
+    :raises AmtFieldError: one is naive.
+    """
 
     logical_date: datetime | None = None
     queued_at: datetime | None = None
     data_interval_end: datetime | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("logical_date", "queued_at", "data_interval_end"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _checked(name, value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +141,7 @@ class Situation:
     :param usages: what they have consumed; ``None`` if that was not asked for.
     :param prices: what instances cost.
     :param run: times of the DAG run.
+    :raises AmtFieldError: ``now`` is naive.
     """
 
     progress: TuningProgress
@@ -94,17 +151,44 @@ class Situation:
     prices: PriceTable | None = None
     run: RunTimes = field(default_factory=RunTimes)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "now", _checked("now", self.now))
+
+    @cached_property
+    def created_at(self) -> datetime | None:
+        """When the tuning job was created, in UTC."""
+        return None if self.progress.created_at is None else utc(self.progress.created_at)
+
+    @cached_property
+    def results(self) -> tuple[tuple[float, datetime], ...] | None:
+        """Objectives, and when they were there, in the order in which training jobs ended."""
+        if self.training_jobs is None:
+            return None
+        return tuple(
+            (objective, utc(job.ended_at))
+            for job in ended_in_order(self.training_jobs)
+            if job.ended_at is not None and (objective := finite(job.objective)) is not None
+        )
+
+    @cached_property
+    def last_ended_at(self) -> datetime | None:
+        """When a training job ended last, in UTC; ``None`` if none has, or if that is not known."""
+        ends = [one.ended_at for one in self.training_jobs or () if one.ended_at is not None]
+        return utc(max(ends)) if ends else None
+
     @cached_property
     def consumption(self) -> Consumption | None:
         """What all training jobs have consumed."""
         return None if self.usages is None else Consumption.measure(self.usages, self.prices)
 
-    def consumption_since(self, moment: datetime) -> Consumption | None:
+    def consumption_since(self, moment: datetime | None) -> Consumption | None:
         """What the training jobs have consumed that ended after a moment, or still run."""
         if self.usages is None or self.training_jobs is None:
             return None
         before = {
-            one.name for one in self.training_jobs if one.ended_at is not None and one.ended_at <= moment
+            one.name
+            for one in self.training_jobs
+            if moment is not None and one.ended_at is not None and one.ended_at <= moment
         }
         return Consumption.measure([one for one in self.usages if one.name not in before], self.prices)
 
@@ -114,55 +198,118 @@ class Situation:
         most = self.progress.criteria.max_training_jobs
         return None if most is None else max(0, most - self.progress.training_jobs.launched)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until AMT's own time limit; ``None`` without one, or if it cannot be told."""
+        limit = self.progress.criteria.max_runtime
+        if limit is None or self.created_at is None:
+            return None
+        return max(0.0, (self.created_at + limit - self.now).total_seconds())
+
+
+#: A share is never shown as more than this, so that it stays a number in JSON.
+_LARGEST_SHARE = 1e12
+_TICK = timedelta(microseconds=1)
+_BELOW_ONE = math.nextafter(1.0, 0.0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
     """How much of a policy's limit is used.
 
+    What is not known wholly is known between bounds: a combination of a policy that is breached with one that
+    cannot be told is breached (``|``), or cannot be told (``&``). For each share this is the three-valued
+    logic of Kleene.
+
     :param code: the policy's stable code.
     :param share: 1 and more is a breach; ``None`` if it cannot be told.
     :param reason: what was observed and what the limit is, a sentence for people.
     :param evidence: the numbers behind it; JSON-safe.
-    :param per_second: by how much the share grows in a second if nothing happens but time.
+    :param timed: of a share that only time makes: since when, and the time span that is a share of 1.
+    :param per_second: by how much any other share grows in a second, at most, if nothing happens but time.
     :param due: the moment of the breach, of a policy that knows it.
-    :param because: codes of the single policies that decided it.
+    :param at_least: lower bound of a share that cannot be told.
+    :param at_most: upper bound of a share that cannot be told; ``None`` for none.
+    :param guard: whether the policy is a condition on others rather than a reason of its own.
     :param parts: of a combination, the levels of its parts.
-    :param combined: how the parts are combined: ``max`` or ``min`` of them.
+    :param every: of a combination, whether all of its parts have to be breached.
     """
 
     code: str
     share: float | None
     reason: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    timed: tuple[datetime, timedelta] | None = None
     per_second: float = 0.0
     due: datetime | None = None
-    because: tuple[str, ...] = ()
+    at_least: float = 0.0
+    at_most: float | None = None
+    guard: bool = False
     parts: tuple[Level, ...] = ()
-    combined: Callable[[Iterable[float]], float] | None = None
+    every: bool = False
 
-    def seconds_until(self, share: float) -> float | None:
-        """Return when a share is reached if nothing happens but time; ``None`` for never, or not known."""
-        if self.combined is not None:
-            waits = [one.seconds_until(share) for one in self.parts]
-            if self.combined is _HIGHEST:
-                return min((wait for wait in waits if wait is not None), default=None)
-            return None if any(wait is None for wait in waits) else max(w for w in waits if w is not None)
-        if self.share is None:
+    @property
+    def low(self) -> float:
+        """The share, or what it is at least."""
+        return self.at_least if self.share is None else self.share
+
+    @property
+    def high(self) -> float:
+        """The share, or what it is at most."""
+        if self.share is not None:
+            return self.share
+        return math.inf if self.at_most is None else self.at_most
+
+    def reached(self, share: float) -> bool | None:
+        """Say whether a share is used; ``None`` if that cannot be told."""
+        if self.low >= share:
+            return True
+        return False if self.high < share else None
+
+    def moment_of(self, share: float, now: datetime) -> datetime | None:
+        """Return the first moment at which a share can be reached if nothing happens but time.
+
+        :param share: above 0.
+        :param now: the moment at which this was measured.
+        :return: never later than that moment; ``now`` if it is reached, ``None`` for never, or not known.
+        """
+        if self.parts:
+            moments = [one.moment_of(share, now) for one in self.parts]
+            known = [moment for moment in moments if moment is not None]
+            if self.every:
+                return max(known) if len(known) == len(moments) else None
+            return min(known, default=None)
+        if self.low >= share:
+            return now
+        if self.timed is not None:
+            return _first_moment(*self.timed, share)
+        if self.due is not None:
+            return self.due if share <= 1 else None
+        if self.share is None or self.per_second <= 0:
             return None
-        if self.share >= share:
-            return 0.0
-        return (share - self.share) / self.per_second if self.per_second > 0 else None
+        seconds = (share - self.share) / self.per_second
+        # Rather one microsecond early than late.
+        return None if seconds > 1e9 else now + max(_TICK, timedelta(seconds=seconds) - _TICK)
+
+    def deciding(self, share: float) -> tuple[Level, ...]:
+        """Return the levels of the single policies because of which a share is reached."""
+        if not self.parts:
+            return (self,)
+        chosen = self.parts if self.every else [one for one in self.parts if one.reached(share)]
+        return tuple(leaf for one in chosen or self.parts for leaf in one.deciding(share))
 
 
-def _highest(shares: Iterable[float]) -> float:
-    return max(shares)
-
-
-def _lowest(shares: Iterable[float]) -> float:
-    return min(shares)
-
-
-_HIGHEST, _LOWEST = _highest, _lowest
+def _first_moment(since: datetime, span: timedelta, share: float) -> datetime | None:
+    """Return the first microsecond at which ``(now - since) / span``, as computed, is a share."""
+    whole = span // _TICK
+    ticks = math.ceil(Fraction(share) * whole)
+    # A quotient just below the share may be rounded up to it.
+    while ticks > 0 and (ticks - 1) / whole >= share:
+        ticks -= 1
+    try:
+        return since + ticks * _TICK
+    except OverflowError:
+        return None
 
 
 class Policy(ABC):
@@ -174,17 +321,35 @@ class Policy(ABC):
     code: ClassVar[str]
 
     @abstractmethod
-    def measure(self, situation: Situation) -> Level:
-        """Say how much of the limit is used."""
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
+        """Say how much of the limit is used.
+
+        :param raised: how many times as large the limit is, because people raised it.
+        """
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Return it as a JSON-safe dict, without a version; :func:`parse_policy` reads it back."""
 
     @property
-    def parts(self) -> tuple[Policy, ...]:
+    def parts(self) -> tuple[SinglePolicy, ...]:
         """The single policies that it consists of."""
-        return (self,)
+        return ()
+
+    @property
+    def depth(self) -> int:
+        """How deep it is nested, 1 for a single policy."""
+        return 1
+
+    @property
+    def label(self) -> str:
+        """The code, or that of the one policy of a combination that is more than a guard."""
+        return self.code
+
+    @property
+    def raisable(self) -> bool:
+        """Whether it has a limit that people can raise."""
+        return False
 
     @property
     def uses_training_jobs(self) -> bool:
@@ -223,17 +388,28 @@ def _moment_from(value: Any) -> Any:
         return value
 
 
+def _is_moment(value: Any) -> bool:
+    # So far from the ends of the calendar that no time zone or grace time leaves it.
+    return _is_aware(value) and 1970 < value.year < 3000
+
+
 _MOMENT = Kind(
-    accepts=lambda value: isinstance(value, datetime) and value.tzinfo is not None,
-    limit="an aware datetime, or ISO 8601 with an offset",
+    accepts=_is_moment,
+    limit="an aware datetime from 1971 to 2999, or ISO 8601 with an offset",
     fix="give for example 2026-11-24T06:00:00+01:00",
     read=_moment_from,
     write=lambda value: value.isoformat(),
 )
-_MONEY = Kind(
-    accepts=NUMBER.accepts,
-    limit="a number above 0",
+_AMOUNT = Kind(
+    accepts=lambda value: (number := finite(value)) is not None and 1e-9 <= number <= 1e15,
+    limit="a number above 0 (1e-9 to 1e15)",
     fix="give the most that may be consumed, in the unit of the budget",
+    read=NUMBER.read,
+)
+_OBJECTIVE = Kind(
+    accepts=NUMBER.accepts,
+    limit=NUMBER.limit,
+    fix="give the objective's value, as 0.93",
     read=NUMBER.read,
 )
 
@@ -276,6 +452,9 @@ class SinglePolicy(Policy):
 
     __slots__ = ()
 
+    #: Whether, combined with ``&``, it is a condition on the others rather than a reason of its own.
+    guard: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         check_parameters(self, self.code)
         self.check()
@@ -290,13 +469,31 @@ class SinglePolicy(Policy):
         """See :meth:`Policy.to_dict`."""
         return {"type": self.code, **write_parameters(self)}
 
-    def level(self, share: float | None, reason: str, **facts: Any) -> Level:
-        """Return a level of this policy."""
-        return Level(code=self.code, share=share, reason=reason, because=(self.code,), **facts)
+    @property
+    def parts(self) -> tuple[SinglePolicy, ...]:
+        """See :attr:`Policy.parts`."""
+        return (self,)
 
-    def unknown(self, reason: str) -> Level:
+    def level(
+        self, share: float | None, reason: str, *, evidence: Mapping[str, Any] | None = None, **facts: Any
+    ) -> Level:
+        """Return a level of this policy; numbers that JSON has no form for are left out."""
+        return Level(
+            code=self.code,
+            share=None if share is None else min(share, _LARGEST_SHARE),
+            reason=reason,
+            evidence={key: _json_safe(value) for key, value in (evidence or {}).items()},
+            guard=self.guard,
+            **facts,
+        )
+
+    def unknown(self, reason: str, **facts: Any) -> Level:
         """Return that it cannot be told."""
-        return self.level(None, reason)
+        return self.level(None, reason, **facts)
+
+
+def _json_safe(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +504,11 @@ class Deadline(SinglePolicy):
     reference; or ``after`` the reference. The reference is the job's creation, or a time of the DAG run. A
     time of day that a change to summer time skips is taken with the offset from before it; of one that comes
     twice the first is meant.
+
+    Its share is how much has passed of the time from the tuning job's creation (if that is not known, from
+    the reference) to the deadline, never below 0. It is breached from the deadline on, also for a tuning job
+    that was created after it. To raise it is to lengthen that time; a deadline that lies before the creation
+    cannot be raised.
 
     :param at: absolute time.
     :param time_of_day: as ``"06:00"``.
@@ -339,81 +541,107 @@ class Deadline(SinglePolicy):
                 'give both, as "06:00" and "Europe/Madrid"',
             )
 
+    @property
+    def raisable(self) -> bool:
+        """See :attr:`Policy.raisable`."""
+        return True
+
     def due(self, situation: Situation) -> datetime | None:
         """Return when the tuning job must be over, the grace time counted in; ``None`` if not known."""
-        due = self.at
-        if due is None:
-            since = self._since(situation)
-            if since is None:
-                return None
+        since = self._since(situation)
+        if self.at is not None:
+            due = utc(self.at)
+        elif since is None:
+            return None
+        else:
             due = since + self.after if self.after is not None else self._next_time_of_day(since)
         return due + (self.grace or timedelta(0))
 
     def _since(self, situation: Situation) -> datetime | None:
         if self.reference == "created":
-            return situation.progress.created_at
+            return situation.created_at
         moment: datetime | None = getattr(situation.run, self.reference)
         return moment
 
     def _next_time_of_day(self, since: datetime) -> datetime:
         zone = ZoneInfo(str(self.timezone))
         clock = time.fromisoformat(str(self.time_of_day))
-        day = since.astimezone(zone).date()
+        # The day before, too: a time before midnight that is skipped is made up for after midnight.
+        day = since.astimezone(zone).date() - timedelta(days=1)
         while True:
-            # To UTC and back: of a time that does not exist this makes the one that the clock shows then.
             moment = datetime.combine(day, clock, zone).astimezone(UTC)
             if moment > since:
                 return moment
             day += timedelta(days=1)
 
-    def measure(self, situation: Situation) -> Level:
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
         """See :meth:`Policy.measure`."""
-        due = self.due(situation)
+        due, now = self.due(situation), situation.now
         if due is None:
-            what = "creation" if self.reference == "created" else self.reference
-            return self.unknown(f"The deadline counts from its {what}, which is not known.")
-        start = situation.progress.created_at or self._since(situation) or situation.now
-        whole, gone = due - start, situation.now - start
-        if situation.now >= due:
-            share = max(1.0, gone / whole) if whole > timedelta(0) else 1.0
-        else:
-            share = max(0.0, gone / whole)
-        left = (due - situation.now).total_seconds()
+            what = "tuning job's creation" if self.reference == "created" else f"DAG run's {self.reference}"
+            return self.unknown(f"The deadline counts from the {what}, which is not known.")
+        start = situation.created_at or self._since(situation)
+        if raised != 1.0 and start is not None and due > start:
+            due = _stretched(start, due, raised)
+        whole = None if start is None or due <= start else due - start
+        left = (due - now).total_seconds()
         told = f"{left:.0f} s are left" if left > 0 else f"it was {-left:.0f} s ago"
-        return self.level(
-            share,
-            f"The tuning job is to be over by {due.isoformat(timespec='seconds')}; {told}.",
-            evidence={"due": iso(due), "seconds_left": left},
-            per_second=1 / whole.total_seconds() if whole > timedelta(0) else 0.0,
-            due=due,
-        )
+        facts: dict[str, Any] = {
+            "reason": f"The tuning job is to be over by {due.isoformat(timespec='seconds')}; {told}.",
+            "evidence": {"due": iso(due), "seconds_left": left},
+            "due": due,
+        }
+        if start is None and now < due:
+            return self.unknown(**facts, at_most=_BELOW_ONE)
+        if start is None or whole is None:
+            return self.level(1.0 if now >= due else 0.0, **facts)
+        return self.level(max(0.0, (now - start) / whole), timed=(start, whole), **facts)
+
+
+def _stretched(start: datetime, due: datetime, factor: float) -> datetime:
+    try:
+        return start + (due - start) * factor
+    except OverflowError:
+        return _LAST_MOMENT
+
+
+#: Later than any deadline, and far enough from the calendar's end to be written in any time zone.
+_LAST_MOMENT = datetime(9998, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Budget(SinglePolicy):
     """The training jobs may consume so much.
 
-    What is compared with the limit is what will have been consumed if the tuning job is stopped now: what was
-    consumed, and what the running training jobs consume until they end. So it is stopped before the limit,
-    not after.
+    A stop takes a while, and running training jobs consume until they have ended. This *reserve* (what they
+    consume in the time of ``stopping``, but not after their own time limit) is taken off the limit, though
+    never more than half of it: the share is what is spent of the rest. So the tuning job is stopped before
+    the money is gone, not after, if it is looked at in time. A limit below twice the reserve cannot be kept
+    for sure; then it is stopped when half is spent, rather than at once.
+
+    ``counting="projected"`` also looks at what will have been spent when the tuning job comes to its own end
+    (:meth:`airflow_amt.tuning.costs.Consumption.at_completion`), from ``minimum_ended`` ended training jobs
+    on and if there is a limit of training jobs or of time: the share is the larger one of that projection's
+    share of the whole limit and the share above. Best with ``warn`` and ``ask``.
 
     :param limit: in the unit.
     :param unit: ``money`` (needs prices), ``billable_seconds`` or ``compute_seconds`` (both times instances).
-    :param counting: ``spent``, or ``projected``: what will have been consumed when the tuning job comes to
-        its own end, which can be told when a first training job has ended and there is a limit of them.
+    :param counting: ``spent`` or ``projected``.
     :param stopping: how long training jobs are expected to consume after a stop, and before it is noticed.
+    :param minimum_ended: training jobs that must have ended before a projection counts.
     """
 
     code: ClassVar[str] = "budget"
-    limit: float = field(metadata={"kind": _MONEY})
+    limit: float = field(metadata={"kind": _AMOUNT})
     unit: str = field(default="money", metadata={"kind": one_of(*UNITS)})
     counting: str = field(default="spent", metadata={"kind": one_of("spent", "projected")})
     stopping: timedelta = field(default=timedelta(seconds=STOP_SECONDS), metadata={"kind": DURATION})
+    minimum_ended: int = field(default=5, metadata={"kind": COUNT})
 
-    def check(self) -> None:
-        """See :meth:`SinglePolicy.check`."""
-        if self.limit <= 0:
-            raise AmtFieldError("budget.limit", self.limit, _MONEY.limit, _MONEY.fix)
+    @property
+    def raisable(self) -> bool:
+        """See :attr:`Policy.raisable`."""
+        return True
 
     @property
     def uses_training_jobs(self) -> bool:
@@ -425,28 +653,47 @@ class Budget(SinglePolicy):
         """See :attr:`Policy.uses_costs`."""
         return True
 
-    def measure(self, situation: Situation) -> Level:
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
         """See :meth:`Policy.measure`."""
         consumed = situation.consumption
-        spent = None if consumed is None else consumed.of(self.unit)
-        if consumed is None or spent is None:
-            missing = ", ".join(consumed.unpriced) if consumed is not None else ""
-            why = f"there is no price of {missing}" if missing else "it is not known what was consumed"
-            return self.unknown(f"Whether the budget is kept cannot be told: {why}.")
-        unit = consumed.currency or "" if self.unit == "money" else self.unit.replace("_", " ")
-        seconds = self.stopping.total_seconds()
-        after_stop = consumed.after_stop(self.unit, seconds) or spent
-        projected = consumed.at_completion(self.unit, situation.launches_left)
-        counted = after_stop
-        if self.counting == "projected" and projected is not None:
-            counted = max(after_stop, projected)
+        if consumed is None:
+            return self.unknown("Whether the budget is kept cannot be told: what was consumed is not known.")
+        limit = self.limit * raised
+        spent, after_stop = (
+            consumed.of(self.unit),
+            consumed.after_stop(self.unit, self.stopping.total_seconds()),
+        )
+        if spent is None or after_stop is None:
+            kinds = ", ".join(consumed.unpriced)
+            why = f"there is no price of {kinds}" if kinds else "there are no prices"
+            return self.unknown(
+                f"Whether the budget is kept cannot be told: {why}; {consumed.cost_at_least:.6g} of "
+                f"{limit:.6g} are spent at least.",
+                evidence={"limit": limit, "unit": self.unit, "spent_at_least": consumed.cost_at_least},
+                at_least=min(consumed.cost_at_least / limit, _LARGEST_SHARE),
+            )
+        may_be_spent = limit - min(after_stop - spent, limit / 2)
+        share = spent / may_be_spent
+        projected = consumed.at_completion(
+            self.unit,
+            launches_left=situation.launches_left,
+            seconds_left=situation.seconds_left,
+            slots=situation.progress.max_parallel_training_jobs,
+        )
+        if (
+            self.counting == "projected"
+            and projected is not None
+            and situation.progress.training_jobs.ended >= self.minimum_ended
+        ):
+            share = max(share, projected / limit)
         rate = consumed.rate_of(self.unit) or 0.0
-        told = "" if projected is None else f", about {projected:.6g} at its end"
+        unit = (consumed.currency or "") if self.unit == "money" else self.unit.replace("_", " ")
+        told = "" if projected is None else f", about {projected:.6g} at its own end"
         return self.level(
-            counted / self.limit,
-            f"{spent:.6g} of {self.limit:g} {unit} are spent, {after_stop:.6g} if it is stopped now{told}.",
+            share,
+            f"{spent:.6g} of {limit:.6g} {unit} are spent, up to {after_stop:.6g} if stopped now{told}.",
             evidence={
-                "limit": self.limit,
+                "limit": limit,
                 "unit": self.unit,
                 "currency": consumed.currency,
                 "spent": spent,
@@ -454,7 +701,8 @@ class Budget(SinglePolicy):
                 "projected": projected,
                 "per_hour": rate * 3600,
             },
-            per_second=0.0 if self.counting == "projected" and counted > after_stop else rate / self.limit,
+            # A projection grows with time by less: not at all while training jobs take as long as expected.
+            per_second=rate / may_be_spent,
         )
 
 
@@ -463,7 +711,7 @@ class MaxFailedTrainingJobs(SinglePolicy):
     """So many training jobs have failed, or such a share of those that ended.
 
     :param count: how many.
-    :param share: from 0 to 1; counts when ``minimum_ended`` training jobs have ended.
+    :param share: above 0, at most 1; counts when ``minimum_ended`` training jobs have ended.
     :param minimum_ended: see ``share``.
     """
 
@@ -479,17 +727,22 @@ class MaxFailedTrainingJobs(SinglePolicy):
                 f"{self.code}.count", None, "at least one of count and share", "give one of the two"
             )
 
-    def measure(self, situation: Situation) -> Level:
+    @property
+    def raisable(self) -> bool:
+        """See :attr:`Policy.raisable`."""
+        return True
+
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
         """See :meth:`Policy.measure`."""
         failed, ended = situation.progress.training_jobs.failed, situation.progress.training_jobs.ended
         shares, limits = [0.0], []
         if self.count is not None:
-            shares.append(failed / self.count)
-            limits.append(f"{self.count}")
+            shares.append(failed / (self.count * raised))
+            limits.append(f"{self.count * raised:.6g}")
         if self.share is not None:
-            limits.append(f"{self.share:.1%} of those that ended, from {self.minimum_ended} on")
+            limits.append(f"{self.share * raised:.1%} of those that ended, from {self.minimum_ended} on")
             if ended >= self.minimum_ended:
-                shares.append(failed / ended / self.share)
+                shares.append(failed / ended / (self.share * raised))
         return self.level(
             max(shares),
             f"{failed} of {ended} training jobs that ended have failed; the limit is {' or '.join(limits)}.",
@@ -501,6 +754,8 @@ class MaxFailedTrainingJobs(SinglePolicy):
 class Stalled(SinglePolicy):
     """No training job has ended for so long; before the first, since the tuning job was created.
 
+    Every end counts, also of a training job that failed or was stopped.
+
     :param duration: for how long.
     """
 
@@ -508,25 +763,30 @@ class Stalled(SinglePolicy):
     duration: timedelta = field(metadata={"kind": DURATION})
 
     @property
+    def raisable(self) -> bool:
+        """See :attr:`Policy.raisable`."""
+        return True
+
+    @property
     def uses_training_jobs(self) -> bool:
         """See :attr:`Policy.uses_training_jobs`."""
         return True
 
-    def measure(self, situation: Situation) -> Level:
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
         """See :meth:`Policy.measure`."""
         if situation.training_jobs is None:
             return self.unknown("When a training job ended last is not known.")
-        ends = [one.ended_at for one in situation.training_jobs if one.ended_at is not None]
-        last = max(ends, default=situation.progress.created_at)
+        last = situation.last_ended_at or situation.created_at
         if last is None:
             return self.unknown("When the tuning job was created is not known.")
+        limit = self.duration * raised
         gone = max(timedelta(0), situation.now - last)
         return self.level(
-            gone / self.duration,
+            gone / limit,
             f"No training job has ended for {gone.total_seconds():.0f} s; the limit is "
-            f"{self.duration.total_seconds():g} s.",
+            f"{limit.total_seconds():g} s.",
             evidence={"last_ended_at": iso(last), "seconds": gone.total_seconds()},
-            per_second=1 / self.duration.total_seconds(),
+            timed=(last, limit),
         )
 
 
@@ -535,7 +795,8 @@ class NotImproving(SinglePolicy):
     """The best objective has not improved for so many training jobs, for so long, or for so much consumption.
 
     Exactly one limit. Counted as :class:`airflow_amt.tuning.history.CriteriaTracker` does, also for tuning
-    jobs that were created without that criterion.
+    jobs that were created without that criterion: strictly better is an improvement, and a training job
+    without an objective neither counts nor interrupts.
 
     :param training_jobs: results in a row that were not better.
     :param duration: time since the best training job ended; before the first, since the job's creation.
@@ -546,19 +807,24 @@ class NotImproving(SinglePolicy):
     code: ClassVar[str] = "not_improving"
     training_jobs: int | None = field(default=None, metadata={"kind": COUNT})
     duration: timedelta | None = field(default=None, metadata={"kind": DURATION})
-    consumed: float | None = field(default=None, metadata={"kind": _MONEY})
+    consumed: float | None = field(default=None, metadata={"kind": _AMOUNT})
     unit: str = field(default="money", metadata={"kind": one_of(*UNITS)})
 
     def check(self) -> None:
         """See :meth:`SinglePolicy.check`."""
         given = [one for one in (self.training_jobs, self.duration, self.consumed) if one is not None]
-        if len(given) != 1 or (self.consumed is not None and self.consumed <= 0):
+        if len(given) != 1:
             raise AmtFieldError(
                 f"{self.code}.training_jobs",
                 self.training_jobs,
-                "exactly one of training_jobs, duration and consumed, above 0",
+                "exactly one of training_jobs, duration and consumed",
                 "give one of the three",
             )
+
+    @property
+    def raisable(self) -> bool:
+        """See :attr:`Policy.raisable`."""
+        return True
 
     @property
     def uses_training_jobs(self) -> bool:
@@ -570,38 +836,45 @@ class NotImproving(SinglePolicy):
         """See :attr:`Policy.uses_costs`."""
         return self.consumed is not None
 
-    def measure(self, situation: Situation) -> Level:
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
         """See :meth:`Policy.measure`."""
-        progress = situation.progress
-        if situation.training_jobs is None or progress.objective_type is None or progress.created_at is None:
+        direction = situation.progress.objective_type
+        if situation.results is None or direction is None:
             return self.unknown("Since when the best objective has not improved is not known.")
-        count, since = 0, progress.created_at
+        count, since = 0, situation.created_at
         best: float | None = None
-        for job in ended_in_order(situation.training_jobs):
-            if job.objective is None or job.ended_at is None:
-                continue
-            if progress.objective_type.better(job.objective, best):
-                best, since, count = job.objective, job.ended_at, 0
+        for objective, ended_at in situation.results:
+            if direction.better(objective, best):
+                best, since, count = objective, ended_at, 0
             else:
                 count += 1
         evidence = {"best_objective": best, "since": iso(since), "training_jobs": count}
         if self.training_jobs is not None:
+            most = self.training_jobs * raised
             return self.level(
-                count / self.training_jobs,
+                count / most,
                 f"{count} training jobs in a row did not improve on the best objective; the limit is "
-                f"{self.training_jobs}.",
+                f"{most:.6g}.",
                 evidence=evidence,
             )
         if self.duration is not None:
+            if since is None:
+                return self.unknown("When the tuning job was created is not known.", evidence=evidence)
+            limit = self.duration * raised
             gone = max(timedelta(0), situation.now - since)
             return self.level(
-                gone / self.duration,
+                gone / limit,
                 f"The best objective has not improved for {gone.total_seconds():.0f} s; the limit is "
-                f"{self.duration.total_seconds():g} s.",
+                f"{limit.total_seconds():g} s.",
                 evidence={**evidence, "seconds": gone.total_seconds()},
-                per_second=1 / self.duration.total_seconds(),
+                timed=(since, limit),
             )
-        limit = self.consumed or 1.0
+        return self._by_consumption(situation, None if best is None else since, evidence, raised)
+
+    def _by_consumption(
+        self, situation: Situation, since: datetime | None, evidence: Mapping[str, Any], raised: float
+    ) -> Level:
+        limit = (self.consumed or 1.0) * raised
         used = situation.consumption_since(since)
         spent = None if used is None else used.of(self.unit)
         if used is None or spent is None:
@@ -609,7 +882,7 @@ class NotImproving(SinglePolicy):
         return self.level(
             spent / limit,
             f"{spent:.6g} {used.currency if self.unit == 'money' else self.unit.replace('_', ' ')} were "
-            f"consumed since the best objective improved; the limit is {limit:g}.",
+            f"consumed since the best objective improved; the limit is {limit:.6g}.",
             evidence={**evidence, "spent": spent},
             per_second=(used.rate_of(self.unit) or 0.0) / limit,
         )
@@ -619,7 +892,8 @@ class NotImproving(SinglePolicy):
 class Plateau(SinglePolicy):
     """The last results improved on the best before them by a share of it at the most.
 
-    The rule of :class:`airflow_amt.tuning.convergence.NoSignificantImprovement`.
+    The rule of :class:`airflow_amt.tuning.convergence.NoSignificantImprovement`. It is breached or not: its
+    share is 1 or 0, and nobody can raise it.
 
     :param window: how many results.
     :param threshold: the share.
@@ -636,45 +910,57 @@ class Plateau(SinglePolicy):
         """See :attr:`Policy.uses_training_jobs`."""
         return True
 
-    def measure(self, situation: Situation) -> Level:
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
         """See :meth:`Policy.measure`."""
         direction = situation.progress.objective_type
-        if situation.training_jobs is None or direction is None:
+        if situation.results is None or direction is None:
             return self.unknown("The objectives of the training jobs are not known.")
-        objectives = [
-            job.objective for job in ended_in_order(situation.training_jobs) if job.objective is not None
-        ]
+        objectives = [objective for objective, _ in situation.results]
         rule = NoSignificantImprovement(self.window, self.threshold, self.minimum)
         met = rule.converged(objectives, direction)
-        return self.level(
-            1.0 if met else 0.0,
-            f"The last {self.window} of {len(objectives)} results "
-            f"{'improved' if met else 'may still improve'} on the best before them by "
-            f"{self.threshold:.1%}{' at the most' if met else ' and more'}.",
-            evidence={"results": len(objectives)},
-        )
+        enough = max(self.minimum, self.window + 1)
+        if met:
+            reason = (
+                f"The last {self.window} of {len(objectives)} results improved on the best before them by "
+                f"{self.threshold:.1%} at the most."
+            )
+        elif len(objectives) < enough:
+            reason = f"There are {len(objectives)} results; a plateau can be told from {enough} on."
+        else:
+            reason = (
+                f"The last {self.window} of {len(objectives)} results improved on the best before them by "
+                f"more than {self.threshold:.1%}."
+            )
+        return self.level(1.0 if met else 0.0, reason, evidence={"results": len(objectives)})
 
 
 @dataclass(frozen=True, slots=True)
 class TargetReached(SinglePolicy):
-    """The best objective is as good as a value; a target, or the floor of another policy.
+    """The best objective is as good as a value; a target, or the quality floor of another policy.
 
-    ``NotImproving(training_jobs=20) & TargetReached(0.8)`` gives up only when the model is good enough.
+    ``NotImproving(training_jobs=20) & TargetReached(0.8)`` gives up only when the model is good enough. It is
+    breached or not: its share is 1 or 0, and nobody can raise it. As AMT reports objectives in 32 bits, a
+    value that is equal in these is as good.
 
     :param value: the objective, in the tuning job's own direction.
     """
 
     code: ClassVar[str] = "target_reached"
-    value: float = field(metadata={"kind": NUMBER})
+    guard: ClassVar[bool] = True
+    value: float = field(metadata={"kind": _OBJECTIVE})
 
-    def measure(self, situation: Situation) -> Level:
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
         """See :meth:`Policy.measure`."""
         best, direction = situation.progress.best_objective, situation.progress.objective_type
+        if direction is not None:
+            # The list may be newer than AMT's own best, and is all there is beside List's summary.
+            for objective, _ in situation.results or ():
+                best = objective if direction.better(objective, best) else best
         if best is None and situation.progress.objectives.succeeded == 0:
             return self.level(0.0, "No training job has given an objective yet.")
         if best is None or direction is None:
             return self.unknown("The best objective, or its direction, is not known.")
-        reached = direction.reaches(best, self.value)
+        reached = direction.attains(best, self.value)
         return self.level(
             1.0 if reached else 0.0,
             f"The best objective, {best:.6g}, {'is' if reached else 'is not'} as good as {self.value:g}.",
@@ -686,13 +972,16 @@ class TargetReached(SinglePolicy):
 class MinimumJobs(SinglePolicy):
     """So many training jobs have given an objective: a guard for other policies, combined with ``&``.
 
+    Nobody can raise it: to raise the limit of ``Budget(50) & MinimumJobs(10)`` is to raise the budget.
+
     :param count: how many.
     """
 
     code: ClassVar[str] = "minimum_jobs"
+    guard: ClassVar[bool] = True
     count: int = field(metadata={"kind": COUNT})
 
-    def measure(self, situation: Situation) -> Level:
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
         """See :meth:`Policy.measure`."""
         done = situation.progress.objectives.succeeded
         return self.level(
@@ -702,12 +991,25 @@ class MinimumJobs(SinglePolicy):
         )
 
 
+def _is_json_object(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        return False
+    try:
+        json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Custom(SinglePolicy):
     """A policy of one's own, by import path: a function that takes a :class:`Situation` and the arguments.
 
-    It returns the share of its limit that is used (``None`` if it cannot tell), or that and a sentence. It
-    must be importable where the DAG is parsed, on workers and in triggerers, and must not block.
+    It returns the share of its limit that is used (``None`` if it cannot tell; ``True`` is 1, ``False`` 0),
+    or that and a sentence. What raises, or returns anything else, cannot be told. It must be importable where
+    the DAG is parsed, on workers and in triggerers, and must not block. If it looks at
+    :attr:`Situation.consumption`, it has an attribute ``uses_costs`` that is ``True``. To raise its limit is
+    to divide its share.
 
     :param path: as ``"my_company.policies.too_hot"``.
     :param arguments: keyword arguments, JSON-safe.
@@ -717,7 +1019,7 @@ class Custom(SinglePolicy):
     path: str = field(
         metadata={
             "kind": Kind(
-                accepts=lambda value: isinstance(value, str) and value.count(".") > 0,
+                accepts=lambda value: isinstance(value, str) and all(value.split(".")) and "." in value,
                 limit="an import path",
                 fix='give for example "my_company.policies.too_hot"',
                 read=lambda value: value,
@@ -728,8 +1030,8 @@ class Custom(SinglePolicy):
         default_factory=dict,
         metadata={
             "kind": Kind(
-                accepts=lambda value: isinstance(value, Mapping),
-                limit="a mapping of keyword arguments",
+                accepts=_is_json_object,
+                limit="a mapping of keyword arguments that JSON has a form for",
                 fix='give for example {"limit": 3}',
                 read=lambda value: value,
                 write=dict,
@@ -738,33 +1040,82 @@ class Custom(SinglePolicy):
     )
 
     def check(self) -> None:
-        """Import it, so that a wrong path is told while the DAG is parsed."""
-        self._function()
+        """Import it and compare arguments, so that a mistake is told while the DAG is parsed."""
+        function = self._function()
+        if inspect.iscoroutinefunction(function):
+            raise AmtFieldError(
+                "custom.path", self.path, "a plain function", "write it with def, not async def"
+            )
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):
+            return  # of some functions that are not written in Python nobody can tell
+        try:
+            signature.bind(None, **self.arguments)
+        except TypeError as error:
+            raise AmtFieldError(
+                "custom.arguments",
+                dict(self.arguments),
+                f"arguments of {self.path}{signature}, the situation first ({error})",
+                "correct the arguments",
+            ) from None
 
     def _function(self) -> Callable[..., Any]:
         module, _, name = self.path.rpartition(".")
         try:
             found = getattr(import_module(module), name)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # whatever the module raises while it is imported
             raise AmtFieldError(
-                "custom.path", self.path, f"the import path of a function ({error})", "correct the path"
-            ) from None
+                "custom.path",
+                self.path,
+                f"the import path of a function ({type(error).__name__}: {error})",
+                "correct the path",
+            ) from error
         if not callable(found):
             raise AmtFieldError("custom.path", self.path, "the path of a function", "correct the path")
         function: Callable[..., Any] = found
         return function
 
     @property
+    def raisable(self) -> bool:
+        """See :attr:`Policy.raisable`."""
+        return True
+
+    @property
     def uses_training_jobs(self) -> bool:
         """See :attr:`Policy.uses_training_jobs`: nobody knows, so it gets them."""
         return True
 
-    def measure(self, situation: Situation) -> Level:
+    @property
+    def uses_costs(self) -> bool:
+        """See :attr:`Policy.uses_costs`: as its function says."""
+        return getattr(self._function(), "uses_costs", False) is True
+
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
         """See :meth:`Policy.measure`."""
-        answer = self._function()(situation, **self.arguments)
-        share, reason = answer if isinstance(answer, tuple) else (answer, "")
-        told = "nothing" if share is None else f"{share:.2f} of its limit"
-        return self.level(None if share is None else float(share), reason or f"{self.path} measured {told}.")
+        try:
+            answer = self._function()(situation, **self.arguments)
+        except Exception as error:  # noqa: BLE001 - its mistake must not keep the other rules from judging
+            return self.unknown(f"{self.path} raised {type(error).__name__}: {error}")
+        share, reason = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, "")
+        if share is None and isinstance(reason, str):
+            return self.unknown(reason or f"{self.path} cannot tell.")
+        number = _share_of(share)
+        if number is None or not isinstance(reason, str):
+            return self.unknown(
+                f"{self.path} returned {answer!r:.120}, which is neither a share of at least 0 nor that "
+                "and a sentence."
+            )
+        return self.level(number / raised, reason or f"{self.path} measured {number:.6g} of its limit.")
+
+
+def _share_of(value: Any) -> float | None:
+    """Return a share that somebody else's function measured; ``None`` if it is none."""
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
 
 
 # --- combinations ------------------------------------------------------------------------------
@@ -776,22 +1127,42 @@ class _Combination(Policy):
     __slots__ = ()
 
     of: tuple[Policy, ...]
-    combined: ClassVar[Callable[[Iterable[float]], float]]
+    every: ClassVar[bool]
 
     def __post_init__(self) -> None:
-        if not self.of or any(not isinstance(one, Policy) for one in self.of):
-            raise AmtFieldError(
-                f"{self.code}.of", self.of, "one or more policies", "combine policies with & and |"
-            )
+        path = f"{self.code}.of"
+        of: Any = self.of
+        if isinstance(of, list):
+            object.__setattr__(self, "of", tuple(of))
+        if not isinstance(of, list | tuple) or not of or any(not isinstance(one, Policy) for one in of):
+            raise AmtFieldError(path, self.of, "one or more policies", "combine policies with & and |")
         if len(self.parts) > MAX_POLICIES:
             raise AmtFieldError(
-                f"{self.code}.of", len(self.parts), f"at most {MAX_POLICIES} policies", "combine fewer"
+                path, len(self.parts), f"at most {MAX_POLICIES} policies", "combine fewer policies"
             )
+        if self.depth > MAX_DEPTH:
+            raise AmtFieldError(path, self.depth, f"at most {MAX_DEPTH} deep", "combine fewer policies")
 
     @property
-    def parts(self) -> tuple[Policy, ...]:
+    def parts(self) -> tuple[SinglePolicy, ...]:
         """See :attr:`Policy.parts`."""
         return tuple(part for one in self.of for part in one.parts)
+
+    @property
+    def depth(self) -> int:
+        """See :attr:`Policy.depth`."""
+        return 1 + max(one.depth for one in self.of)
+
+    @property
+    def label(self) -> str:
+        """See :attr:`Policy.label`."""
+        own = [one for one in self.parts if not one.guard]
+        return own[0].code if self.every and len(own) == 1 else self.code
+
+    @property
+    def raisable(self) -> bool:
+        """See :attr:`Policy.raisable`."""
+        return any(one.raisable for one in self.of)
 
     @property
     def uses_training_jobs(self) -> bool:
@@ -807,16 +1178,19 @@ class _Combination(Policy):
         """See :meth:`Policy.to_dict`."""
         return {"type": self.code, "of": [one.to_dict() for one in self.of]}
 
-    def _combine(self, levels: Sequence[Level], share: float | None) -> Level:
-        deciding = [one for one in levels if one.share == share] or list(levels)
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
+        """See :meth:`Policy.measure`."""
+        levels = tuple(one.measure(situation, raised=raised) for one in self.of)
+        pick = min if self.every else max
+        low, high = pick(one.low for one in levels), pick(one.high for one in levels)
         return Level(
-            code=self.code,
-            share=share,
-            reason=" ".join(dict.fromkeys(one.reason for one in deciding)),
-            evidence={key: value for one in deciding for key, value in one.evidence.items()},
-            because=tuple(dict.fromkeys(code for one in deciding for code in one.because)),
-            parts=tuple(levels),
-            combined=type(self).combined,
+            code=self.label,
+            share=low if low == high else None,
+            reason=" ".join(dict.fromkeys(one.reason for one in levels)),
+            at_least=low,
+            at_most=None if math.isinf(high) else high,
+            parts=levels,
+            every=self.every,
         )
 
 
@@ -825,15 +1199,8 @@ class AnyOf(_Combination):
     """Breached if one of its policies is: as much is used as of the one that is used most."""
 
     code: ClassVar[str] = "any"
-    combined: ClassVar[Callable[[Iterable[float]], float]] = _highest
+    every: ClassVar[bool] = False
     of: tuple[Policy, ...]
-
-    def measure(self, situation: Situation) -> Level:
-        """See :meth:`Policy.measure`; a part that cannot be told does not hide a breach of another."""
-        levels = [one.measure(situation) for one in self.of]
-        shares = [one.share for one in levels if one.share is not None]
-        known = len(shares) == len(levels) or any(share >= 1 for share in shares)
-        return self._combine(levels, max(shares) if shares and known else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -841,15 +1208,8 @@ class AllOf(_Combination):
     """Breached if all of its policies are: as much is used as of the one that is used least."""
 
     code: ClassVar[str] = "all"
-    combined: ClassVar[Callable[[Iterable[float]], float]] = _lowest
+    every: ClassVar[bool] = True
     of: tuple[Policy, ...]
-
-    def measure(self, situation: Situation) -> Level:
-        """See :meth:`Policy.measure`; a part that cannot be told does not hide that another is kept."""
-        levels = [one.measure(situation) for one in self.of]
-        shares = [one.share for one in levels if one.share is not None]
-        known = len(shares) == len(levels) or any(share < 1 for share in shares)
-        return self._combine(levels, min(shares) if shares and known else None)
 
 
 def _operands(kind: type[AnyOf] | type[AllOf], policy: Policy) -> tuple[Policy, ...]:
@@ -857,6 +1217,21 @@ def _operands(kind: type[AnyOf] | type[AllOf], policy: Policy) -> tuple[Policy, 
 
 
 # --- rules -------------------------------------------------------------------------------------
+
+MAX_RULES = 32
+MAX_STEPS = 16
+MAX_NAME_LENGTH = 40
+
+#: No colon and no equals sign, although tags allow them: they part the text forms of ids and answers.
+_NAME = re.compile(r"[A-Za-z0-9_.+/@-]+")
+
+#: Shares, and times before a deadline, of which there can be a step.
+_STEP_SHARE = Kind(
+    accepts=lambda value: (number := finite(value)) is not None and 1e-9 <= number <= 1000,
+    limit="a share above 0, at most 1000",
+    fix="give 0.8 for 80 %",
+    read=NUMBER.read,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -866,11 +1241,31 @@ class Step:
     :param action: what is done.
     :param at: the share, above 0.
     :param before: time before a deadline; then ``at`` does not count.
+    :raises AmtFieldError: one of them is not accepted.
     """
 
     action: Action
     at: float = 1.0
     before: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "action", Action.parse(self.action, path="step.action"))
+        if not _STEP_SHARE.accepts(self.at):
+            raise AmtFieldError("step.at", self.at, _STEP_SHARE.limit, _STEP_SHARE.fix)
+        object.__setattr__(self, "at", 1.0 if self.before is not None else float(self.at))
+        if self.before is not None and not DURATION.accepts(self.before):
+            raise AmtFieldError("step.before", self.before, DURATION.limit, DURATION.fix)
+
+    @property
+    def key(self) -> str:
+        """Short text that tells it from the other steps of its rule, as ``warn@0.8`` or ``warn@-1800s``."""
+        when = f"{self.at:.12g}" if self.before is None else f"-{self.before.total_seconds():.12g}s"
+        return f"{self.action.value}@{when}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a JSON-safe dict."""
+        when = {"at": self.at} if self.before is None else {"before_seconds": self.before.total_seconds()}
+        return {"action": self.action.value, **when}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -879,7 +1274,9 @@ class Rule:
 
     :param policy: what is measured.
     :param steps: what is done; by default, stop at the limit.
-    :param name: for people and records; by default the policy's code.
+    :param name: for people and records; by default the policy's code, with a number if there are several.
+        At most 40 letters, digits and ``_.+/@-``.
+    :raises AmtFieldError: one of them is not accepted, or they do not go together.
     """
 
     policy: Policy
@@ -887,18 +1284,89 @@ class Rule:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not self.steps:
-            raise AmtFieldError("steps", self.steps, "one or more steps", "say what is done at which share")
-        for one in self.steps:
+        if not isinstance(self.policy, Policy):
+            raise AmtFieldError("rule.policy", self.policy, "a policy", "give one, as Budget(50)")
+        _check_name("rule.name", self.name)
+        steps: Any = self.steps
+        if isinstance(steps, list):
+            object.__setattr__(self, "steps", tuple(steps))
+        if (
+            not isinstance(steps, list | tuple)
+            or not 1 <= len(steps) <= MAX_STEPS
+            or any(not isinstance(one, Step) for one in steps)
+        ):
+            raise AmtFieldError(
+                "rule.steps", self.steps, f"one to {MAX_STEPS} steps", "say what is done at which share"
+            )
+        for position, one in enumerate(self.steps):
             if one.before is not None and not isinstance(self.policy, Deadline):
                 raise AmtFieldError(
-                    "steps.before", one.before, "only for a deadline", "give a share with at instead"
+                    f"rule.steps[{position}].before",
+                    one.before,
+                    "only for a deadline",
+                    "give a share with at instead",
                 )
+            if one.key in {other.key for other in self.steps[:position]}:
+                raise AmtFieldError(
+                    f"rule.steps[{position}]", one.key, "each step once", "leave out the second one"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        policy: Policy,
+        *,
+        action: Action | str = Action.STOP,
+        warn_at: float | timedelta | None = None,
+        ask_at: float | timedelta | None = None,
+        name: str = "",
+    ) -> Rule:
+        """Return a rule with an action at the limit, and a warning or a question before.
+
+        :param policy: what is measured.
+        :param action: what is done at the limit.
+        :param warn_at: when to warn: a share, as 0.8, or a time span before a deadline.
+        :param ask_at: when to ask people, likewise.
+        :param name: see :class:`Rule`.
+        :raises AmtFieldError: one of them is not accepted.
+        """
+        steps = [
+            Step(action=kind, before=when) if isinstance(when, timedelta) else Step(action=kind, at=when)
+            for kind, when in ((Action.WARN, warn_at), (Action.ASK, ask_at))
+            if when is not None
+        ]
+        last = Step(action=Action.parse(action, path="rule.action"))
+        if last not in steps:
+            steps.append(last)
+        return cls(policy=policy, steps=tuple(steps), name=name)
 
     @property
     def title(self) -> str:
-        """How people and records name it."""
-        return self.name or self.policy.code
+        """How people and records name it; within an SLA :attr:`Sla.titles` counts."""
+        return self.name or self.policy.label
+
+    @property
+    def raisable(self) -> bool:
+        """Whether people can raise its limit."""
+        return self.policy.raisable
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a JSON-safe dict."""
+        return {
+            "policy": self.policy.to_dict(),
+            "steps": [one.to_dict() for one in self.steps],
+            **({"name": self.name} if self.name else {}),
+        }
+
+
+def _check_name(path: str, name: Any) -> None:
+    if not isinstance(name, str) or len(name) > MAX_NAME_LENGTH or (name and not _NAME.fullmatch(name)):
+        raise AmtFieldError(
+            path,
+            name,
+            f"at most {MAX_NAME_LENGTH} letters, digits and _.+/@-",
+            "shorten it, or leave it out",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -908,10 +1376,37 @@ class Sla:
     :param rules: the rules, the most important first: of two that are breached at once with actions of the
         same severity, the first is the reason.
     :param prices: needed by budgets in money.
+    :raises AmtRequestError: they are not accepted; all that is wrong is listed.
     """
 
     rules: tuple[Rule, ...]
     prices: PriceTable | None = None
+
+    def __post_init__(self) -> None:
+        rules: Any = self.rules
+        if isinstance(rules, list):
+            object.__setattr__(self, "rules", tuple(rules))
+        problems = _sla_problems(self.rules, self.prices)
+        if problems:
+            raise AmtRequestError(problems)
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """How people and records name the rules, in their order; each only once.
+
+        A rule without a name goes by the code of its policy, and from the second such rule on with a number:
+        ``budget``, ``budget-2``.
+        """
+        taken = {one.name for one in self.rules if one.name}
+        titles = []
+        for one in self.rules:
+            title, number = one.title, 1
+            while not one.name and title in taken:
+                number += 1
+                title = f"{one.title}-{number}"
+            taken.add(title)
+            titles.append(title)
+        return tuple(titles)
 
     @property
     def uses_training_jobs(self) -> bool:
@@ -927,8 +1422,225 @@ class Sla:
         """Return it as a JSON-safe dict with its version; :func:`parse_sla` reads it back."""
         return {
             "version": POLICY_VERSION,
-            "rules": [_rule_to_dict(one) for one in self.rules],
+            "rules": [one.to_dict() for one in self.rules],
             **({} if self.prices is None else {"prices": self.prices.to_dict()}),
+        }
+
+
+def _sla_problems(rules: Any, prices: Any, path: str = "sla") -> list[AmtFieldError]:
+    if (
+        not isinstance(rules, tuple)
+        or not 1 <= len(rules) <= MAX_RULES
+        or any(not isinstance(one, Rule) for one in rules)
+    ):
+        return [
+            AmtFieldError(f"{path}.rules", rules, f"a list of 1 to {MAX_RULES} rules", "list what must hold")
+        ]
+    problems = []
+    seen: set[str] = set()
+    for position, one in enumerate(rules):
+        if one.name and one.name in seen:
+            problems.append(
+                AmtFieldError(
+                    f"{path}.rules[{position}].name", one.name, "a name of its own", "give another name"
+                )
+            )
+        seen.add(one.name)
+    if prices is not None and not isinstance(prices, PriceTable):
+        problems.append(
+            AmtFieldError(f"{path}.prices", prices, "a price table", "give PriceTable.parse({...})")
+        )
+    in_money = [
+        part
+        for one in rules
+        for part in one.policy.parts
+        if part.uses_costs and getattr(part, "unit", None) == "money"
+    ]
+    if in_money and prices is None:
+        problems.append(
+            AmtFieldError(
+                f"{path}.prices",
+                None,
+                "prices, for a budget in money",
+                'give {"currency": "EUR", "per_hour": {"ml.m5.xlarge": 0.26}}, or use billable_seconds',
+            )
+        )
+    return problems
+
+
+# --- what people answered ----------------------------------------------------------------------
+
+#: What a person can answer when asked.
+CHOICES = ("continue", "stop", "raise")
+#: Most by which a limit is raised at once: a hundred times itself.
+MAX_RAISE = 100.0
+_LARGEST_FACTOR = 1e6
+
+_MAX_BY_LENGTH = 120
+_BY_SAFE = re.compile(r"[A-Za-z0-9_.@/-]")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a person answered when asked about a rule.
+
+    - ``continue``: nothing more is asked about that rule; its other steps stay.
+    - ``stop``: the tuning job is to be stopped.
+    - ``raise``: the limit counts as ``1 + raise_by`` times as large, for all steps of the rule; several
+      raises multiply. Of a rule without a limit to raise (:attr:`Rule.raisable`) it is ``continue``.
+
+    :param rule: the rule's title (:attr:`Sla.titles`).
+    :param choice: one of the three.
+    :param raise_by: of ``raise``, above 0, at most 100; of the others it does not count, and is 0.
+    :param by: who; cut where it is longer than a tag has room for.
+    :raises AmtFieldError: one of them is not accepted.
+    """
+
+    rule: str
+    choice: str
+    raise_by: float = 0.0
+    by: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.rule:
+            raise AmtFieldError("answer.rule", self.rule, "the title of a rule", "say which rule it is about")
+        _check_name("answer.rule", self.rule)
+        if self.choice not in CHOICES:
+            raise AmtFieldError(
+                "answer.choice", self.choice, f"one of {', '.join(CHOICES)}", "check the spelling"
+            )
+        by_how_much = finite(self.raise_by)
+        if self.choice != "raise":
+            by_how_much = 0.0
+        elif by_how_much is None or not 0 < by_how_much <= MAX_RAISE:
+            raise AmtFieldError(
+                "answer.raise_by",
+                self.raise_by,
+                f"a number above 0, at most {MAX_RAISE:g}",
+                "give 0.5 for half as much again",
+            )
+        object.__setattr__(self, "raise_by", by_how_much)
+        if not isinstance(self.by, str):
+            raise AmtFieldError("answer.by", self.by, "who answered, as text", "give a name, or leave it out")
+        by = self.by
+        while len(_escaped(by)) > _MAX_BY_LENGTH:
+            by = by[:-1]
+        object.__setattr__(self, "by", by)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a JSON-safe dict; :meth:`parse` reads it back."""
+        return {
+            "version": POLICY_VERSION,
+            "rule": self.rule,
+            "choice": self.choice,
+            "raise_by": self.raise_by,
+            "by": self.by,
+        }
+
+    @classmethod
+    def parse(cls, value: Any) -> Answer:
+        """Read an answer from itself, its dict or its text; keys that are not known here do not matter.
+
+        :raises AmtFieldError: it is none.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            return cls.decode(value)
+        if not isinstance(value, Mapping):
+            raise AmtFieldError("answer", value, "an answer, its dict or its text", "see Answer.to_dict")
+        raise_by = NUMBER.read(value.get("raise_by"))
+        by = value.get("by")
+        return cls(
+            rule=value.get("rule") or "",
+            choice=value.get("choice") or "",
+            raise_by=0.0 if raise_by is None else raise_by,
+            by="" if by is None else by,
+        )
+
+    def encode(self) -> str:
+        """Return it as short text that a tag can hold, as ``budget=raise:0.5:alice``."""
+        parts = [self.choice, *([repr(self.raise_by)] if self.choice == "raise" else [])]
+        return f"{self.rule}={':'.join([*parts, *([_escaped(self.by)] if self.by else [])])}"
+
+    @classmethod
+    def decode(cls, text: str) -> Answer:
+        """Read what :meth:`encode` wrote; more parts than known here do not matter.
+
+        :raises AmtFieldError: it is no answer.
+        """
+        rule, found, rest = text.partition("=")
+        choice, *parts = rest.split(":")
+        raise_by, by = 0.0, ""
+        try:
+            if choice == "raise":
+                raise_by = float(parts.pop(0))
+            by = _unescaped(parts[0]) if parts else by
+        except (IndexError, ValueError):
+            found = ""
+        if not found:
+            raise AmtFieldError("answer", text, "the text of an answer", "give budget=raise:0.5:alice")
+        return cls(rule=rule, choice=choice, raise_by=raise_by, by=by)
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        sign
+        if _BY_SAFE.fullmatch(sign)
+        else "".join(f"+{byte:02x}" for byte in sign.encode(errors="replace"))
+        for sign in text
+    )
+
+
+def _unescaped(text: str) -> str:
+    found = bytearray()
+    position = 0
+    while position < len(text):
+        if text[position] == "+":
+            found.append(int(text[position + 1 : position + 3], 16))
+            position += 3
+        else:
+            found += text[position].encode()
+            position += 1
+    return found.decode()
+
+
+# --- the decision ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """One step of a rule that is due.
+
+    :param id: stable, short, unique in the SLA, and safe in a tag: ``budget:warn@0.8``, and, since a raised
+        limit may be used up a second time, ``budget:warn@0.8x1.5`` of a limit that was raised by a half. Of
+        a person's decision to stop, ``budget:stop@answer``.
+    :param rule: title of the rule.
+    :param code: the policy's stable code.
+    :param action: what is to be done.
+    :param share: how much of the limit is used, at least.
+    :param reason: why, for people.
+    :param evidence: the numbers; JSON-safe.
+    """
+
+    id: str
+    rule: str
+    code: str
+    action: Action
+    share: float
+    reason: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a JSON-safe dict."""
+        return {
+            "id": self.id,
+            "rule": self.rule,
+            "code": self.code,
+            "action": self.action.value,
+            "share": self.share,
+            "reason": self.reason,
+            "evidence": dict(self.evidence),
         }
 
 
@@ -937,15 +1649,15 @@ class Verdict:
     """What is to be done about a tuning job now, and why.
 
     :param action: the most severe action that is due; ``None`` for nothing.
-    :param rule: name of the rule that asks for it.
+    :param rule: title of the rule that asks for it.
     :param code: the policy's stable code.
     :param share: how much of the limit is used.
     :param reason: why, for people.
     :param evidence: the numbers; JSON-safe.
     :param next_look_at: when a step can be due without anything but time passing; ``None`` for never.
-    :param also: names of other rules that ask for the same action.
-    :param warnings: reasons of all rules of which a mere warning is due.
-    :param unknown: reasons of the rules that cannot be told.
+    :param also: titles of other rules that ask for the same action.
+    :param due: all steps that are due, the most severe first, then in the order of the rules.
+    :param unknown: titles and reasons of the rules of which a step may be due or not: that cannot be told.
     """
 
     action: Action | None = None
@@ -956,8 +1668,23 @@ class Verdict:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     next_look_at: datetime | None = None
     also: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    due: tuple[Due, ...] = ()
     unknown: tuple[str, ...] = ()
+
+    @property
+    def stops(self) -> bool:
+        """Whether the tuning job is to be ended."""
+        return self.action is not None and self.action.stops
+
+    @property
+    def warnings(self) -> tuple[Due, ...]:
+        """The steps that are due and warn."""
+        return tuple(one for one in self.due if one.action is Action.WARN)
+
+    @property
+    def questions(self) -> tuple[Due, ...]:
+        """The steps that are due and ask people."""
+        return tuple(one for one in self.due if one.action is Action.ASK)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as a JSON-safe dict."""
@@ -971,64 +1698,137 @@ class Verdict:
             "evidence": dict(self.evidence),
             "next_look_at": iso(self.next_look_at),
             "also": list(self.also),
-            "warnings": list(self.warnings),
+            "due": [one.to_dict() for one in self.due],
             "unknown": list(self.unknown),
         }
 
 
-def decide(sla: Sla, situation: Situation) -> Verdict:
+def decide(sla: Sla, situation: Situation, *, answers: Sequence[Answer] = ()) -> Verdict:
     """Judge a tuning job by an SLA.
 
-    A tuning job that is over, or is being stopped, is left alone.
+    A tuning job that is over, or is being stopped, is left alone. The verdict depends on nothing but what is
+    given: looked at twice, the same situation is judged the same.
+
+    :param sla: the rules.
+    :param situation: the tuning job, now.
+    :param answers: what people answered so far; those about rules that there are not do not matter.
     """
-    if situation.progress.is_terminal or situation.progress.status == "Stopping":
-        return Verdict(reason=f"The tuning job is {situation.progress.status}.")
-    due: list[tuple[Action, Rule, Level]] = []
+    status = situation.progress.status
+    if situation.progress.is_terminal or status == TuningJobStatus.STOPPING.value:
+        return Verdict(reason=f"The tuning job is {status}.")
+    due: list[Due] = []
     looks: list[datetime] = []
     unknown: list[str] = []
-    for rule in sla.rules:
-        level = rule.policy.measure(situation)
-        if level.share is None:
-            unknown.append(f"{rule.title}: {level.reason}")
-        met = [step.action for step in rule.steps if _is_due(step, level, situation.now)]
-        if met:
-            due.append((max(met, key=lambda action: action.severity), rule, level))
-        looks += _next_looks(rule, level, situation.now)
+    for title, rule in zip(sla.titles, sla.rules, strict=True):
+        said = [one for one in answers if one.rule == title]
+        factor, muted = _raised(rule, said)
+        level = rule.policy.measure(situation, raised=factor)
+        due += [_stopped_by(one.by, title, level) for one in said if one.choice == "stop"][:1]
+        steps = [one for one in rule.steps if not (muted and one.action is Action.ASK)]
+        met = [_is_due(step, level, situation.now) for step in steps]
+        due += [_due(title, step, level, factor) for step, yes in zip(steps, met, strict=True) if yes]
+        if None in met:
+            unknown.append(f"{title}: {level.reason}")
+        looks += [
+            look
+            for step, yes in zip(steps, met, strict=True)
+            if not yes and (look := _look(step, level, situation.now)) is not None
+        ]
+    due.sort(key=lambda one: -one.action.severity)  # stable: rules stay in their order
     next_look_at = min(looks, default=None)
     if not due:
-        return Verdict(reason="Every rule is kept.", next_look_at=next_look_at, unknown=tuple(unknown))
-    action, rule, level = max(due, key=lambda one: one[0].severity)  # the first of the most severe
+        kept = "No rule is known to be broken." if unknown else "Every rule is kept."
+        return Verdict(reason=kept, next_look_at=next_look_at, unknown=tuple(unknown))
+    first = due[0]
+    others = [one.rule for one in due if one.action is first.action and one.rule != first.rule]
     return Verdict(
-        action=action,
-        rule=rule.title,
-        code=level.because[0] if len(level.because) == 1 else level.code,
-        share=level.share,
-        reason=level.reason,
-        evidence=level.evidence,
+        action=first.action,
+        rule=first.rule,
+        code=first.code,
+        share=first.share,
+        reason=first.reason,
+        evidence=first.evidence,
         next_look_at=next_look_at,
-        also=tuple(one.title for act, one, _ in due if act is action and one is not rule),
-        warnings=tuple(f"{one.title}: {seen.reason}" for act, one, seen in due if act is Action.WARN),
+        also=tuple(dict.fromkeys(others)),
+        due=tuple(due),
         unknown=tuple(unknown),
     )
 
 
-def _is_due(step: Step, level: Level, now: datetime) -> bool:
-    if step.before is not None:
-        return level.due is not None and now >= level.due - step.before
-    return level.share is not None and level.share >= step.at
+def _raised(rule: Rule, said: Iterable[Answer]) -> tuple[float, bool]:
+    """Return how many times as large people made a rule's limit, and whether they are asked no more."""
+    factor, muted = 1.0, False
+    for one in said:
+        if one.choice == "raise" and rule.raisable:
+            factor = min(factor * (1 + one.raise_by), _LARGEST_FACTOR)
+        elif one.choice != "stop":
+            muted = True
+    return factor, muted
 
 
-def _next_looks(rule: Rule, level: Level, now: datetime) -> Iterator[datetime]:
-    for step in rule.steps:
-        if _is_due(step, level, now):
-            continue
-        if step.before is not None:
-            if level.due is not None:
-                yield level.due - step.before
-            continue
-        seconds = level.seconds_until(step.at)
-        if seconds is not None and seconds < 1e9:
-            yield now + timedelta(seconds=seconds)
+def _is_due(step: Step, level: Level, now: datetime) -> bool | None:
+    if step.before is None:
+        return level.reached(step.at)
+    return None if level.due is None else now >= level.due - step.before
+
+
+def _look(step: Step, level: Level, now: datetime) -> datetime | None:
+    if step.before is None:
+        return level.moment_of(step.at, now)
+    return None if level.due is None else level.due - step.before
+
+
+def _due(title: str, step: Step, level: Level, factor: float) -> Due:
+    raised = "" if factor == 1.0 else f"x{factor:.6g}"
+    # Before a deadline no share need be reached, and it has no parts.
+    deciding = level.deciding(step.at)
+    return Due(
+        id=f"{title}:{step.key}{raised}",
+        rule=title,
+        code=_code(level, deciding),
+        action=step.action,
+        share=level.low,
+        reason=_reason(deciding),
+        evidence=_evidence(deciding),
+    )
+
+
+def _stopped_by(by: str, title: str, level: Level) -> Due:
+    deciding = level.deciding(level.low)
+    return Due(
+        id=f"{title}:{Action.STOP.value}@answer",
+        rule=title,
+        code=_code(level, deciding),
+        action=Action.STOP,
+        share=level.low,
+        reason=f"{by or 'A person'} decided to stop it. {_reason(deciding)}",
+        evidence={**_evidence(deciding), "decided_by": by or None},
+    )
+
+
+def _code(level: Level, deciding: Sequence[Level]) -> str:
+    own = _own(deciding)
+    return own[0].code if len(own) == 1 else level.code
+
+
+def _own(deciding: Sequence[Level]) -> Sequence[Level]:
+    """Leave out the guards, unless there is nothing else."""
+    return [one for one in deciding if not one.guard] or deciding
+
+
+def _reason(deciding: Sequence[Level]) -> str:
+    return " ".join(dict.fromkeys(one.reason for one in [*_own(deciding), *deciding]))
+
+
+def _evidence(deciding: Sequence[Level]) -> dict[str, Any]:
+    """Return the numbers of the one policy that decided, and where there are several, those of each."""
+    own = _own(deciding)
+    found = dict(own[0].evidence) if len(own) == 1 else {}
+    if len(deciding) > 1:
+        found["parts"] = [
+            {"code": one.code, "share": one.share, "evidence": dict(one.evidence)} for one in deciding
+        ]
+    return found
 
 
 # --- to and from dicts -------------------------------------------------------------------------
@@ -1059,14 +1859,16 @@ def parse_policy(value: Any, *, path: str = "policy", depth_left: int = MAX_DEPT
     :raises AmtFieldError: it is none.
     """
     if isinstance(value, Policy):
+        _refuse_foreign(value, path)
         return value
     if not isinstance(value, Mapping):
         raise AmtFieldError(
             path, value, "a policy or its dict", 'pass {"type": "stalled", "duration_seconds": 3600}'
         )
     if depth_left == 0:
-        raise AmtFieldError(path, value, f"at most {MAX_DEPTH} deep", "combine fewer policies")
+        raise AmtFieldError(path, "more policies", f"at most {MAX_DEPTH} deep", "combine fewer policies")
     body = {str(key): given for key, given in value.items() if key != "version"}
+    _check_version(value, path)
     code = body.pop("type", None)
     if isinstance(code, str) and code in _SINGLE:
         return parse_parameters(_SINGLE[code], body, path)
@@ -1076,87 +1878,190 @@ def parse_policy(value: Any, *, path: str = "policy", depth_left: int = MAX_DEPT
         )
     inner = body.pop("of", None)
     refuse_unknown(body, ("of",), path)
-    if not isinstance(inner, Sequence) or isinstance(inner, str) or not inner:
-        raise AmtFieldError(f"{path}.of", inner, "a list of one or more policies", "list what to combine")
-    return _SEVERAL[code](
-        tuple(
-            parse_policy(one, path=f"{path}.of[{position}]", depth_left=depth_left - 1)
-            for position, one in enumerate(inner)
+    if not isinstance(inner, list | tuple) or not 1 <= len(inner) <= MAX_POLICIES:
+        raise AmtFieldError(
+            f"{path}.of", inner, f"a list of 1 to {MAX_POLICIES} policies", "list what to combine"
         )
+    policies = tuple(
+        parse_policy(one, path=f"{path}.of[{position}]", depth_left=depth_left - 1)
+        for position, one in enumerate(inner)
     )
+    try:
+        return _SEVERAL[code](policies)
+    except AmtFieldError as error:
+        raise AmtFieldError(f"{path}.of", error.value, error.limit, error.fix) from None
+
+
+def _refuse_foreign(policy: Policy, path: str) -> None:
+    """Refuse a policy that triggers and Variables could not store, because it would not be read back."""
+    kinds = {*_SINGLE.values(), *_SEVERAL.values()}
+    for one in (policy, *policy.parts):
+        if type(one) not in kinds:
+            raise AmtFieldError(
+                path, one, "a policy of this package", "write a function, and name it with Custom"
+            )
+
+
+def _check_version(value: Mapping[Any, Any], path: str) -> None:
+    version = value.get("version", POLICY_VERSION)
+    if isinstance(version, bool) or version != POLICY_VERSION:
+        raise AmtFieldError(f"{path}.version", version, f"{POLICY_VERSION}", "upgrade airflow-provider-amt")
 
 
 def parse_sla(value: Any, *, path: str = "sla") -> Sla:
     """Accept an SLA, or what one can be made of.
 
-    :param value: an SLA, its dict or the JSON text of that, a policy, or a list of policies or rules.
-    :raises AmtFieldError: it is none.
+    A rule's dict is ``{"policy": ..., "steps": [...], "name": ...}``, or that of its policy with what is done
+    beside its own keys: ``{"type": "budget", "limit": 50, "warn_at": 0.8, "action": "stop_and_fail"}``. Such
+    keys are ``action``, ``warn_at`` and ``ask_at`` (shares), ``warn_before_seconds`` and
+    ``ask_before_seconds`` (of a deadline), and ``name``.
+
+    :param value: an SLA, its dict or the JSON text of that, a policy or rule, or a list of them.
+    :param path: how errors name it.
+    :raises AmtRequestError: it is none; what is wrong with each rule is listed.
     """
     if isinstance(value, Sla):
         return value
+    problems: list[AmtFieldError] = []
+    rules, prices = _rules_and_prices(value, path, problems)
+    parsed = [_parse_rule(one, f"{path}.rules[{position}]", problems) for position, one in enumerate(rules)]
+    table = None
+    if prices is not None:
+        try:
+            table = PriceTable.parse(prices, path=f"{path}.prices")
+        except AmtRequestError as error:
+            problems += error.problems
+    found = tuple(one for one in parsed if one is not None)
+    if not problems:
+        problems += _sla_problems(found, table, path)
+    if problems:
+        raise AmtRequestError(problems)
+    return Sla(rules=found, prices=table)
+
+
+def _rules_and_prices(value: Any, path: str, problems: list[AmtFieldError]) -> tuple[Sequence[Any], Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
-            raise AmtFieldError(
-                path, value, "an SLA, its dict or the JSON text of that", "see the guide for its form"
-            ) from None
-    if isinstance(value, Policy | Rule) or (isinstance(value, Mapping) and "type" in value):
-        value = [value]
-    if isinstance(value, Mapping):
-        refuse_unknown(value, ("version", "rules", "prices"), path)
-        version = value.get("version", POLICY_VERSION)
-        if version != POLICY_VERSION:
-            raise AmtFieldError(
-                f"{path}.version", version, f"{POLICY_VERSION}", "upgrade airflow-provider-amt"
+        except (ValueError, RecursionError):
+            problems.append(
+                AmtFieldError(
+                    path,
+                    value,
+                    "an SLA, its dict or the JSON text of that",
+                    'give {"rules": [{"type": "budget", "limit": 50}], "prices": {...}}',
+                )
             )
-        prices = value.get("prices")
-        table = None if prices is None else PriceTable.parse(prices, path=f"{path}.prices")
-        rules = value.get("rules")
+            return (), None
+    prices = None
+    if isinstance(value, Policy | Rule) or (
+        isinstance(value, Mapping) and ("type" in value or "policy" in value)
+    ):
+        rules: Any = [value]
+    elif isinstance(value, Mapping):
+        _collect(problems, _check_version, value, path)
+        _collect(problems, refuse_unknown, value, ("version", "rules", "prices"), path)
+        rules, prices = value.get("rules"), value.get("prices")
     else:
-        table, rules = None, value
-    if not isinstance(rules, Sequence) or isinstance(rules, str) or not rules:
-        raise AmtFieldError(f"{path}.rules", rules, "a list of one or more rules", "list what must hold")
-    sla = Sla(
-        rules=tuple(_parse_rule(one, f"{path}.rules[{position}]") for position, one in enumerate(rules)),
-        prices=table,
-    )
-    needs_prices = any(
-        getattr(part, "unit", None) == "money" and part.uses_costs
-        for rule in sla.rules
-        for part in rule.policy.parts
-    )
-    if needs_prices and table is None:
-        raise AmtFieldError(
-            f"{path}.prices",
-            None,
-            "prices, for a budget in money",
-            'give {"currency": "EUR", "per_hour": {"ml.m5.xlarge": 0.26}}, or use billable_seconds',
+        rules = value
+    if not isinstance(rules, list | tuple) or not 1 <= len(rules) <= MAX_RULES:
+        problems.append(
+            AmtFieldError(f"{path}.rules", rules, f"a list of 1 to {MAX_RULES} rules", "list what must hold")
         )
-    return sla
+        return (), prices
+    return rules, prices
 
 
-def _parse_rule(value: Any, path: str) -> Rule:
+_T = TypeVar("_T")
+
+
+def _collect(
+    problems: list[AmtFieldError], parse: Callable[..., _T], *arguments: Any, **named: Any
+) -> _T | None:
+    """Call it; if it does not accept its arguments, note why and return ``None``."""
+    try:
+        return parse(*arguments, **named)
+    except AmtFieldError as error:
+        problems.append(error)
+        return None
+
+
+#: The keys beside a policy's own in the flat dict of a rule, and the steps that they stand for.
+_FLAT_STEPS: Mapping[str, tuple[Action, str]] = {
+    "warn_at": (Action.WARN, "at"),
+    "warn_before_seconds": (Action.WARN, "before_seconds"),
+    "ask_at": (Action.ASK, "at"),
+    "ask_before_seconds": (Action.ASK, "before_seconds"),
+}
+_FLAT = ("action", "name", *_FLAT_STEPS)
+
+
+def _parse_rule(value: Any, path: str, problems: list[AmtFieldError]) -> Rule | None:
     if isinstance(value, Rule):
+        _collect(problems, _refuse_foreign, value.policy, f"{path}.policy")
         return value
     if isinstance(value, Policy):
-        return Rule(policy=value)
+        value = {"policy": value}
     if not isinstance(value, Mapping):
-        raise AmtFieldError(path, value, "a rule, a policy or the dict of one", "see the guide for its form")
-    if "type" in value:
-        return Rule(policy=parse_policy(value, path=path))
-    refuse_unknown(value, ("policy", "steps", "name"), path)
-    steps = value.get("steps")
-    policy = parse_policy(value.get("policy"), path=f"{path}.policy")
-    if steps is None:
-        return Rule(policy=policy, name=str(value.get("name") or ""))
-    if not isinstance(steps, Sequence) or isinstance(steps, str):
-        raise AmtFieldError(f"{path}.steps", steps, "a list of steps", 'give [{"action": "stop", "at": 1}]')
-    return Rule(
-        policy=policy,
-        steps=tuple(_parse_step(one, f"{path}.steps[{position}]") for position, one in enumerate(steps)),
-        name=str(value.get("name") or ""),
-    )
+        problems.append(
+            AmtFieldError(
+                path, value, "a rule, a policy or the dict of one", 'give {"type": "budget", "limit": 50}'
+            )
+        )
+        return None
+    before = len(problems)
+    flat = "type" in value
+    body = {str(key): given for key, given in value.items()}
+    name = body.pop("name", None)
+    name = "" if name is None else name
+    _collect(problems, _check_name, f"{path}.name", name)
+    if flat:
+        beside = {key: body.pop(key) for key in _FLAT if key in body}
+        policy = _collect(problems, parse_policy, body, path=path)
+        steps = _flat_steps(beside, path, problems)
+    else:
+        _collect(problems, refuse_unknown, body, ("policy", "steps", "version"), path)
+        policy = _collect(problems, parse_policy, body.get("policy"), path=f"{path}.policy")
+        given = body.get("steps")
+        if given is None:
+            given = [{"action": Action.STOP.value}]
+        if not isinstance(given, list | tuple) or not 1 <= len(given) <= MAX_STEPS:
+            problems.append(
+                AmtFieldError(
+                    f"{path}.steps",
+                    given,
+                    f"a list of 1 to {MAX_STEPS} steps",
+                    'give [{"action": "stop", "at": 1}]',
+                )
+            )
+            given = ()
+        steps = [
+            _collect(problems, _parse_step, one, f"{path}.steps[{position}]")
+            for position, one in enumerate(given)
+        ]
+    if len(problems) > before or policy is None:
+        return None
+    try:
+        return Rule(policy=policy, steps=tuple(one for one in steps if one is not None), name=name)
+    except AmtFieldError as error:
+        field_path = path + error.field.removeprefix("rule")
+        problems.append(AmtFieldError(field_path, error.value, error.limit, error.fix))
+        return None
+
+
+def _flat_steps(beside: Mapping[str, Any], path: str, problems: list[AmtFieldError]) -> list[Step | None]:
+    steps: list[Step | None] = []
+    for key, (kind, when) in _FLAT_STEPS.items():
+        given = beside.get(key)
+        if given is None:
+            continue
+        try:
+            steps.append(_parse_step({"action": kind, when: given}, path))
+        except AmtFieldError as error:
+            problems.append(AmtFieldError(f"{path}.{key}", error.value, error.limit, error.fix))
+    action = beside.get("action")
+    last = _collect(problems, _parse_step, {"action": Action.STOP if action is None else action}, path)
+    return steps if last in steps else [*steps, last]
 
 
 def _parse_step(value: Any, path: str) -> Step:
@@ -1165,34 +2070,16 @@ def _parse_step(value: Any, path: str) -> Step:
     if not isinstance(value, Mapping):
         raise AmtFieldError(path, value, "a step", 'give {"action": "stop", "at": 1}')
     refuse_unknown(value, ("action", "at", "before_seconds"), path)
-    try:
-        action = Action(value.get("action"))
-    except ValueError:
-        raise AmtFieldError(
-            f"{path}.action",
-            value.get("action"),
-            f"one of {', '.join(one.value for one in Action)}",
-            "check the spelling",
-        ) from None
-    at = NUMBER.read(value.get("at", 1.0))
-    if not NUMBER.accepts(at) or at <= 0:
-        raise AmtFieldError(f"{path}.at", value.get("at"), "a share above 0", "give 0.8 for 80 %")
-    before = value.get("before_seconds")
-    span = None if before is None else DURATION.read(before)
-    if span is not None and not DURATION.accepts(span):
-        raise AmtFieldError(f"{path}.before_seconds", before, DURATION.limit, DURATION.fix)
-    return Step(action=action, at=float(at), before=span)
-
-
-def _rule_to_dict(rule: Rule) -> dict[str, Any]:
-    return {
-        "policy": rule.policy.to_dict(),
-        "steps": [
-            {
-                "action": one.action.value,
-                **({"at": one.at} if one.before is None else {"before_seconds": one.before.total_seconds()}),
-            }
-            for one in rule.steps
-        ],
-        **({"name": rule.name} if rule.name else {}),
-    }
+    action = Action.parse(value.get("action"), path=f"{path}.action")
+    at, before = value.get("at"), value.get("before_seconds")
+    if at is not None and before is not None:
+        raise AmtFieldError(f"{path}.before_seconds", before, "either at or before_seconds", "give one")
+    if before is not None:
+        span = DURATION.read(before)
+        if not DURATION.accepts(span):
+            raise AmtFieldError(f"{path}.before_seconds", before, DURATION.limit, DURATION.fix)
+        return Step(action=action, before=span)
+    share = 1.0 if at is None else _STEP_SHARE.read(at)
+    if not _STEP_SHARE.accepts(share):
+        raise AmtFieldError(f"{path}.at", at, _STEP_SHARE.limit, _STEP_SHARE.fix)
+    return Step(action=action, at=share)
