@@ -50,15 +50,18 @@ __all__ = [
     "asset_state_stores",
     "can_start_from_trigger",
     "count",
+    "current_context",
     "default_deferrable",
     "deployment_id",
     "import_dags",
     "in_thread",
     "push_xcoms",
+    "read_connection_extra",
     "read_dag_known",
     "read_run_state",
     "read_task_state",
     "read_task_states",
+    "read_variable",
     "run_succeeded",
     "triggers_hear_of_kills",
 ]
@@ -121,6 +124,45 @@ def read_task_state(dag_id: str, run_id: str, task_id: str, map_index: int) -> s
     key = task_id if map_index < 0 else f"{task_id}_{map_index}"
     state = (states.get(run_id) or {}).get(key)
     return None if state is None else str(getattr(state, "value", state))
+
+
+def current_context() -> Mapping[str, Any] | None:
+    """Return the context of the task that runs in this process and thread; ``None`` outside of one."""
+    from airflow.sdk import get_current_context
+
+    try:
+        return dict(get_current_context())
+    except RuntimeError:
+        return None
+
+
+def read_variable(key: str) -> str | None:
+    """Read the text of an Airflow Variable from inside a task or a triggerer; blocking.
+
+    :return: ``None`` if there is none.
+    :raises Exception: whatever the supervisor or a secrets backend answers when it cannot be read.
+    """
+    from airflow.sdk import Variable
+
+    found = Variable.get(key, default=None)
+    return None if found is None else str(found)
+
+
+def read_connection_extra(conn_id: str) -> dict[str, Any] | None:
+    """Read the extra of an Airflow connection from inside a task or a triggerer; blocking.
+
+    :return: ``None`` if there is no such connection.
+    :raises Exception: whatever the supervisor or a secrets backend answers when it cannot be read.
+    """
+    from airflow.sdk import Connection
+
+    try:
+        found = Connection.get(conn_id)
+    except Exception as error:
+        if type(error).__name__ == "AirflowNotFoundException" or _is_not_found(error):
+            return None
+        raise
+    return dict(found.extra_dejson)
 
 
 def push_xcoms(task_instance: Any, values: Mapping[str, Any]) -> None:

@@ -8,15 +8,24 @@ so here, and the hook repeats just the call that failed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TypeVar
+from logging import Logger
+from typing import TYPE_CHECKING, TypeVar
 
 from airflow_amt.exceptions import AmtAwsError
+from airflow_amt.hooks.errors import is_transient
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
 
 _Result = TypeVar("_Result")
+
+#: Waits of :func:`persistent` in seconds, beside botocore's own: half a minute in all.
+_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,22 @@ class Bearer:
 
 # A context variable: other threads, as that of on_kill, make their calls on the same hook without patience.
 _bearer: ContextVar[Bearer | None] = ContextVar("airflow_amt_bearer", default=None)
+
+
+def persistent(
+    log: Logger | FilteringBoundLogger, *, sleep: Callable[[float], object] = time.sleep
+) -> Bearer:
+    """Return what bears transient errors for half a minute, where nobody comes back to try again."""
+    waits = list(_WAITS)
+
+    def bear(error: AmtAwsError) -> None:
+        if not waits or not is_transient(error):
+            raise error
+        delay = waits.pop(0)
+        log.warning("A call to AWS failed; next attempt in %.0f s: %s", delay, error)
+        sleep(delay)
+
+    return Bearer(bear=bear, relieved=lambda: waits.__setitem__(slice(None), _WAITS))
 
 
 @contextmanager

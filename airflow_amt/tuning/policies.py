@@ -1755,6 +1755,11 @@ def decide(sla: Sla, situation: Situation, *, answers: Sequence[Answer] = ()) ->
     )
 
 
+def raised_by(rule: Rule, title: str, answers: Iterable[Answer]) -> float:
+    """Return how many times as large people made a rule's limit."""
+    return _raised(rule, [one for one in answers if one.rule == title])[0]
+
+
 def _raised(rule: Rule, said: Iterable[Answer]) -> tuple[float, bool]:
     """Return how many times as large people made a rule's limit, and whether they are asked no more."""
     factor, muted = 1.0, False

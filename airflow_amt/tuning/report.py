@@ -1,8 +1,17 @@
-"""A tuning job's outcome as a short table for a log."""
+"""What people are told of a tuning job: its outcome as a short table for a log, a policy's report."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from airflow_amt.tuning.outcome import TuningOutcome
+
+if TYPE_CHECKING:
+    from airflow_amt.tuning.policies import Due, Situation
+    from airflow_amt.tuning.saving import Saving
+
+#: Version of the dict of a policy's report.
+REPORT_VERSION = 1
 
 _SHOWN_HYPERPARAMETERS = 6
 
@@ -40,3 +49,39 @@ def outcome_table(outcome: TuningOutcome) -> str:
     width = max(len(label) for label, _ in rows)
     lines = [f"  {label:<{width}}  {text}" for label, text in rows]
     return "\n".join([f"Tuning job {outcome.name}", *lines])
+
+
+def policy_report(due: Due, situation: Situation, *, saving: Saving | None = None) -> dict[str, Any]:
+    """Return what there is to tell people about a step of a stop policy that is due; JSON-safe.
+
+    :param due: the step.
+    :param situation: in which it is due.
+    :param saving: what is not used if the tuning job ends now.
+    """
+    progress = situation.progress
+    consumed = situation.consumption
+    jobs = progress.training_jobs
+    spent: dict[str, Any] | None = None
+    if {"spent", "limit", "unit"} <= due.evidence.keys():
+        spent = {key: due.evidence.get(key) for key in ("spent", "limit", "unit", "currency")}
+    elif consumed is not None:
+        unit = "compute_seconds" if consumed.cost is None else "money"
+        spent = {"spent": consumed.of(unit), "limit": None, "unit": unit, "currency": consumed.currency}
+    return {
+        "version": REPORT_VERSION,
+        "tuning_job_name": progress.name,
+        "tuning_job_arn": progress.arn,
+        "status": progress.status,
+        "at": situation.now.isoformat(timespec="seconds"),
+        **due.to_dict(),
+        "best_objective": progress.best_objective,
+        "objective_metric": progress.objective_metric,
+        "training_jobs": {
+            "launched": jobs.launched,
+            "ended": jobs.ended,
+            "failed": jobs.failed,
+            "limit": progress.criteria.max_training_jobs,
+        },
+        "consumed": spent,
+        "saving": None if saving is None else saving.to_dict(),
+    }

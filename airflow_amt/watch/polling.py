@@ -22,6 +22,8 @@ from airflow_amt.tuning.conditions import Condition, ConditionResult, Met
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+    from airflow_amt.hooks.guard import Guard, Look
+
 _Result = TypeVar("_Result")
 
 #: Reads that may fail in a row before the task fails. With the longest wait that is about 90 minutes of
@@ -31,6 +33,9 @@ MAX_FAILURES_IN_A_ROW = 20
 #: Longest wait between two reads that fail, in seconds.
 LONGEST_BACKOFF_SECONDS = 300.0
 
+#: Shortest wait before a step of a stop policy can become due, in seconds.
+_SHORTEST_LOOK_SECONDS = 1.0
+
 
 class Verdict(str, Enum):
     """What a read of a tuning job says to do."""
@@ -39,22 +44,26 @@ class Verdict(str, Enum):
     ENDED = "ended"
     DEADLINE = "deadline"
     CONDITION = "condition"
+    POLICY = "policy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """One read of a tuning job.
 
-    :param verdict: whether to wait on, or that the job is over, the condition is met or the deadline is over.
+    :param verdict: whether to wait on, or that the job is over, the condition is met, the deadline is over or
+        a stop policy has something to tell people.
     :param delay_seconds: how long to wait before the next read, if the verdict is to wait.
     :param progress: what was read; ``None`` if the read failed.
     :param result: the condition, evaluated on it; ``None`` without a condition or if the read failed.
+    :param look: what its guard made of it; ``None`` without a guard or if the read failed.
     """
 
     verdict: Verdict
     delay_seconds: float
     progress: TuningProgress | None
     result: ConditionResult | None = None
+    look: Look | None = None
 
     def judged(self) -> tuple[TuningProgress, ConditionResult]:
         """Return what was read, and the condition evaluated on it.
@@ -131,6 +140,7 @@ class TuningJobReader:
     :param condition: what to wait for beside the end of the job; ``None`` for nothing.
     :param list_training_jobs: lists its training jobs: answers as
         ``ListTrainingJobsForHyperParameterTuningJob``, all pages. Needed with a condition.
+    :param guard: holds the job to stop policies; ``None`` for none.
     """
 
     def __init__(
@@ -143,6 +153,7 @@ class TuningJobReader:
         most_failures: int = MAX_FAILURES_IN_A_ROW,
         condition: Condition | None = None,
         list_training_jobs: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
+        guard: Guard | None = None,
     ) -> None:
         self._describe = describe
         self._interval_seconds = interval_seconds
@@ -154,17 +165,25 @@ class TuningJobReader:
         self._list_training_jobs = list_training_jobs
         self._listed: tuple[tuple[Any, ...], Sequence[TrainingJobResult]] | None = None
         self._last_met: Met | None = None
+        self.guard = guard
 
     def read(self) -> Reading:
         """Read once. A job that is over, or a condition that is met, counts even after the deadline.
 
-        :raises AmtAwsError: the read failed for good: not found, not permitted, or too often in a row.
+        A guard looks at what was read, and may stop the job.
+
+        :raises AmtAwsError: the read, or a stop, failed for good: not found, not permitted, or too often in a
+            row.
         """
         progress: TuningProgress | None = None
         delay = self._interval_seconds
         result: ConditionResult | None = None
+        look: Look | None = None
         try:
-            described = TuningProgress.from_describe(self._describe())
+            description = self._describe()
+            described = TuningProgress.from_describe(description)
+            if self.guard is not None:
+                look = self.guard.look(description, described)
             result = self._judge(described)
             progress = described
         except AmtAwsError as error:
@@ -174,15 +193,27 @@ class TuningJobReader:
             self._tell(progress)
             self._tell_result(result)
             if progress.is_terminal:
-                return Reading(verdict=Verdict.ENDED, delay_seconds=0.0, progress=progress, result=result)
+                return Reading(
+                    verdict=Verdict.ENDED, delay_seconds=0.0, progress=progress, result=result, look=look
+                )
+            if look is not None and look.news:
+                return Reading(verdict=Verdict.POLICY, delay_seconds=0.0, progress=progress, look=look)
             if result is not None and result.met is Met.YES:
                 return Reading(verdict=Verdict.CONDITION, delay_seconds=0.0, progress=progress, result=result)
         if self._deadline is not None:
             left = (self._deadline - datetime.now(UTC)).total_seconds()
             if left <= 0:
-                return Reading(verdict=Verdict.DEADLINE, delay_seconds=0.0, progress=progress, result=result)
+                return Reading(
+                    verdict=Verdict.DEADLINE, delay_seconds=0.0, progress=progress, result=result, look=look
+                )
             delay = min(delay, left)
-        return Reading(verdict=Verdict.WAIT, delay_seconds=delay, progress=progress, result=result)
+        return Reading(
+            verdict=Verdict.WAIT,
+            delay_seconds=_until_next_look(look, delay),
+            progress=progress,
+            result=result,
+            look=look,
+        )
 
     def _judge(self, progress: TuningProgress) -> ConditionResult | None:
         if self._condition is None:
@@ -216,6 +247,15 @@ class TuningJobReader:
         else:
             answer = "met" if result.met is Met.YES else "not met yet"
             self._log.info("The condition is %s: %s", answer, result.reason)
+
+
+def _until_next_look(look: Look | None, delay: float) -> float:
+    """Return how long to wait, no longer than until time alone can make a policy's step due."""
+    if look is None or look.verdict.next_look_at is None:
+        return delay
+    left = (look.verdict.next_look_at - datetime.now(UTC)).total_seconds()
+    # Not at once: what is due by the clock of AWS may not be so by this one yet.
+    return min(delay, max(left, _SHORTEST_LOOK_SECONDS))
 
 
 def patiently(

@@ -71,8 +71,8 @@ def test_every_call_of_the_hook_is_an_operation() -> None:
         for node in ast.walk(ast.parse(inspect.getsource(tuning)))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("_call", "_pages")
+        and node.func.attr in ("_call", "_call_once", "_pages")
         and isinstance(node.args[0], ast.Constant)
     }
-    assert len(called) == 8
+    assert len(called) == 10
     assert called <= known

@@ -191,10 +191,6 @@ CALL: dict[str, Any] = {
     "detail": STOP.detail,
     "requested_by": STOP.requested_by,
 }
-    "stopped_by": STOP.stopped_by,
-    "detail": STOP.detail,
-    "requested_by": STOP.requested_by,
-}
 
 
 def expect_tags(aws: Stubber, tags: dict[str, str]) -> None:
@@ -369,7 +365,11 @@ def test_a_refusal_after_a_lost_answer_is_the_echo_of_our_own_stop(
     if not recorded:
         expect_tags(aws, STOP.tags())
     patience = Patience(interval_seconds=1, log=loud_log())
-    with bearing(Bearer(bear=patience.bear, relieved=patience.relieved)):
+
+    def bear(error: AmtAwsError) -> None:
+        patience.bear(error)
+
+    with bearing(Bearer(bear=bear, relieved=patience.relieved)):
         assert hook.stop_tuning_job(NAME, **CALL) is not recorded
 
 

@@ -727,6 +727,7 @@ def test_after_max_ingestion_time_the_job_is_stopped_and_waited_for(deferrable: 
     assert outcome["evidence"] == {
         "stopped_by": "deadline",
         "detail": "max_ingestion_time of 0.3 s is over",
+        "requested_by": LABEL,
     }
 
 
