@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ REPORT_VERSION = 1
 #: Exit codes.
 OK, REFUSED, BAD_INPUT = 0, 1, 2
 
-#: Stands for the name that the operator gives a tuning job without one.
-_ANY_NAME = "plan"
+#: Stand for what the operator finds out by itself: the name of the tuning job, and the account of a role.
+_ANY_NAME, _ANY_ACCOUNT = "plan", "arn:aws:iam::000000000000:role/"
+#: What the operator's config may have beside the request, as the Amazon provider's.
+_NOT_SENT = "S3Operations"
+_LIMITS = ("max_cost", "max_compute_seconds", "max_billable_seconds")
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -113,6 +117,7 @@ def read_request(path: str) -> dict[str, Any]:
     given = read_json(path, "REQUEST.json")
     if not isinstance(given, dict):
         raise AmtFieldError("REQUEST.json", path, "a JSON object", "give CreateHyperParameterTuningJob's")
+    given.pop(_NOT_SENT, None)
     return coerce("CreateHyperParameterTuningJob", given)
 
 
@@ -121,13 +126,12 @@ def request_problems(request: Mapping[str, Any]) -> list[AmtFieldError]:
     from airflow_amt.service_model import check_create_request
     from airflow_amt.tuning.request import training_job_definitions
 
-    checked = {"HyperParameterTuningJobName": _ANY_NAME, **request}
-    by_name = [
-        f"{path}.RoleArn"
-        for path, definition in training_job_definitions(request)
-        if isinstance(role := definition.get("RoleArn"), str) and role and ":" not in role
-    ]
-    return [problem for problem in check_create_request(checked) if problem.field not in by_name]
+    checked = {"HyperParameterTuningJobName": _ANY_NAME, **deepcopy(dict(request))}
+    for _, definition in training_job_definitions(checked):
+        role = definition.get("RoleArn")
+        if isinstance(definition, dict) and isinstance(role, str) and role and not {"/", ":"} & set(role):
+            definition["RoleArn"] = f"{_ANY_ACCOUNT}{role}"
+    return check_create_request(checked)
 
 
 def print_problems(where: str, problems: Sequence[AmtFieldError]) -> None:
@@ -154,9 +158,6 @@ def _named_as_options() -> Iterator[None]:
             AmtFieldError(options.get(one.field, one.field), one.value, one.limit, one.fix)
             for one in error.problems
         ) from None
-
-
-_LIMITS = ("max_cost", "max_compute_seconds", "max_billable_seconds")
 
 
 def _bad_input(arguments: argparse.Namespace, problems: Sequence[AmtFieldError]) -> int:

@@ -142,4 +142,5 @@ def _write(table: dict[str, Any], output: str | None) -> None:
         raise AmtFieldError(
             "--output", output, f"a file that can be written ({error.strerror})", "check the path"
         ) from None
-    print(f"{len(table['per_hour'])} prices written to {output}", file=sys.stderr)
+    count = len(table["per_hour"])
+    print(f"{count} price{'s' if count > 1 else ''} written to {output}", file=sys.stderr)

@@ -51,7 +51,7 @@ class AwsPriceList:
     ) -> None:
         from botocore.exceptions import BotoCoreError, ProfileNotFound
 
-        if not isinstance(region, str) or not _REGION.fullmatch(region):
+        if not _REGION.fullmatch(region):
             raise AmtFieldError("region", region, "an AWS region, as eu-west-1", "correct it")
         self.region = region
         self.endpoint_url = endpoint_url
