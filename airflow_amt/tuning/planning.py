@@ -666,7 +666,10 @@ def _bound(terms: _Terms, unit: str) -> Bound:
     if found is None:
         return Bound(value=None, limited_by=None, because="a price is missing")
     value, limited_by = found
-    return Bound(value=value, limited_by=limited_by, because=_because(terms, limited_by))
+    because = _because(terms, limited_by)
+    if unit != _COMPUTE and any(kind.rates[_BILLABLE] != kind.rates[_COMPUTE] for kind in terms.kinds):
+        because += ", less the spot discount"
+    return Bound(value=value, limited_by=limited_by, because=because)
 
 
 def _cost(terms: _Terms, prices: PriceTable | None, missing: Sequence[str]) -> Bound:

@@ -146,7 +146,7 @@ def matches(one: dict[str, Any], wanted: dict[str, str]) -> bool:
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
     made = Endpoint(PRODUCTS, page=2)
-    thread = threading.Thread(target=made.server.serve_forever)
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield made

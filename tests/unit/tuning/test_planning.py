@@ -456,6 +456,7 @@ def test_spot_counts_the_discount_of_the_table_and_says_what_it_is_without() -> 
     made = plan(request, prices=PriceTable(currency="EUR", per_hour={"ml.m5.large": 0.36}, spot_discount=0.5))
     assert made.compute_seconds.value == 4 * 3720
     assert made.billable_seconds.value == 2 * 3720
+    assert made.billable_seconds.because == f"{made.compute_seconds.because}, less the spot discount"
     assert made.cost.value == pytest.approx(0.744)
     [warning] = made.warnings
     assert warning.code == "spot_discount_not_promised"
