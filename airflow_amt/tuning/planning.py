@@ -7,9 +7,10 @@ bounds here take both together. A training job that is stopped, at either limit,
 
 Facts (SageMaker API). ``StoppingCondition.MaxRuntimeInSeconds`` is a day where it is left out, and with a
 ``RetryStrategy`` it limits all attempts of a training job together. ``MaxWaitTimeInSeconds`` is that time and
-the wait for spot capacity. ``ResourceLimits.MaxRuntimeInSeconds`` is wall clock. ``TrainingEndTime``, up to
-which is billed, is when the model was uploaded; for that, after the limit, the API states no limit but the
-30 days of all (``StoppingCondition``), so it is in no bound here.
+the wait for spot capacity, so the former is taken to limit training over all interruptions.
+``ResourceLimits.MaxRuntimeInSeconds`` is wall clock. ``TrainingEndTime``, up to which is billed, is when the
+model was uploaded; for that, after the limit, the API states no limit but the 30 days of all
+(``StoppingCondition``), so it is in no bound here.
 """
 
 from __future__ import annotations
