@@ -124,12 +124,11 @@ def _write(table: dict[str, Any], output: str | None) -> None:
         return
     path = Path(output)
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
-        temporary = Path(file.name)
+        number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         try:
+            with os.fdopen(number, "w", encoding="utf-8") as file:
+                file.write(text)
             # Readable as any new file would be.
             mask = os.umask(0)
             os.umask(mask)

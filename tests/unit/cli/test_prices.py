@@ -212,6 +212,16 @@ def test_the_file_that_is_written_is_read_by_plan(
     assert "at most 0.51 USD" in capsys.readouterr().out
 
 
+def test_where_no_file_can_be_written_none_is_left(
+    endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "prices.json"
+    taken.mkdir()
+    assert run(endpoint, "--output", str(taken)) == 2
+    assert f"--output: '{taken}'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [taken]
+
+
 def test_types_without_a_price_are_all_named_and_nothing_is_written(
     endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
