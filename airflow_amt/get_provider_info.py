@@ -45,7 +45,12 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_amt.sensors.tuning", "airflow_amt.sensors.progress"],
             }
         ],
-        "hooks": [{"integration-name": integration, "python-modules": ["airflow_amt.hooks.tuning"]}],
+        "hooks": [
+            {
+                "integration-name": integration,
+                "python-modules": ["airflow_amt.hooks.tuning", "airflow_amt.hooks.pricing"],
+            }
+        ],
         "triggers": [
             {
                 "integration-name": integration,

@@ -16,6 +16,8 @@ SUBCOMMANDS = (
     "airflow_amt.cli.demo",
     "airflow_amt.cli.check",
     "airflow_amt.cli.reap",
+    "airflow_amt.cli.plan",
+    "airflow_amt.cli.prices",
 )
 
 

@@ -24,11 +24,11 @@ from airflow_amt.local.protocol import AwsError, Encoded, encode
 from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Prior
 from airflow_amt.local.store import Row, Store, derived
 from airflow_amt.local.trainer import model_uri, resource_config_of
-from airflow_amt.local.training_run import DEFAULT_MAX_TRAINING_SECONDS
 from airflow_amt.local.tuning_run import objective_of
 from airflow_amt.service_model import service_model
 from airflow_amt.tuning.criteria import ObjectiveType
 from airflow_amt.tuning.request import (
+    DEFAULT_MAX_TRAINING_SECONDS,
     check_documented_rules,
     check_training_job,
     search_space_size,

@@ -22,6 +22,7 @@ from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import processes, trainer
 from airflow_amt.local.metrics import LogFollower
 from airflow_amt.local.store import Row
+from airflow_amt.tuning.request import DEFAULT_MAX_TRAINING_SECONDS
 
 if TYPE_CHECKING:
     from airflow_amt.local.early_stopping import StoppingRule
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between SIGTERM and SIGKILL in SageMaker ("Stop" of the developer guide's training contract).
 AMT_STOP_GRACE_SECONDS = 120
-#: Time limit of a training job whose StoppingCondition sets none (API: StoppingCondition).
-DEFAULT_MAX_TRAINING_SECONDS = 86_400
 INTERNAL_ERROR = "InternalServerError"
 INTERRUPTED_REASON = f"{INTERNAL_ERROR}: the embedded AMT was stopped while this training job was running."
 BROKEN_REASON = (

@@ -37,6 +37,8 @@ MAX_HYPERBAND_RESOURCE = 20_000
 MAX_RESOURCE_KEYS = ("epochs", "numepochs", "n-epochs", "n_epochs", "num_epochs")
 #: Longest run of a training job: 28 days (API, ``StoppingCondition``).
 MAX_TRAINING_SECONDS = 28 * 24 * 3600
+#: How long a training job may run where ``MaxRuntimeInSeconds`` is left out: a day (same place).
+DEFAULT_MAX_TRAINING_SECONDS = 24 * 3600
 #: Most environment variables of all training job definitions together (API,
 #: ``HyperParameterTrainingJobDefinition``).
 MAX_ENVIRONMENT_VARIABLES = 48
