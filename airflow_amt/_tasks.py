@@ -16,6 +16,8 @@ from airflow_amt.links.tuning import URL_ATTRIBUTE, AmtTuningJobLink, console_ur
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_amt._policing import Policing
+    from airflow_amt.hooks.guard import Guard
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.tuning import TuningOutcome
     from airflow_amt.watch.polling import Reading
@@ -48,16 +50,23 @@ class TuningJobTask(LazyHook):
         reading: Reading,
         stop_on_kill: bool,
         state: dict[str, Any] | None = None,
+        guarded: dict[str, Any] | None = None,
     ) -> AmtTuningJobTrigger:
         """Return the trigger that watches the tuning job with this task's connection.
 
         :param reading: what the task has just read.
         :param state: what the task needs when it resumes (:func:`resumed_state`); JSON-safe.
+        :param guarded: of a job that is held to an SLA, what the trigger needs for that.
         """
         # Airflow's triggers are no part of parsing a DAG.
         from airflow_amt.triggers.tuning import AmtTuningJobTrigger
 
-        return AmtTuningJobTrigger(
+        kind: Any = AmtTuningJobTrigger
+        if guarded is not None:
+            from airflow_amt.triggers.guarded import AmtGuardedTuningJobTrigger
+
+            kind = AmtGuardedTuningJobTrigger
+        trigger: AmtTuningJobTrigger = kind(
             tuning_job_name=name,
             check_interval=check_interval,
             deadline=None if deadline is None else deadline.isoformat(),
@@ -65,7 +74,9 @@ class TuningJobTask(LazyHook):
             stop_on_kill=stop_on_kill,
             state={**(state or {}), "deadline": None if deadline is None else deadline.isoformat()},
             **self.connection_arguments(),
+            **(guarded or {}),
         )
+        return trigger
 
     def publish_link(self, context: Context, arn: str) -> None:
         """Push the console link, unless it was pushed before, and log it."""
@@ -134,6 +145,72 @@ class TuningJobTask(LazyHook):
             self.log.warning("Reading it again failed too: %s", again)
             return error
         return None if progress.is_terminal else error
+
+
+def sla_argument(given: Any) -> Any:
+    """Return an SLA, as a DAG's author gave it, in a form in which Airflow can render, show and store it."""
+    if given is None or isinstance(given, (str, dict)):
+        return given
+    return sla_to_json(given)
+
+
+def sla_to_json(given: Any) -> Any:
+    """Return the dict of an SLA, a policy or a rule; of anything else, the same with those within it so."""
+    if isinstance(given, (list, tuple)):
+        return [sla_to_json(one) for one in given]
+    return given.to_dict() if hasattr(given, "to_dict") else given
+
+
+def policing_of(task: Any, context: Context, memory: Mapping[str, Any] | None) -> Policing | None:
+    """Return what holds a task's tuning job to its SLA; ``None`` without one.
+
+    :param task: has ``sla``, ``on_policy_callback``, ``ask_timeout``, ``ask_default``,
+        ``ask_assigned_users``, ``deferrable`` and ``log``.
+    :param memory: what is known of earlier looks, of a task that goes on.
+    :raises AmtRequestError: the SLA cannot be used.
+    """
+    from airflow_amt._policing import AskSettings, Policing
+
+    timeout = optional_seconds("ask_timeout", task.ask_timeout, at_least=1)
+    return Policing.of(
+        task.sla,
+        context=context,
+        callbacks=task.on_policy_callback,
+        ask=AskSettings(
+            timeout=None if timeout is None else timedelta(seconds=timeout),
+            default=task.ask_default,
+            assigned_users=task.ask_assigned_users,
+        ),
+        deferrable=task.deferrable,
+        log=task.log,
+        memory=memory,
+    )
+
+
+def resumption(name: str, trigger: AmtTuningJobTrigger, guard: Guard | None) -> dict[str, Any] | None:
+    """Return what a task gets when Airflow itself resumes it, without its trigger's event; ``None`` for nothing.
+
+    Airflow 3.3 does so when a person answers the question of a deferred task.
+    """
+    if guard is None or guard.memory.asked is None:
+        return None
+    state = {**(trigger.state or {}), "memory": guard.memory.to_dict()}
+    return {"resume": {"tuning_job_name": name, "state": state}}
+
+
+def event_of(
+    event: Mapping[str, Any] | None, resume: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Return the event with which a task goes on: its trigger's, or one of Airflow's with a person's answer.
+
+    :param resume: what :func:`resumption` returned.
+    """
+    from airflow_amt import _human
+
+    human = _human.resumed_answer(event) if resume else None
+    if human is None or resume is None:
+        return event
+    return {**resume, "state": {**resume["state"], "answer": human.to_dict()}}
 
 
 def resumed_state(event: Mapping[str, Any] | None) -> tuple[str, datetime | None, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Holds one tuning job to an SLA: reads what its policies look at, decides, and makes the decision true.
 
-No Airflow here and no waiting: whoever watches the job looks at intervals. A trigger, a task on a worker, the
+No waiting here: whoever watches the job looks at intervals. A trigger, a task on a worker, the
 SLA hook and the enforcing operator look with this same code. Nothing has to survive between two looks: what
 was told and answered is in the job's tags, and a stop that was decided is decided again until AWS shows it.
 """
@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from logging import Logger
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_amt.exceptions import AmtAccessDeniedError, AmtFieldError, AmtValidationError
+from airflow_amt import _compat
+from airflow_amt.exceptions import AmtAccessDeniedError, AmtFieldError, AmtRequestError, AmtValidationError
+from airflow_amt.tuning.asking import HumanAnswer, Question, explain, read_answer
 from airflow_amt.tuning.costs import TrainingJobUsage
 from airflow_amt.tuning.history import TrainingJobResult, iso
 from airflow_amt.tuning.naming import MAX_TAG_VALUE_LENGTH, POLICY_ANSWERS_TAG, POLICY_TOLD_TAG
@@ -27,6 +29,7 @@ from airflow_amt.tuning.policies import (
     Sla,
     Verdict,
     decide,
+    parse_sla,
     raised_by,
 )
 from airflow_amt.tuning.progress import TuningProgress
@@ -57,14 +60,14 @@ class Asked:
     :param rule: title of its rule.
     :param number: how many answers there were before.
     :param until: when the default counts as the answer; ``None`` for never.
-    :param default: the choice that counts then.
+    :param shown: the question as people see it (:meth:`airflow_amt.tuning.asking.Question.to_dict`).
     """
 
     question: str
     rule: str
     number: int
     until: datetime | None
-    default: str = "stop"
+    shown: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it JSON-safe; :meth:`parse` reads it back."""
@@ -73,7 +76,7 @@ class Asked:
             "rule": self.rule,
             "number": self.number,
             "until": iso(self.until),
-            "default": self.default,
+            "shown": dict(self.shown),
         }
 
     @classmethod
@@ -85,7 +88,7 @@ class Asked:
             rule=str(value["rule"]),
             number=int(value.get("number") or 0),
             until=None if until is None else datetime.fromisoformat(until),
-            default=str(value.get("default") or "stop"),
+            shown=dict(value.get("shown") or {}),
         )
 
 
@@ -96,11 +99,13 @@ class Memory:
     :param told: ids of the warnings and questions that people were told.
     :param answers: what people answered.
     :param asked: the question that is open.
+    :param sla: the SLA that counted last, where it can be changed meanwhile.
     """
 
     told: tuple[str, ...] = ()
     answers: tuple[Answer, ...] = ()
     asked: Asked | None = None
+    sla: Sla | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it JSON-safe; :meth:`parse` reads it back."""
@@ -109,6 +114,7 @@ class Memory:
             "told": list(self.told),
             "answers": [one.to_dict() for one in self.answers],
             "asked": None if self.asked is None else self.asked.to_dict(),
+            "sla": None if self.sla is None else self.sla.to_dict(),
         }
 
     @classmethod
@@ -116,11 +122,12 @@ class Memory:
         """Read what :meth:`to_dict` wrote; ``None`` is an empty one."""
         if not value:
             return cls()
-        asked = value.get("asked")
+        asked, sla = value.get("asked"), value.get("sla")
         return cls(
             told=tuple(value.get("told") or ()),
             answers=tuple(Answer.parse(one) for one in value.get("answers") or ()),
             asked=None if asked is None else Asked.parse(asked),
+            sla=None if sla is None else parse_sla(sla),
         )
 
 
@@ -139,6 +146,20 @@ class Look:
     stop: Stop | None = None
     news: tuple[Due, ...] = ()
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class SlaGiver(Protocol):
+    """Gives the rules at each look."""
+
+    @property
+    def changeable(self) -> bool:
+        """Whether they may be others at the next look."""
+
+    def __call__(self) -> Sla:
+        """Return them.
+
+        :raises AmtRequestError: there have never been any that could be used.
+        """
 
 
 class AnswerSource(Protocol):
@@ -168,7 +189,7 @@ class Guard:
         self,
         hook: Callable[[], AmtHook],
         name: str,
-        sla: Callable[[], Sla],
+        sla: SlaGiver,
         *,
         log: Logger | FilteringBoundLogger,
         requested_by: str | None = None,
@@ -180,7 +201,7 @@ class Guard:
     ) -> None:
         self._hook = hook
         self._name = name
-        self._sla = sla
+        self._give_sla = sla
         self._log = log
         self._requested_by = requested_by
         self._run = run or RunTimes()
@@ -194,6 +215,16 @@ class Guard:
         self._read_tags = False
         self._settled = False
         self._last_unknown: tuple[str, ...] = ()
+        #: An answer that Airflow resumed the task with; the next look takes it.
+        self.given: Answer | None = None
+        #: The stop that this guard made.
+        self.stop: Stop | None = None
+
+    def _sla(self) -> Sla:
+        sla = self._give_sla()
+        if self._give_sla.changeable:
+            self.memory = replace(self.memory, sla=sla)
+        return sla
 
     def evaluate(self, description: Mapping[str, Any], progress: TuningProgress) -> Verdict:
         """Decide, and do nothing.
@@ -203,7 +234,7 @@ class Guard:
         """
         sla = self._sla()
         situation = self._situation(sla, description, progress)
-        verdict, _ = self._decide(sla, situation)
+        verdict, _ = self._decide(sla, description, situation)
         return verdict
 
     def evaluate_rules(
@@ -212,7 +243,7 @@ class Guard:
         """Decide, do nothing, and return beside it how much of each rule's limit is used, by its title."""
         sla = self._sla()
         situation = self._situation(sla, description, progress)
-        verdict, situation = self._decide(sla, situation)
+        verdict, situation = self._decide(sla, description, situation)
         levels = [
             (title, rule.policy.measure(situation, raised=raised_by(rule, title, self.memory.answers)))
             for title, rule in zip(sla.titles, sla.rules, strict=True)
@@ -230,8 +261,8 @@ class Guard:
         sla = self._sla()
         situation = self._situation(sla, description, progress)
         if not progress.is_terminal:
-            self._take_answer()
-        verdict, situation = self._decide(sla, situation)
+            self._take_answer(progress.arn)
+        verdict, situation = self._decide(sla, description, situation)
         self._tell_unknown(verdict)
         saving = Saving.of(progress, situation.consumption)
         if verdict.stops:
@@ -262,12 +293,20 @@ class Guard:
         self.memory = replace(self.memory, told=told, asked=asked or self.memory.asked)
         self._hook().add_tags(arn, {POLICY_TOLD_TAG: _fitting(told)})
 
-    def take_answer(self, arn: str, answer: Answer) -> None:
-        """Take what people answered to the open question, and note it in the job's tags."""
+    def _take_answer(self, arn: str) -> None:
+        """Take what people answered to the open question, if they did, and note it in the job's tags."""
         asked = self.memory.asked
+        if asked is None:
+            return
+        answer = self.given
+        if answer is None and self._answers is not None:
+            answer = self._answers(asked)
+        if answer is None:
+            return
+        self.given = None
         self._load_tags(arn)
         known = self.memory.answers
-        if asked is not None and len(known) > asked.number:
+        if len(known) > asked.number:
             # An earlier process has read it and ended.
             self.memory = replace(self.memory, asked=None)
             return
@@ -278,15 +317,9 @@ class Guard:
         )
         self._hook().add_tags(arn, {POLICY_ANSWERS_TAG: _fitting([one.encode() for one in answers])})
 
-    def _take_answer(self) -> None:
-        asked = self.memory.asked
-        if asked is None or self._answers is None:
-            return
-        answer = self._answers(asked)
-        if answer is not None:
-            self.take_answer(self._arn, answer)
-
-    def _decide(self, sla: Sla, situation: Situation) -> tuple[Verdict, Situation]:
+    def _decide(
+        self, sla: Sla, description: Mapping[str, Any], situation: Situation
+    ) -> tuple[Verdict, Situation]:
         """Decide; what is due is decided again once all is known that could change it."""
         verdict = decide(sla, situation, answers=self.memory.answers)
         if not verdict.due:
@@ -295,7 +328,7 @@ class Guard:
         known = self.memory.answers
         self._load_tags(arn)
         if _uses_billing(sla):
-            situation = self._situation(sla, self._description, situation.progress, all_of_them=True)
+            situation = self._situation(sla, description, situation.progress, all_of_them=True)
         elif known == self.memory.answers:
             return verdict, situation
         return decide(sla, situation, answers=self.memory.answers), situation
@@ -308,7 +341,6 @@ class Guard:
         *,
         all_of_them: bool = False,
     ) -> Situation:
-        self._description, self._arn = description, progress.arn
         now = self._clock()
         jobs: Sequence[TrainingJobResult] | None = None
         usages: Sequence[TrainingJobUsage] | None = None
@@ -379,8 +411,15 @@ class Guard:
         news = [one for one in verdict.warnings if one.id not in self.memory.told]
         if self.memory.asked is None:
             # One at a time: people see one question of a task.
-            news += [one for one in verdict.questions if one.id not in self.memory.told][:1]
+            news += [one for one in verdict.questions if not self._was_asked(one)][:1]
         return tuple(news)
+
+    def _was_asked(self, due: Due) -> bool:
+        """Whether people were asked and have answered; the question of a try that ended is asked again."""
+        if due.id not in self.memory.told:
+            return False
+        asked = sum(one.startswith(f"{due.rule}:{Action.ASK.value}@") for one in self.memory.told)
+        return asked <= sum(one.rule == due.rule for one in self.memory.answers)
 
     def _stop(self, verdict: Verdict, progress: TuningProgress, saving: Saving | None) -> Stop | None:
         policy = PolicyStop(
@@ -404,6 +443,7 @@ class Guard:
         self._settled = True
         if not accepted:
             return None
+        self._take_note(stop)
         saved = "" if saving is None else f" {saving.training_jobs} training jobs are not launched."
         self._log.warning(
             "Tuning job %s is stopped by policy %s (%s): %s%s",
@@ -414,6 +454,11 @@ class Guard:
             saved,
         )
         return stop
+
+    def _take_note(self, stop: Stop) -> None:
+        self.stop = stop
+        code = "" if stop.policy is None else stop.policy.code
+        _compat.count("amt.tuning_jobs.stopped_by_policy", {"policy": code})
 
     def _settle(self, progress: TuningProgress) -> Look:
         """See, once, whether a stop of ours whose answer was lost is why the job is being stopped."""
@@ -427,6 +472,8 @@ class Guard:
         stop = None
         if accepted:
             stop = Stop.from_tags(self._hook().tags(progress.arn) or {})
+        if stop is not None:
+            self._take_note(stop)
         return Look(verdict=verdict, stop=stop)
 
     def _load_tags(self, arn: str) -> None:
@@ -458,6 +505,24 @@ class Guard:
                 "; ".join(verdict.unknown),
             )
         self._last_unknown = verdict.unknown
+
+
+def understood(
+    human: HumanAnswer, question: Question, rule: str, log: Logger | FilteringBoundLogger
+) -> Answer:
+    """Return what people answered about a rule; what cannot be used counts as the default."""
+    try:
+        decision = read_answer(human, question)
+    except AmtRequestError as error:
+        log.warning("The answer cannot be used, so the default counts: %s", error)
+        decision = read_answer(question.default_answer, question)
+    log.info("%s", explain(decision))
+    return Answer(
+        rule=rule,
+        choice=decision.choice.value,
+        raise_by=decision.raise_by or 0.0,
+        by=decision.by or "timeout",
+    )
 
 
 def _uses_billing(sla: Sla) -> bool:

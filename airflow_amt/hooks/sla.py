@@ -76,7 +76,7 @@ class SlaSource:
             raise AmtRequestError(
                 [AmtFieldError(path, f"{key}:{name}", f"the {what}", f'give "{key}:nightly_sla"')]
             )
-        return cls(**{key: name})
+        return cls(variable=name) if key == "variable" else cls(connection=name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it JSON-safe; :meth:`parse` reads it back."""
@@ -120,13 +120,21 @@ class SlaReader:
 
     :param source: where it is.
     :param log: where changes and errors are told.
+    :param last: the one that counted last, in another process; ``None`` if there was none.
     """
 
-    def __init__(self, source: SlaSource, *, log: Logger | FilteringBoundLogger) -> None:
+    def __init__(
+        self, source: SlaSource, *, log: Logger | FilteringBoundLogger, last: Sla | None = None
+    ) -> None:
         self._source = source
         self._log = log
-        self._sla: Sla | None = source.sla
-        self._read_at = 0.0
+        self._sla: Sla | None = source.sla or last
+        self._read_at: float | None = None
+
+    @property
+    def changeable(self) -> bool:
+        """Whether Airflow keeps it, so that it may be changed meanwhile."""
+        return self._source.sla is None
 
     def __call__(self) -> Sla:
         """Return it.
@@ -136,7 +144,7 @@ class SlaReader:
         if self._source.sla is not None:
             return self._source.sla
         now = time.monotonic()
-        if self._sla is not None and now - self._read_at < _KEPT_SECONDS:
+        if self._sla is not None and self._read_at is not None and now - self._read_at < _KEPT_SECONDS:
             return self._sla
         try:
             found = self._source.load()
@@ -148,7 +156,10 @@ class SlaReader:
                 raise AmtRequestError(
                     [
                         AmtFieldError(
-                            str(self._source), f"{type(error).__name__}: {error}", "readable", "see why"
+                            str(self._source),
+                            f"{type(error).__name__}: {error}",
+                            "an SLA that can be read",
+                            "see why it cannot",
                         )
                     ]
                 ) from error

@@ -24,7 +24,11 @@ from airflow_amt._tasks import (
     TuningJobTask,
     optional_seconds,
     parse_seconds,
+    event_of,
+    policing_of,
     resumed_state,
+    resumption,
+    sla_argument,
 )
 from airflow_amt.exceptions import (
     AmtAwsError,
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_amt._claim import Claimed, Store
+    from airflow_amt._policing import Policing
     from airflow_amt.tuning import CompletionCriteria, Owner
     from airflow_amt.tuning.custody import IfExists, KillDecision
     from airflow_amt.tuning.judgement import OutcomePolicy
@@ -106,40 +111,56 @@ class WaitingOperator(TuningJobTask, BaseOperator):
         deadline: datetime | None,
         stop_on_kill: bool,
         state: dict[str, Any],
+        policing: Policing | None = None,
     ) -> Verdict:
         """Wait until the tuning job is over or the deadline is; deferrable tasks defer after one read.
 
-        :param state: what ``execute_complete`` needs, JSON-safe; name and deadline are added.
+        :param state: what ``execute_complete`` needs, JSON-safe; name and deadline are added. Of a stop that a
+            policy made, ``known_stop`` is put into it.
+        :param policing: holds the job to an SLA; ``None`` for none.
         :raises AmtTaskKilled: the task was killed meanwhile.
         :raises AmtAwsError: the job cannot be read.
         """
         interval = self._interval()
+        guard = None if policing is None else policing.resumed_guard(lambda: self.hook, name, state)
         reader = watch.polling.TuningJobReader(
             lambda: self.hook.describe_tuning_job(name),
             interval_seconds=interval,
             deadline=deadline,
             log=self.log,
+            guard=guard,
         )
         while True:
             reading = reader.read()
             if reading.progress is not None:
                 self.publish_link(context, reading.progress.arn)
+            if guard is not None and guard.stop is not None:
+                state["known_stop"] = guard.stop.tags()
+            if guard is not None and policing is not None and reading.verdict is watch.polling.Verdict.POLICY:
+                self.raise_if_killed(name)
+                policing.tell(context, reading, guard)
+                continue
             if reading.verdict is not watch.polling.Verdict.WAIT:
                 return reading.verdict
             if self.deferrable:
                 self.before_deferral()
                 # No timeout here: when it expires, Airflow fails the task without asking the operator,
                 # and the job runs on. The deadline travels with the trigger instead.
+                trigger = self.build_trigger(
+                    name,
+                    check_interval=interval,
+                    deadline=deadline,
+                    reading=reading,
+                    stop_on_kill=stop_on_kill,
+                    state=state,
+                    guarded=None
+                    if policing is None or guard is None
+                    else policing.trigger_arguments(guard),
+                )
                 self.defer(
-                    trigger=self.build_trigger(
-                        name,
-                        check_interval=interval,
-                        deadline=deadline,
-                        reading=reading,
-                        stop_on_kill=stop_on_kill,
-                        state=state,
-                    ),
+                    trigger=trigger,
                     method_name="execute_complete",
+                    kwargs=resumption(name, trigger, guard),
                 )
             self._sleep(reading.delay_seconds)
             self.raise_if_killed(name)
@@ -242,6 +263,20 @@ class AmtTuningJobOperator(WaitingOperator):
     :param description_path: where the job's full description and the list of its training jobs are written
         as JSON when it is over: a path or URI of Airflow's object storage, ``<name>.json`` is added to one
         that ends in ``/`` (templated).
+    :param sla: stop policies (:mod:`airflow_amt.tuning.policies`) that the job is held to while the task
+        waits: an :class:`~airflow_amt.tuning.policies.Sla`, a policy, a rule, a list of them, their dict or
+        JSON, or where Airflow keeps it: ``"variable:<key>"``, ``"connection:<id>"`` (extra ``amt_sla``;
+        templated). A job that a policy stops with ``stop`` is a success if there is a best training job.
+    :param on_policy_callback: a callable, a notifier or a list of them, called like Airflow's callbacks, with
+        the context, in which ``policy`` holds a report: on each warning and question, once each, and when a
+        job that a policy stopped is over.
+    :param ask_timeout: seconds that people have to answer a question of a policy; ``None`` for no end
+        (templated).
+    :param ask_default: what counts if nobody answers: ``stop`` or ``continue``.
+    :param ask_assigned_users: who may answer: ids of users, or dicts of ``id`` and ``name``; default: all.
+    :param plan_limits: refuse to create a job that may consume more, at the most, than ``max_cost``,
+        ``max_billable_seconds`` or ``max_compute_seconds`` (any of them); money by the ``prices`` in here, or
+        by those of the SLA (templated).
     :raises AmtRequestError: request, criteria or arguments are not well formed; every bad field is named,
         nothing was sent.
     :raises AmtJobExistsError: the name is somebody else's.
@@ -260,9 +295,12 @@ class AmtTuningJobOperator(WaitingOperator):
         "quota_timeout",
         "warm_start_from_previous",
         "description_path",
+        "sla",
+        "ask_timeout",
+        "plan_limits",
         *CONNECTION_FIELDS,
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json", "sla": "json"}
     operator_extra_links = (AmtTuningJobLink(),)
     ui_color = "#ededed"
 
@@ -289,6 +327,12 @@ class AmtTuningJobOperator(WaitingOperator):
         quota_timeout: float | str | timedelta = timedelta(days=1),
         warm_start_from_previous: bool | str = False,
         description_path: str | None = None,
+        sla: Any = None,
+        on_policy_callback: Any = None,
+        ask_timeout: float | str | timedelta | None = timedelta(hours=1),
+        ask_default: str = "stop",
+        ask_assigned_users: Any = None,
+        plan_limits: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -317,6 +361,12 @@ class AmtTuningJobOperator(WaitingOperator):
         self.quota_timeout = quota_timeout
         self.warm_start_from_previous = warm_start_from_previous
         self.description_path = description_path
+        self.sla = sla_argument(sla)
+        self.on_policy_callback = on_policy_callback
+        self.ask_timeout = ask_timeout
+        self.ask_default = ask_default
+        self.ask_assigned_users = ask_assigned_users
+        self.plan_limits = plan_limits
         self._job_name: str | None = None
         self._job_arn: str | None = None
         self._task_key = ("", "", "", -1)
@@ -340,12 +390,14 @@ class AmtTuningJobOperator(WaitingOperator):
         self,
         context: Context,
         event: Mapping[str, Any] | None = None,
+        resume: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Go on after a trigger fired; AWS is read again, whatever the event says.
 
         Without an event it begins anew: a task that is cleared in the moment in which it defers is resumed by
         Airflow in its next try, though no trigger has fired (seen with 3.3.2).
         """
+        event = event_of(event, resume)
         if not event:
             return self.execute(context)
         state = dict(event.get("state") or {})
@@ -362,7 +414,7 @@ class AmtTuningJobOperator(WaitingOperator):
         owner = _owner(context)
         while True:
             self._take_up(context, None)
-            checked = self._checked(owner)
+            checked = self._checked(context, owner)
             self._warn_if_endless(checked.request)
             try:
                 claimed = self._claim(context, owner, checked, begun)
@@ -415,11 +467,19 @@ class AmtTuningJobOperator(WaitingOperator):
         :param state: ``limit``, the name of the argument that set the deadline, and ``known_stop``, the tags
             of a stop that this task made.
         """
-        state = {"limit": state.get("limit"), "known_stop": state.get("known_stop")}
+        state = {key: state.get(key) for key in ("limit", "known_stop", "memory", "answer")}
+        policing = self._policing(context, state["memory"])
         while True:
-            verdict = self.wait(context, name, deadline=deadline, stop_on_kill=self.stop_on_kill, state=state)
+            verdict = self.wait(
+                context,
+                name,
+                deadline=deadline,
+                stop_on_kill=self.stop_on_kill,
+                state=state,
+                policing=policing,
+            )
             if verdict is watch.polling.Verdict.ENDED:
-                return self._finish(context, name, state["known_stop"])
+                return self._finish(context, name, state["known_stop"], policing)
             state["known_stop"] = self._stop_at_deadline(name, state["limit"])
             deadline = None
 
@@ -438,7 +498,21 @@ class AmtTuningJobOperator(WaitingOperator):
         )
         return stop.tags() if stopped else None
 
-    def _finish(self, context: Context, name: str, known_stop: dict[str, str] | None) -> dict[str, Any]:
+    def _policing(self, context: Context, memory: Mapping[str, Any] | None = None) -> Policing | None:
+        """Return what holds the job to its SLA; ``None`` without one.
+
+        :param memory: what is known of earlier looks, of a task that goes on.
+        :raises AmtRequestError: the SLA cannot be used.
+        """
+        return None if self.sla is None else policing_of(self, context, memory)
+
+    def _finish(
+        self,
+        context: Context,
+        name: str,
+        known_stop: dict[str, str] | None,
+        policing: Policing | None = None,
+    ) -> dict[str, Any]:
         outcome = self.read_outcome(context, name, interval_seconds=self._interval(), known_stop=known_stop)
         self._job_arn = outcome.arn
         result = outcome.to_dict()
@@ -447,6 +521,8 @@ class AmtTuningJobOperator(WaitingOperator):
         if self.description_path:
             result["description_path"] = self._write_description(name)
             context["ti"].xcom_push(key=OUTCOME_KEY, value=result)
+        if policing is not None:
+            policing.tell_stop(context, outcome)
         judgement = self._policy().judge(outcome)
         self.log.info("The task is to %s: %s.", judgement.ending.value, judgement.because)
         if judgement.ending is tuning.judgement.Ending.SUCCEED:
@@ -781,12 +857,14 @@ class AmtTuningJobOperator(WaitingOperator):
         return found.isdigit() and int(found) > self._try_number
 
     # -- checks -------------------------------------------------------------------------------------------
-    def _checked(self, owner: Owner) -> _Checked:
+    def _checked(self, context: Context, owner: Owner) -> _Checked:
         """Check all arguments, and list all problems at once."""
         problems: list[AmtFieldError] = []
         request, s3_operations = self._request(owner, problems)
         _collect(problems, self._interval)
         _collect(problems, self._policy)
+        _collect(problems, lambda: self._policing(context))
+        _collect(problems, lambda: self._plan(request))
         limit = _collect(
             problems, lambda: optional_seconds("max_ingestion_time", self.max_ingestion_time, at_least=0)
         )
@@ -819,6 +897,38 @@ class AmtTuningJobOperator(WaitingOperator):
             if_exists=tuning.custody.IfExists(if_exists),
             warm_start=warm_start,
         )
+
+    def _plan(self, request: Mapping[str, Any]) -> None:
+        """Log what the job may consume at the most, and refuse it if that is above a limit.
+
+        :raises AmtRequestError: it is, or a limit is none.
+        """
+        limits = self.plan_limits
+        if limits is None or not request:
+            return
+        if not isinstance(limits, Mapping) or not limits or set(limits) - {*_PLAN_LIMITS, "prices"}:
+            raise AmtRequestError(
+                [
+                    AmtFieldError(
+                        "plan_limits",
+                        limits,
+                        f"a dict of {', '.join(_PLAN_LIMITS)}, and prices",
+                        'give {"max_compute_seconds": 360000}',
+                    )
+                ]
+            )
+        prices = limits.get("prices")
+        if prices is None and isinstance(self.sla, Mapping):
+            prices = self.sla.get("prices")
+        plan = tuning.planning.planned(
+            request,
+            prices=None if prices is None else tuning.costs.PriceTable.parse(prices),
+            **{
+                name: None if (value := limits.get(name)) is None else _number(f"plan_limits.{name}", value)
+                for name in _PLAN_LIMITS
+            },
+        )
+        self.log.info("%s", plan.summary())
 
     def _given(self) -> Mapping[str, Any]:
         """Return the request that the author of the DAG gave; empty if it is none."""
@@ -1031,6 +1141,8 @@ class _Begun:
         return min(ends) if ends else (None, None)
 
 
+_PLAN_LIMITS = ("max_cost", "max_billable_seconds", "max_compute_seconds")
+
 #: Stands for a role that is given by name while the request is checked: the API wants an ARN.
 _SAMPLE_ROLE = "arn:aws:iam::000000000000:role/"
 
@@ -1042,6 +1154,13 @@ def _collect(problems: list[AmtFieldError], check: Callable[[], _Result]) -> _Re
     except AmtRequestError as error:
         problems.extend(error.problems)
         return None
+
+
+def _number(field: str, value: Any) -> float:
+    try:
+        return tuning.values.parse_number(field, value)
+    except AmtFieldError as error:
+        raise AmtRequestError([error]) from error
 
 
 def _choice(field: str, given: Any, choices: Sequence[str], problems: list[AmtFieldError]) -> str:

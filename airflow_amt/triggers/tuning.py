@@ -39,6 +39,8 @@ class EventKind(str, Enum):
     ENDED = "ended"
     DEADLINE = "deadline"
     CONDITION = "condition"
+    #: A stop policy has something to tell people, which a worker does.
+    POLICY = "policy"
     ERROR = "error"
     #: The trigger cannot use its own arguments; the task resumes to look at them.
     UNUSABLE = "unusable"
@@ -219,7 +221,11 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             await self.on_kill()
 
     def _stop_if_killed(self) -> None:
-        decision = decide_on_kill(self._task_state(), place=Place.TRIGGERER)
+        state = self._task_state()
+        if self.is_resumed(state):
+            self.log.info("The task goes on (%s), because a person answered its question.", state)
+            return
+        decision = decide_on_kill(state, place=Place.TRIGGERER)
         if not decision.stop:
             self.log.warning(
                 "Tuning job %s is not stopped with its trigger: %s. If the task was killed, stop the job "
@@ -247,6 +253,13 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 "`airflow-amt reap`.",
                 self.tuning_job_name,
             )
+
+    def is_resumed(self, state: str | None) -> bool:
+        """Whether the trigger is ended because its task goes on, though nobody fired an event.
+
+        :param state: the task instance's state now.
+        """
+        return False
 
     def task_label(self) -> str | None:
         """Return the task instance that waits, in one line; ``None`` if Airflow did not say which."""

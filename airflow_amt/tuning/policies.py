@@ -130,6 +130,22 @@ class RunTimes:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _checked(name, value))
 
+    def to_dict(self) -> dict[str, str | None]:
+        """Return them JSON-safe; :meth:`parse` reads them back."""
+        return {
+            "logical_date": iso(self.logical_date),
+            "queued_at": iso(self.queued_at),
+            "data_interval_end": iso(self.data_interval_end),
+        }
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any]) -> RunTimes:
+        """Read what :meth:`to_dict` wrote; keys that are not known here do not matter."""
+        names = ("logical_date", "queued_at", "data_interval_end")
+        return cls(
+            **{name: datetime.fromisoformat(value[name]) for name in names if value.get(name) is not None}
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:

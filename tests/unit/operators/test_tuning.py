@@ -43,7 +43,7 @@ from airflow_amt.task_exceptions import (
     AmtTuningJobTimeout,
 )
 from airflow_amt.tuning import CompletionCriteria, Owner, derive_job_name
-from airflow_amt.tuning.naming import own_tags, request_digest
+from airflow_amt.tuning.naming import own_tags, request_digest, task_label
 from airflow_amt.watch import polling
 from tests.unit.requests import create_request, set_path
 from tests.unit.tasks import (
@@ -62,6 +62,7 @@ from tests.unit.tasks import (
 
 NAME = "churn-model"
 DERIVED = derive_job_name(OWNER)
+LABEL = task_label(OWNER)
 WAYS = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferred"])
 
 

@@ -1,0 +1,265 @@
+"""What operators and sensors that hold their tuning job to an SLA share.
+
+The deciding is elsewhere (:mod:`airflow_amt.tuning.policies`), and so is the acting
+(:class:`airflow_amt.hooks.guard.Guard`); here is what needs Airflow: the task's arguments, the callbacks, and
+the questions to people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_amt import tuning
+from airflow_amt.exceptions import AmtFieldError, AmtRequestError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_amt.hooks.guard import Guard, Memory
+    from airflow_amt.hooks.sla import SlaSource
+    from airflow_amt.hooks.tuning import AmtHook
+    from airflow_amt.tuning import TuningOutcome
+    from airflow_amt.tuning.asking import HumanAnswer, Question
+    from airflow_amt.tuning.policies import Due, RunTimes, Sla
+    from airflow_amt.watch.polling import Reading
+
+#: Key of the context under which callbacks find what a policy has to tell.
+POLICY_KEY = "policy"
+
+#: Template fields of a task that takes an SLA.
+POLICY_FIELDS = ("sla",)
+
+Callbacks = Callable[..., Any] | Sequence[Callable[..., Any]] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskSettings:
+    """How people are asked.
+
+    :param timeout: how long they have; ``None`` for as long as the tuning job runs.
+    :param default: what counts if nobody answers: ``stop`` or ``continue``.
+    :param assigned_users: who may answer, as :func:`airflow_amt.tuning.asking.parse_users` takes it.
+    """
+
+    timeout: timedelta | None = timedelta(hours=1)
+    default: str = "stop"
+    assigned_users: Any = None
+
+
+class Policing:
+    """Holds the tuning job of one task to an SLA.
+
+    :param source: the SLA, or where it is kept.
+    :param sla: it, as it is now.
+    :param context: the task's.
+    :param callbacks: called with the context, in which ``policy`` holds the report.
+    :param ask: how people are asked.
+    :param log: the task's.
+    """
+
+    def __init__(
+        self,
+        source: SlaSource,
+        sla: Sla,
+        *,
+        context: Context,
+        callbacks: Callbacks,
+        ask: AskSettings,
+        log: Any,
+    ) -> None:
+        from airflow_amt.hooks.sla import asks, run_times
+
+        self._source = source
+        self.sla = sla
+        self._callbacks = _listed(callbacks)
+        self._ask = ask
+        self._log = log
+        self.requested_by = tuning.naming.task_label(context["ti"])
+        self._run: RunTimes = run_times(context)
+        #: Whether a worker has to tell people something while the job runs.
+        self.tells = bool(self._callbacks) or asks(sla)
+
+    @classmethod
+    def of(
+        cls,
+        given: Any,
+        *,
+        context: Context,
+        callbacks: Callbacks,
+        ask: AskSettings,
+        deferrable: bool,
+        log: Any,
+        memory: Mapping[str, Any] | None = None,
+    ) -> Policing | None:
+        """Check what a task was given; ``None`` if that is no SLA.
+
+        :param memory: what is known of earlier looks, of a task that goes on.
+        :raises AmtRequestError: it is not well formed, is not where it should be kept, or does not go with
+            the task.
+        """
+        if given is None or (isinstance(given, str) and given.strip() in ("", "None")):
+            return None
+        from airflow_amt.hooks.guard import Memory
+        from airflow_amt.hooks.sla import SlaReader, SlaSource, asks
+        from airflow_amt.tuning.asking import parse_default, parse_users
+
+        last = Memory.parse(memory).sla
+
+        source = SlaSource.parse(given)
+        sla = SlaReader(source, log=log, last=last)()
+        if asks(sla):
+            try:
+                if parse_default(ask.default, field_name="ask_default") is None:
+                    raise AmtFieldError(
+                        "ask_default", ask.default, "stop or continue", "say what counts without an answer"
+                    )
+            except AmtFieldError as error:
+                raise AmtRequestError([error]) from error
+            parse_users(ask.assigned_users, field_name="ask_assigned_users")
+            if not deferrable:
+                raise AmtRequestError(
+                    [
+                        AmtFieldError(
+                            "deferrable",
+                            deferrable,
+                            "an SLA that asks people needs a task that waits in the triggerer: only there "
+                            "Airflow shows them the question and tells the answer",
+                            "set deferrable=True, or use warn in place of ask",
+                        )
+                    ]
+                )
+        return cls(source, sla, context=context, callbacks=callbacks, ask=ask, log=log)
+
+    def guard(self, hook: Callable[[], AmtHook], name: str, memory: Memory | None = None) -> Guard:
+        """Return what looks at the tuning job in this process."""
+        from airflow_amt.hooks.guard import Guard
+        from airflow_amt.hooks.sla import SlaReader
+
+        return Guard(
+            hook,
+            name,
+            SlaReader(self._source, log=self._log, last=None if memory is None else memory.sla),
+            log=self._log,
+            requested_by=self.requested_by,
+            run=self._run,
+            memory=memory,
+            tells=self.tells,
+        )
+
+    def resumed_guard(self, hook: Callable[[], AmtHook], name: str, state: dict[str, Any]) -> Guard:
+        """Return what looks at the tuning job of a task that may have looked at it before.
+
+        :param state: what the task went on with; a person's answer is taken out of it.
+        """
+        from airflow_amt.hooks.guard import Memory
+        from airflow_amt.tuning.asking import HumanAnswer
+
+        guard = self.guard(hook, name, Memory.parse(state.get("memory")))
+        answer = state.pop("answer", None)
+        if answer is not None:
+            self.answer_of(HumanAnswer.from_dict(answer), guard)
+        return guard
+
+    def trigger_arguments(self, guard: Guard) -> dict[str, Any]:
+        """Return what a trigger needs to look at the tuning job with the same eyes."""
+        return {
+            "sla": self._source.to_dict(),
+            "run": self._run.to_dict(),
+            "memory": guard.memory.to_dict(),
+            "requested_by": self.requested_by,
+            "tells": self.tells,
+        }
+
+    def tell(self, context: Context, reading: Reading, guard: Guard) -> None:
+        """Tell people what they have not been told: by the callbacks, and by a question of Airflow's."""
+        look, progress = reading.look, reading.progress
+        if look is None or progress is None:
+            return
+        asked = None
+        for due in look.news:
+            report = self._with_task(context, look.reports[due.id])
+            self._log.warning("Tuning job %s, policy %s: %s", report["tuning_job_name"], due.rule, due.reason)
+            if due.action.value == "ask":
+                asked = self._ask_people(context, due, report, guard)
+            self._call(context, report)
+        guard.told(progress.arn, [one.id for one in look.news], asked)
+
+    def tell_stop(self, context: Context, outcome: TuningOutcome) -> None:
+        """Call the callbacks if this task stopped the job by policy."""
+        if outcome.policy is None or outcome.evidence.get("requested_by") != self.requested_by:
+            return
+        self._call(context, self._with_task(context, tuning.report.stop_report(outcome)))
+
+    def answer_of(self, human: HumanAnswer, guard: Guard) -> None:
+        """Hand an answer that Airflow resumed the task with to the guard."""
+        from airflow_amt.hooks.guard import understood
+        from airflow_amt.tuning.asking import Question
+
+        asked = guard.memory.asked
+        if asked is not None:
+            guard.given = understood(human, Question.from_dict(asked.shown), asked.rule, self._log)
+
+    def _ask_people(self, context: Context, due: Due, report: Mapping[str, Any], guard: Guard) -> Any:
+        from airflow_amt import _human
+        from airflow_amt.hooks.guard import Asked
+        from airflow_amt.links.tuning import console_url
+        from airflow_amt.tuning.asking import AskFacts, build_question
+
+        now = datetime.now(UTC)
+        until = None if self._ask.timeout is None else now + self._ask.timeout
+        consumed = report.get("consumed") or {}
+        jobs = report["training_jobs"]
+        until_due = due.evidence.get("due")
+        rule = next((r for t, r in zip(self.sla.titles, self.sla.rules, strict=True) if t == due.rule), None)
+        question = build_question(
+            AskFacts(
+                tuning_job_name=report["tuning_job_name"],
+                now=now,
+                objective=report.get("objective_metric"),
+                best_objective=report.get("best_objective"),
+                launched=jobs["launched"],
+                max_training_jobs=jobs["limit"],
+                consumed=consumed.get("spent"),
+                limit=consumed.get("limit"),
+                unit=consumed.get("unit") or "money",
+                currency=consumed.get("currency"),
+                due=datetime.fromisoformat(until_due) if isinstance(until_due, str) else None,
+                reason=due.reason,
+                url=console_url(report["tuning_job_arn"]),
+            ),
+            default=self._ask.default,
+            answer_until=until,
+            raisable=rule is None or rule.raisable,
+            assigned_users=self._ask.assigned_users,
+        )
+        shown: Question = _human.raise_question(context["ti"].id, question)
+        url = _human.question_url(context["ti"])
+        self._log.info("People are asked%s: %s", f" at {url}" if url else "", shown.subject)
+        return Asked(
+            question=due.id,
+            rule=due.rule,
+            number=len(guard.memory.answers),
+            until=until,
+            shown={**question.to_dict(), "options": list(shown.options), "body": ""},
+        )
+
+    def _with_task(self, context: Context, report: Mapping[str, Any]) -> dict[str, Any]:
+        ti = context["ti"]
+        return {**report, "dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id}
+
+    def _call(self, context: Context, report: Mapping[str, Any]) -> None:
+        for callback in self._callbacks:
+            try:
+                callback({**context, POLICY_KEY: dict(report)})
+            except Exception:
+                # As Airflow does with its own callbacks: who is told decides nothing about the job.
+                self._log.exception("The policy callback %s failed", callback)
+
+
+def _listed(callbacks: Callbacks) -> list[Callable[..., Any]]:
+    if callbacks is None:
+        return []
+    return [callbacks] if callable(callbacks) else list(callbacks)
