@@ -7,7 +7,7 @@ Spot Training"), so that billable time at the price on demand is the money in bo
 training job has ended; before that, and where a training job was not described, it is estimated from its
 training time.
 
-Prices come from whoever pays: nothing here knows any.
+Prices come from whoever pays: nothing here knows any. Only instances are counted: not storage, not transfer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.history import TrainingJobResult, aware, finite
+from airflow_amt.tuning.parameters import NUMBER
 from airflow_amt.tuning.request import training_job_definitions
 
 #: Seconds that a training job may take to end once the tuning job is stopped (developer guide: SIGTERM, then
@@ -37,17 +38,37 @@ class PriceTable:
     :param per_hour: price by instance type (``ml.m5.xlarge``).
     :param spot_discount: share of the price that managed spot training is expected to save, from 0 to below
         1; used for what has not been billed yet. What was billed is known.
+    :param source: where the prices come from, for people.
+    :param at: as of when they are, for people.
+    :raises AmtRequestError: one of them is not accepted; all that is wrong is listed.
     """
 
     currency: str
     per_hour: Mapping[str, float] = field(default_factory=dict)
     spot_discount: float = 0.0
+    source: str = ""
+    at: str = ""
+
+    def __post_init__(self) -> None:
+        problems = _price_problems(
+            {
+                "currency": self.currency,
+                "per_hour": self.per_hour,
+                "spot_discount": self.spot_discount,
+                "source": self.source,
+                "at": self.at,
+            },
+            "prices",
+        )
+        if problems:
+            raise AmtRequestError(problems)
 
     @classmethod
     def parse(cls, value: Any, *, path: str = "prices") -> PriceTable:
         """Read a price table from itself, its dict or the JSON text of that.
 
-        :param value: ``{"currency": "EUR", "per_hour": {"ml.m5.xlarge": 0.26}, "spot_discount": 0.6}``.
+        :param value: ``{"currency": "EUR", "per_hour": {"ml.m5.xlarge": 0.26}, "spot_discount": 0.6}``;
+            numbers may be text, as AWS's price list has them.
         :param path: how errors name it.
         :raises AmtRequestError: it is none; all that is wrong is listed.
         """
@@ -65,51 +86,20 @@ class PriceTable:
                     )
                 ]
             )
-        problems = [
-            AmtFieldError(f"{path}.{key}", given[key], "not known here", "leave it out")
-            for key in given
-            if key not in ("currency", "per_hour", "spot_discount", "source", "at")
-        ]
-        currency = given.get("currency")
-        if not isinstance(currency, str) or not currency.strip():
-            problems.append(
-                AmtFieldError(f"{path}.currency", currency, "a word such as EUR", "say what is paid in")
-            )
-        per_hour = given.get("per_hour")
-        if not isinstance(per_hour, Mapping) or not per_hour:
-            problems.append(
-                AmtFieldError(
-                    f"{path}.per_hour",
-                    per_hour,
-                    "prices of an hour by instance type",
-                    'give for example {"ml.m5.xlarge": 0.26}',
-                )
-            )
-            per_hour = {}
-        for kind, price in per_hour.items():
-            number = finite(price)
-            if number is None or number < 0:
-                problems.append(
-                    AmtFieldError(
-                        f"{path}.per_hour[{kind!r}]", price, "a number, at least 0", "give the hour's price"
-                    )
-                )
-        discount = finite(given.get("spot_discount", 0.0))
-        if discount is None or not 0 <= discount < 1:
-            problems.append(
-                AmtFieldError(
-                    f"{path}.spot_discount",
-                    given.get("spot_discount"),
-                    "a share from 0 to below 1",
-                    "give 0.6 for 60 % off",
-                )
-            )
+        found = {str(key): one for key, one in given.items() if one is not None}
+        per_hour = found.get("per_hour")
+        if isinstance(per_hour, Mapping):
+            found["per_hour"] = {str(kind): NUMBER.read(price) for kind, price in per_hour.items()}
+        found["spot_discount"] = NUMBER.read(found.get("spot_discount", 0.0))
+        problems = _price_problems(found, path)
         if problems:
             raise AmtRequestError(problems)
         return cls(
-            currency=str(currency),
-            per_hour={str(kind): float(price) for kind, price in per_hour.items()},
-            spot_discount=discount or 0.0,
+            currency=found["currency"],
+            per_hour={kind: float(price) for kind, price in found["per_hour"].items()},
+            spot_discount=float(found["spot_discount"]),
+            source=found.get("source", ""),
+            at=found.get("at", ""),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,7 +108,64 @@ class PriceTable:
             "currency": self.currency,
             "per_hour": dict(self.per_hour),
             "spot_discount": self.spot_discount,
+            **({"source": self.source} if self.source else {}),
+            **({"at": self.at} if self.at else {}),
         }
+
+
+def _price_problems(given: Mapping[str, Any], path: str) -> list[AmtFieldError]:
+    problems = [
+        AmtFieldError(f"{path}.{key}", given[key], "not known here", "leave it out")
+        for key in given
+        if key not in ("currency", "per_hour", "spot_discount", "source", "at")
+    ]
+    currency = given.get("currency")
+    if not isinstance(currency, str) or not currency.strip():
+        problems.append(
+            AmtFieldError(f"{path}.currency", currency, "a word such as EUR", "say what is paid in")
+        )
+    per_hour = given.get("per_hour")
+    if not isinstance(per_hour, Mapping) or not per_hour:
+        problems.append(
+            AmtFieldError(
+                f"{path}.per_hour",
+                per_hour,
+                "prices of an hour by instance type",
+                'give for example {"ml.m5.xlarge": 0.26}',
+            )
+        )
+        per_hour = {}
+    for kind, price in per_hour.items():
+        number = finite(price)
+        if number is None or not 0 <= number <= _LARGEST_PRICE:
+            problems.append(
+                AmtFieldError(
+                    f"{path}.per_hour[{kind!r}]",
+                    price,
+                    f"a number from 0 to {_LARGEST_PRICE:g}",
+                    "give the hour's price",
+                )
+            )
+    discount = finite(given.get("spot_discount"))
+    if discount is None or not 0 <= discount < 1:
+        problems.append(
+            AmtFieldError(
+                f"{path}.spot_discount",
+                given.get("spot_discount"),
+                "a share from 0 to below 1",
+                "give 0.6 for 60 % off",
+            )
+        )
+    problems += [
+        AmtFieldError(f"{path}.{key}", given[key], "text for people", "leave it out")
+        for key in ("source", "at")
+        if not isinstance(given.get(key, ""), str)
+    ]
+    return problems
+
+
+#: No price of an hour is above this in any currency.
+_LARGEST_PRICE = 1e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +335,7 @@ class Consumption:
         amounts = [(one, _amounts(one, one.training_seconds, discount, prices)) for one in usages]
         ended = [amount for one, amount in amounts if not one.running and one.training_seconds > 0]
         running = [(one, amount, _rate(one, discount, prices)) for one, amount in amounts if one.running]
-        mean = None if not ended else _scaled(_sum(ended), 1 / len(ended))
+        mean = None if not ended else _shared(_sum(ended), len(ended))
         rates = [rate for _, _, rate in running] or [_rate(one, discount, prices) for one, _ in amounts]
         left = _sum(_NOTHING if mean is None else _left(mean, amount) for _, amount, _ in running)
         total = _sum(amount for _, amount in amounts)
@@ -298,7 +345,7 @@ class Consumption:
             cost=None if prices is None else total[2],
             cost_at_least=sum(amount[2] or 0.0 for _, amount in amounts),
             rate=_sum(rate for _, _, rate in running),
-            rate_each=None if not rates else _scaled(_sum(rates), 1 / len(rates)),
+            rate_each=None if not rates else _shared(_sum(rates), len(rates)),
             running=tuple((rate, one.seconds_left) for one, _, rate in running),
             mean=mean,
             left_of_running=left,
@@ -405,8 +452,8 @@ def _sum(amounts: Iterable[_Amount]) -> _Amount:
     return compute, billable, money
 
 
-def _scaled(amount: _Amount, factor: float) -> _Amount:
-    return amount[0] * factor, amount[1] * factor, None if amount[2] is None else amount[2] * factor
+def _shared(amount: _Amount, by: int) -> _Amount:
+    return amount[0] / by, amount[1] / by, None if amount[2] is None else amount[2] / by
 
 
 def _unpriced(usages: Iterable[TrainingJobUsage], prices: PriceTable) -> tuple[str, ...]:

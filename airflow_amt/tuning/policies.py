@@ -209,6 +209,7 @@ class Situation:
 
 #: A share is never shown as more than this, so that it stays a number in JSON.
 _LARGEST_SHARE = 1e12
+_DECIMALS = 12
 _TICK = timedelta(microseconds=1)
 _BELOW_ONE = math.nextafter(1.0, 0.0)
 
@@ -287,8 +288,8 @@ class Level:
             return self.due if share <= 1 else None
         if self.share is None or self.per_second <= 0:
             return None
-        seconds = (share - self.share) / self.per_second
-        # Rather one microsecond early than late.
+        # Rather a little early than late: shares are rounded, and so are times.
+        seconds = (share - self.share - 10**-_DECIMALS) / self.per_second
         return None if seconds > 1e9 else now + max(_TICK, timedelta(seconds=seconds) - _TICK)
 
     def deciding(self, share: float) -> tuple[Level, ...]:
@@ -478,6 +479,9 @@ class SinglePolicy(Policy):
         self, share: float | None, reason: str, *, evidence: Mapping[str, Any] | None = None, **facts: Any
     ) -> Level:
         """Return a level of this policy; numbers that JSON has no form for are left out."""
+        if share is not None and "timed" not in facts:
+            # So that 0.1 + 0.2 of 0.3 is all of it. Times are whole microseconds, and exact.
+            share = round(min(share, _LARGEST_SHARE), _DECIMALS)
         return Level(
             code=self.code,
             share=None if share is None else min(share, _LARGEST_SHARE),
@@ -742,7 +746,7 @@ class MaxFailedTrainingJobs(SinglePolicy):
         if self.share is not None:
             limits.append(f"{self.share * raised:.1%} of those that ended, from {self.minimum_ended} on")
             if ended >= self.minimum_ended:
-                shares.append(failed / ended / (self.share * raised))
+                shares.append(failed / (ended * self.share * raised))
         return self.level(
             max(shares),
             f"{failed} of {ended} training jobs that ended have failed; the limit is {' or '.join(limits)}.",
