@@ -307,7 +307,8 @@ class Consumption:
     :param cost: money.
     :param cost_at_least: money for what has a price.
     :param rate: how much of each the running training jobs consume in a second: compute, billable, money.
-    :param rate_each: the same of one training job on average, of those that run or, if none does, of all.
+    :param typical: of each running training job or, if none runs, of each, its rate and its own time limit in
+        seconds, ``None`` if that is not known: what a training job to come may be like.
     :param running: of each running training job its rate, and for how many seconds its own time limit lets it
         run on, ``None`` if that is not known.
     :param mean: how much of each an ended training job consumed on average; ``None`` before the first ended.
@@ -321,7 +322,7 @@ class Consumption:
     cost: float | None
     cost_at_least: float
     rate: tuple[float, float, float | None]
-    rate_each: tuple[float, float, float | None] | None
+    typical: tuple[tuple[tuple[float, float, float | None], float | None], ...]
     running: tuple[tuple[tuple[float, float, float | None], float | None], ...]
     mean: tuple[float, float, float | None] | None
     left_of_running: tuple[float, float, float | None]
@@ -336,7 +337,7 @@ class Consumption:
         ended = [amount for one, amount in amounts if not one.running and one.training_seconds > 0]
         running = [(one, amount, _rate(one, discount, prices)) for one, amount in amounts if one.running]
         mean = None if not ended else _shared(_sum(ended), len(ended))
-        rates = [rate for _, _, rate in running] or [_rate(one, discount, prices) for one, _ in amounts]
+        like = [one for one, _, _ in running] or [one for one, _ in amounts]
         left = _sum(_NOTHING if mean is None else _left(mean, amount) for _, amount, _ in running)
         total = _sum(amount for _, amount in amounts)
         return cls(
@@ -345,7 +346,7 @@ class Consumption:
             cost=None if prices is None else total[2],
             cost_at_least=sum(amount[2] or 0.0 for _, amount in amounts),
             rate=_sum(rate for _, _, rate in running),
-            rate_each=None if not rates else _shared(_sum(rates), len(rates)),
+            typical=tuple((_rate(one, discount, prices), one.resources.max_runtime_seconds) for one in like),
             running=tuple((rate, one.seconds_left) for one, _, rate in running),
             mean=mean,
             left_of_running=left,
@@ -366,16 +367,28 @@ class Consumption:
 
         :param seconds: how long each running training job may take to end; its own time limit can be sooner.
         """
-        index, spent = UNITS.index(unit), self.of(unit)
-        reserve = [
-            None
-            if (rate := rates[index]) is None
-            else rate * (seconds if left is None else min(seconds, left))
-            for rates, left in self.running
-        ]
-        if spent is None or any(one is None for one in reserve):
+        spent, reserve = self.of(unit), self.reserve(unit, seconds)
+        return None if spent is None or reserve is None else spent + reserve
+
+    def reserve(
+        self, unit: str, seconds: float, *, slots: int | None = None, launches_left: int | None = None
+    ) -> float | None:
+        """Return what training jobs still consume once the tuning job is stopped, at most.
+
+        :param seconds: how long each may take to end; its own time limit can be sooner.
+        :param slots: how many training jobs run at once. Those that are free now may be filled before the
+            stop with training jobs that consume as much as the most hungry typical one.
+        :param launches_left: training jobs that are still to be launched; ``None`` if there is no limit.
+        """
+        index = UNITS.index(unit)
+        busy = [_for(rates[index], seconds, left) for rates, left in self.running]
+        like = [_for(rates[index], seconds, limit) for rates, limit in self.typical]
+        known = [one for one in (*busy, *like) if one is not None]
+        if len(known) < len(busy) + len(like):
             return None
-        return spent + sum(one for one in reserve if one is not None)
+        free = max(0, (slots or 0) - len(self.running))
+        free = free if launches_left is None else min(free, launches_left)
+        return sum(known[: len(busy)]) + free * max(known[len(busy) :], default=0.0)
 
     def at_completion(
         self,
@@ -403,10 +416,10 @@ class Consumption:
         left, each = self.left_of_running[index], self.mean[index]
         if launches_left is not None and left is not None and each is not None:
             projections.append(spent + left + each * launches_left)
-        rate = None if self.rate_each is None else self.rate_each[index]
-        if seconds_left is not None and rate is not None:
+        rates = [rate for one, _ in self.typical if (rate := one[index]) is not None]
+        if seconds_left is not None and rates:
             at_once = max(len(self.running), slots or 1)
-            projections.append(spent + rate * at_once * seconds_left)
+            projections.append(spent + sum(rates) / len(rates) * at_once * seconds_left)
         return min(projections, default=None)
 
 
@@ -435,6 +448,10 @@ def _money(resources: Resources, seconds: float, prices: PriceTable | None) -> f
     if prices is None or any(kind not in prices.per_hour for kind, _ in resources.instances):
         return None
     return sum(prices.per_hour[kind] * count for kind, count in resources.instances) * seconds / _HOUR
+
+
+def _for(rate: float | None, seconds: float, limit: float | None) -> float | None:
+    return None if rate is None else rate * (seconds if limit is None else min(seconds, max(0.0, limit)))
 
 
 def _left(mean: _Amount, amount: _Amount) -> _Amount:

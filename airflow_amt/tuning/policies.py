@@ -617,11 +617,12 @@ _LAST_MOMENT = datetime(9998, 1, 1, tzinfo=UTC)
 class Budget(SinglePolicy):
     """The training jobs may consume so much.
 
-    A stop takes a while, and running training jobs consume until they have ended. This *reserve* (what they
-    consume in the time of ``stopping``, but not after their own time limit) is taken off the limit, though
-    never more than half of it: the share is what is spent of the rest. So the tuning job is stopped before
-    the money is gone, not after, if it is looked at in time. A limit below twice the reserve cannot be kept
-    for sure; then it is stopped when half is spent, rather than at once.
+    A stop takes a while, and running training jobs consume until they have ended; until the stop, AMT fills
+    slots that are free with new ones. This *reserve* (what training jobs in all slots consume in the time of
+    ``stopping``, but not after their own time limit) is taken off the limit, though never more than half of
+    it: the share is what is spent of the rest. So the tuning job is stopped before the money is gone, not
+    after, if it is looked at in time. A limit below twice the reserve cannot be kept for sure; then it is
+    stopped when half is spent, rather than at once.
 
     ``counting="projected"`` also looks at what will have been spent when the tuning job comes to its own end
     (:meth:`airflow_amt.tuning.costs.Consumption.at_completion`), from ``minimum_ended`` ended training jobs
@@ -663,11 +664,15 @@ class Budget(SinglePolicy):
         if consumed is None:
             return self.unknown("Whether the budget is kept cannot be told: what was consumed is not known.")
         limit = self.limit * raised
-        spent, after_stop = (
-            consumed.of(self.unit),
-            consumed.after_stop(self.unit, self.stopping.total_seconds()),
+        seconds = self.stopping.total_seconds()
+        spent, after_stop = consumed.of(self.unit), consumed.after_stop(self.unit, seconds)
+        reserve = consumed.reserve(
+            self.unit,
+            seconds,
+            slots=situation.progress.max_parallel_training_jobs,
+            launches_left=situation.launches_left,
         )
-        if spent is None or after_stop is None:
+        if spent is None or after_stop is None or reserve is None:
             kinds = ", ".join(consumed.unpriced)
             why = f"there is no price of {kinds}" if kinds else "there are no prices"
             return self.unknown(
@@ -676,7 +681,7 @@ class Budget(SinglePolicy):
                 evidence={"limit": limit, "unit": self.unit, "spent_at_least": consumed.cost_at_least},
                 at_least=min(consumed.cost_at_least / limit, _LARGEST_SHARE),
             )
-        may_be_spent = limit - min(after_stop - spent, limit / 2)
+        may_be_spent = limit - min(reserve, limit / 2)
         share = spent / may_be_spent
         projected = consumed.at_completion(
             self.unit,
@@ -702,6 +707,7 @@ class Budget(SinglePolicy):
                 "currency": consumed.currency,
                 "spent": spent,
                 "after_stop": after_stop,
+                "reserve": reserve,
                 "projected": projected,
                 "per_hour": rate * 3600,
             },

@@ -48,6 +48,7 @@ HORIZON = 60
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MANY = settings(QUICK, max_examples=600)
 SOME = settings(QUICK, max_examples=300)
+FEW = settings(QUICK, max_examples=60)
 
 Raw = dict[str, Any]
 
@@ -103,14 +104,14 @@ def situation(world: Raw, seen: int, now: float | None = None) -> Situation:
     jobs = known(world, seen)
     summaries, descriptions = [], []
     for position, job in enumerate(jobs):
-        over = ended(job, seen)
+        done = ended(job, seen)
         name = f"job-{world['jobs'].index(job)}-{position}"
         times = {"TrainingStartTime": at(job["start"])}
-        if over:
+        if done:
             times["TrainingEndTime"] = at(job["start"] + job["length"])
-        status = job["status"] if over else "InProgress"
+        status = job["status"] if done else "InProgress"
         summary = {"TrainingJobName": name, "TrainingJobStatus": status, **times}
-        if over and job["objective"] is not None:
+        if done and job["objective"] is not None:
             summary["FinalHyperParameterTuningJobObjectiveMetric"] = {"Value": float(job["objective"])}
         summaries.append(summary)
         described = {
@@ -122,7 +123,7 @@ def situation(world: Raw, seen: int, now: float | None = None) -> Situation:
         }
         if job["limit"] is not None:
             described["StoppingCondition"] = {"MaxRuntimeInSeconds": job["limit"]}
-        if over:
+        if done:
             described["BillableTimeInSeconds"] = min(job["billed"], job["length"])
         descriptions.append(described)
     over = [job for job in jobs if ended(job, seen)]
@@ -173,12 +174,14 @@ def per_second(job: Raw, unit: str, *, billed: bool = True) -> Fraction:
     worth = Fraction(job["count"])
     if unit != "compute_seconds" and job["spot"] and billed:
         worth *= 1 - Fraction(DISCOUNT)
-    return worth * Fraction(TYPES[job["type"]]) / 3600 if unit == "money" else worth
+    if unit == "money":
+        worth *= Fraction(TYPES[job["type"]]) / 3600
+    return worth
 
 
 def used_by(job: Raw, unit: str, seen: int, now: int) -> Fraction:
     if ended(job, seen) and unit != "compute_seconds":
-        return min(job["billed"], job["length"]) * per_second(job, unit, billed=False)
+        return per_second(job, unit, billed=False) * int(min(job["billed"], job["length"]))
     total = Fraction(0)
     for second in range(job["start"], now):
         if not (ended(job, seen) and second >= job["start"] + job["length"]):
@@ -186,12 +189,12 @@ def used_by(job: Raw, unit: str, seen: int, now: int) -> Fraction:
     return total
 
 
-def reserve_of(job: Raw, unit: str, stopping: int, seen: int, now: int) -> Fraction:
+def reserve_of(job: Raw, unit: str, stopping: int, age: int) -> Fraction:
+    """What a training job consumes that is so many seconds old when it is stopped."""
     total = Fraction(0)
-    if not ended(job, seen):
-        for second in range(now, now + stopping):
-            if job["limit"] is None or second - job["start"] < job["limit"]:
-                total += per_second(job, unit)
+    for second in range(age, age + stopping):
+        if job["limit"] is None or second < job["limit"]:
+            total += per_second(job, unit)
     return total
 
 
@@ -199,9 +202,13 @@ def budget_share(policy: Budget, world: Raw, seen: int, now: int, raised: Fracti
     limit = Fraction(policy.limit) * raised
     spent = sum((used_by(job, policy.unit, seen, now) for job in known(world, seen)), Fraction(0))
     stopping = int(policy.stopping.total_seconds())
-    reserve = sum(
-        (reserve_of(job, policy.unit, stopping, seen, now) for job in known(world, seen)), Fraction(0)
-    )
+    busy = [job for job in known(world, seen) if not ended(job, seen)]
+    reserve = sum((reserve_of(job, policy.unit, stopping, now - job["start"]) for job in busy), Fraction(0))
+    free = max(0, world["slots"] - len(busy))
+    if world["most"] is not None:
+        free = min(free, max(0, world["most"] - len(known(world, seen))))
+    like = [reserve_of(job, policy.unit, stopping, 0) for job in busy or known(world, seen)]
+    reserve += free * max(like, default=Fraction(0))
     share = spent / (limit - min(reserve, limit / 2))
     over = [job for job in known(world, seen) if ended(job, seen)]
     trained = [job for job in over if job["length"] > 0]
@@ -404,6 +411,42 @@ def test_the_next_look_is_not_idle(policy: Policy, share: float, world: Raw, see
     wait = (verdict.next_look_at - START).total_seconds()
     assert decide(sla, situation(world, seen, wait + 0.001)).stops
     assert not decide(sla, situation(world, seen, wait - 0.001)).stops
+
+
+@FEW
+@given(
+    st.integers(1, 4),
+    st.lists(st.integers(3, 30), min_size=1, max_size=20),
+    st.lists(st.integers(0, 4), min_size=1, max_size=30),
+    st.integers(2, 20),
+    st.integers(0, 60),
+    st.integers(1, 2),
+)
+def test_a_budget_is_stopped_before_the_money_is_gone(
+    slots: int, lengths: list[int], pauses: list[int], stopping: int, more: int, count: int
+) -> None:
+    """A tuning job goes on for ever; it is looked at every second, and takes as long to stop as allowed."""
+    limit = 2 * slots * count * stopping + more
+    sla = Sla(rules=(Rule.of(Budget(limit, unit="compute_seconds", stopping=timedelta(seconds=stopping))),))
+    raw = {"status": "Completed", "objective": 1, "count": count, "type": "ml.big"}
+    raw |= {"spot": False, "billed": 0, "limit": None}
+    world: Raw = {"jobs": [], "direction": "Maximize", "most": None, "slots": slots}
+    free_at = [0] * slots
+    for second in range(10**4):
+        for slot in range(slots):
+            if free_at[slot] <= second:
+                number = len(world["jobs"])
+                length = lengths[number % len(lengths)]
+                world["jobs"].append({**raw, "start": second, "length": length})
+                free_at[slot] = second + length + pauses[number % len(pauses)]
+        # Before half of the limit can be spent there is nothing to see.
+        if second * slots * count * 2 >= limit and decide(sla, situation(world, second)).stops:
+            break
+    spent = sum(min(second - job["start"], job["length"]) * count for job in world["jobs"])
+    # It is noticed a second late, and then all go on until they are killed.
+    busy = sum(not ended(job, second) for job in world["jobs"])
+    assert spent + busy * count * (stopping - 1) <= limit
+    assert spent >= limit - slots * count * stopping, "and not before it has to be"
 
 
 @SOME
