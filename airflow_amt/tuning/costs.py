@@ -7,7 +7,7 @@ Spot Training"), so that billable time at the price on demand is the money in bo
 training job has ended; before that, and where a training job was not described, it is estimated from its
 training time.
 
-Prices come from whoever pays: nothing here knows any.
+Prices come from whoever pays: nothing here knows any. Only instances are counted: not storage, not transfer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.history import TrainingJobResult, aware, finite
+from airflow_amt.tuning.parameters import NUMBER
 from airflow_amt.tuning.request import training_job_definitions
 
 #: Seconds that a training job may take to end once the tuning job is stopped (developer guide: SIGTERM, then
@@ -37,17 +38,37 @@ class PriceTable:
     :param per_hour: price by instance type (``ml.m5.xlarge``).
     :param spot_discount: share of the price that managed spot training is expected to save, from 0 to below
         1; used for what has not been billed yet. What was billed is known.
+    :param source: where the prices come from, for people.
+    :param at: as of when they are, for people.
+    :raises AmtRequestError: one of them is not accepted; all that is wrong is listed.
     """
 
     currency: str
     per_hour: Mapping[str, float] = field(default_factory=dict)
     spot_discount: float = 0.0
+    source: str = ""
+    at: str = ""
+
+    def __post_init__(self) -> None:
+        problems = _price_problems(
+            {
+                "currency": self.currency,
+                "per_hour": self.per_hour,
+                "spot_discount": self.spot_discount,
+                "source": self.source,
+                "at": self.at,
+            },
+            "prices",
+        )
+        if problems:
+            raise AmtRequestError(problems)
 
     @classmethod
     def parse(cls, value: Any, *, path: str = "prices") -> PriceTable:
         """Read a price table from itself, its dict or the JSON text of that.
 
-        :param value: ``{"currency": "EUR", "per_hour": {"ml.m5.xlarge": 0.26}, "spot_discount": 0.6}``.
+        :param value: ``{"currency": "EUR", "per_hour": {"ml.m5.xlarge": 0.26}, "spot_discount": 0.6}``;
+            numbers may be text, as AWS's price list has them.
         :param path: how errors name it.
         :raises AmtRequestError: it is none; all that is wrong is listed.
         """
@@ -65,51 +86,20 @@ class PriceTable:
                     )
                 ]
             )
-        problems = [
-            AmtFieldError(f"{path}.{key}", given[key], "not known here", "leave it out")
-            for key in given
-            if key not in ("currency", "per_hour", "spot_discount", "source", "at")
-        ]
-        currency = given.get("currency")
-        if not isinstance(currency, str) or not currency.strip():
-            problems.append(
-                AmtFieldError(f"{path}.currency", currency, "a word such as EUR", "say what is paid in")
-            )
-        per_hour = given.get("per_hour")
-        if not isinstance(per_hour, Mapping) or not per_hour:
-            problems.append(
-                AmtFieldError(
-                    f"{path}.per_hour",
-                    per_hour,
-                    "prices of an hour by instance type",
-                    'give for example {"ml.m5.xlarge": 0.26}',
-                )
-            )
-            per_hour = {}
-        for kind, price in per_hour.items():
-            number = finite(price)
-            if number is None or number < 0:
-                problems.append(
-                    AmtFieldError(
-                        f"{path}.per_hour[{kind!r}]", price, "a number, at least 0", "give the hour's price"
-                    )
-                )
-        discount = finite(given.get("spot_discount", 0.0))
-        if discount is None or not 0 <= discount < 1:
-            problems.append(
-                AmtFieldError(
-                    f"{path}.spot_discount",
-                    given.get("spot_discount"),
-                    "a share from 0 to below 1",
-                    "give 0.6 for 60 % off",
-                )
-            )
+        found = {str(key): one for key, one in given.items() if one is not None}
+        per_hour = found.get("per_hour")
+        if isinstance(per_hour, Mapping):
+            found["per_hour"] = {str(kind): NUMBER.read(price) for kind, price in per_hour.items()}
+        found["spot_discount"] = NUMBER.read(found.get("spot_discount", 0.0))
+        problems = _price_problems(found, path)
         if problems:
             raise AmtRequestError(problems)
         return cls(
-            currency=str(currency),
-            per_hour={str(kind): float(price) for kind, price in per_hour.items()},
-            spot_discount=discount or 0.0,
+            currency=found["currency"],
+            per_hour={kind: float(price) for kind, price in found["per_hour"].items()},
+            spot_discount=float(found["spot_discount"]),
+            source=found.get("source", ""),
+            at=found.get("at", ""),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,7 +108,64 @@ class PriceTable:
             "currency": self.currency,
             "per_hour": dict(self.per_hour),
             "spot_discount": self.spot_discount,
+            **({"source": self.source} if self.source else {}),
+            **({"at": self.at} if self.at else {}),
         }
+
+
+def _price_problems(given: Mapping[str, Any], path: str) -> list[AmtFieldError]:
+    problems = [
+        AmtFieldError(f"{path}.{key}", given[key], "not known here", "leave it out")
+        for key in given
+        if key not in ("currency", "per_hour", "spot_discount", "source", "at")
+    ]
+    currency = given.get("currency")
+    if not isinstance(currency, str) or not currency.strip():
+        problems.append(
+            AmtFieldError(f"{path}.currency", currency, "a word such as EUR", "say what is paid in")
+        )
+    per_hour = given.get("per_hour")
+    if not isinstance(per_hour, Mapping) or not per_hour:
+        problems.append(
+            AmtFieldError(
+                f"{path}.per_hour",
+                per_hour,
+                "prices of an hour by instance type",
+                'give for example {"ml.m5.xlarge": 0.26}',
+            )
+        )
+        per_hour = {}
+    for kind, price in per_hour.items():
+        number = finite(price)
+        if number is None or not 0 <= number <= _LARGEST_PRICE:
+            problems.append(
+                AmtFieldError(
+                    f"{path}.per_hour[{kind!r}]",
+                    price,
+                    f"a number from 0 to {_LARGEST_PRICE:g}",
+                    "give the hour's price",
+                )
+            )
+    discount = finite(given.get("spot_discount"))
+    if discount is None or not 0 <= discount < 1:
+        problems.append(
+            AmtFieldError(
+                f"{path}.spot_discount",
+                given.get("spot_discount"),
+                "a share from 0 to below 1",
+                "give 0.6 for 60 % off",
+            )
+        )
+    problems += [
+        AmtFieldError(f"{path}.{key}", given[key], "text for people", "leave it out")
+        for key in ("source", "at")
+        if not isinstance(given.get(key, ""), str)
+    ]
+    return problems
+
+
+#: No price of an hour is above this in any currency.
+_LARGEST_PRICE = 1e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +307,8 @@ class Consumption:
     :param cost: money.
     :param cost_at_least: money for what has a price.
     :param rate: how much of each the running training jobs consume in a second: compute, billable, money.
-    :param rate_each: the same of one training job on average, of those that run or, if none does, of all.
+    :param typical: of each running training job or, if none runs, of each, its rate and its own time limit in
+        seconds, ``None`` if that is not known: what a training job to come may be like.
     :param running: of each running training job its rate, and for how many seconds its own time limit lets it
         run on, ``None`` if that is not known.
     :param mean: how much of each an ended training job consumed on average; ``None`` before the first ended.
@@ -274,7 +322,7 @@ class Consumption:
     cost: float | None
     cost_at_least: float
     rate: tuple[float, float, float | None]
-    rate_each: tuple[float, float, float | None] | None
+    typical: tuple[tuple[tuple[float, float, float | None], float | None], ...]
     running: tuple[tuple[tuple[float, float, float | None], float | None], ...]
     mean: tuple[float, float, float | None] | None
     left_of_running: tuple[float, float, float | None]
@@ -288,8 +336,8 @@ class Consumption:
         amounts = [(one, _amounts(one, one.training_seconds, discount, prices)) for one in usages]
         ended = [amount for one, amount in amounts if not one.running and one.training_seconds > 0]
         running = [(one, amount, _rate(one, discount, prices)) for one, amount in amounts if one.running]
-        mean = None if not ended else _scaled(_sum(ended), 1 / len(ended))
-        rates = [rate for _, _, rate in running] or [_rate(one, discount, prices) for one, _ in amounts]
+        mean = None if not ended else _shared(_sum(ended), len(ended))
+        like = [one for one, _, _ in running] or [one for one, _ in amounts]
         left = _sum(_NOTHING if mean is None else _left(mean, amount) for _, amount, _ in running)
         total = _sum(amount for _, amount in amounts)
         return cls(
@@ -298,7 +346,7 @@ class Consumption:
             cost=None if prices is None else total[2],
             cost_at_least=sum(amount[2] or 0.0 for _, amount in amounts),
             rate=_sum(rate for _, _, rate in running),
-            rate_each=None if not rates else _scaled(_sum(rates), 1 / len(rates)),
+            typical=tuple((_rate(one, discount, prices), one.resources.max_runtime_seconds) for one in like),
             running=tuple((rate, one.seconds_left) for one, _, rate in running),
             mean=mean,
             left_of_running=left,
@@ -319,16 +367,28 @@ class Consumption:
 
         :param seconds: how long each running training job may take to end; its own time limit can be sooner.
         """
-        index, spent = UNITS.index(unit), self.of(unit)
-        reserve = [
-            None
-            if (rate := rates[index]) is None
-            else rate * (seconds if left is None else min(seconds, left))
-            for rates, left in self.running
-        ]
-        if spent is None or any(one is None for one in reserve):
+        spent, reserve = self.of(unit), self.reserve(unit, seconds)
+        return None if spent is None or reserve is None else spent + reserve
+
+    def reserve(
+        self, unit: str, seconds: float, *, slots: int | None = None, launches_left: int | None = None
+    ) -> float | None:
+        """Return what training jobs still consume once the tuning job is stopped, at most.
+
+        :param seconds: how long each may take to end; its own time limit can be sooner.
+        :param slots: how many training jobs run at once. Those that are free now may be filled before the
+            stop with training jobs that consume as much as the most hungry typical one.
+        :param launches_left: training jobs that are still to be launched; ``None`` if there is no limit.
+        """
+        index = UNITS.index(unit)
+        busy = [_for(rates[index], seconds, left) for rates, left in self.running]
+        like = [_for(rates[index], seconds, limit) for rates, limit in self.typical]
+        known = [one for one in (*busy, *like) if one is not None]
+        if len(known) < len(busy) + len(like):
             return None
-        return spent + sum(one for one in reserve if one is not None)
+        free = max(0, (slots or 0) - len(self.running))
+        free = free if launches_left is None else min(free, launches_left)
+        return sum(known[: len(busy)]) + free * max(known[len(busy) :], default=0.0)
 
     def at_completion(
         self,
@@ -356,10 +416,10 @@ class Consumption:
         left, each = self.left_of_running[index], self.mean[index]
         if launches_left is not None and left is not None and each is not None:
             projections.append(spent + left + each * launches_left)
-        rate = None if self.rate_each is None else self.rate_each[index]
-        if seconds_left is not None and rate is not None:
+        rates = [rate for one, _ in self.typical if (rate := one[index]) is not None]
+        if seconds_left is not None and rates:
             at_once = max(len(self.running), slots or 1)
-            projections.append(spent + rate * at_once * seconds_left)
+            projections.append(spent + sum(rates) / len(rates) * at_once * seconds_left)
         return min(projections, default=None)
 
 
@@ -390,6 +450,10 @@ def _money(resources: Resources, seconds: float, prices: PriceTable | None) -> f
     return sum(prices.per_hour[kind] * count for kind, count in resources.instances) * seconds / _HOUR
 
 
+def _for(rate: float | None, seconds: float, limit: float | None) -> float | None:
+    return None if rate is None else rate * (seconds if limit is None else min(seconds, max(0.0, limit)))
+
+
 def _left(mean: _Amount, amount: _Amount) -> _Amount:
     money = None if mean[2] is None or amount[2] is None else max(0.0, mean[2] - amount[2])
     return max(0.0, mean[0] - amount[0]), max(0.0, mean[1] - amount[1]), money
@@ -405,8 +469,8 @@ def _sum(amounts: Iterable[_Amount]) -> _Amount:
     return compute, billable, money
 
 
-def _scaled(amount: _Amount, factor: float) -> _Amount:
-    return amount[0] * factor, amount[1] * factor, None if amount[2] is None else amount[2] * factor
+def _shared(amount: _Amount, by: int) -> _Amount:
+    return amount[0] / by, amount[1] / by, None if amount[2] is None else amount[2] / by
 
 
 def _unpriced(usages: Iterable[TrainingJobUsage], prices: PriceTable) -> tuple[str, ...]:

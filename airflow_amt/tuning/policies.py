@@ -225,6 +225,7 @@ class Situation:
 
 #: A share is never shown as more than this, so that it stays a number in JSON.
 _LARGEST_SHARE = 1e12
+_DECIMALS = 12
 _TICK = timedelta(microseconds=1)
 _BELOW_ONE = math.nextafter(1.0, 0.0)
 
@@ -303,8 +304,8 @@ class Level:
             return self.due if share <= 1 else None
         if self.share is None or self.per_second <= 0:
             return None
-        seconds = (share - self.share) / self.per_second
-        # Rather one microsecond early than late.
+        # Rather a little early than late: shares are rounded, and so are times.
+        seconds = (share - self.share - 10**-_DECIMALS) / self.per_second
         return None if seconds > 1e9 else now + max(_TICK, timedelta(seconds=seconds) - _TICK)
 
     def deciding(self, share: float) -> tuple[Level, ...]:
@@ -494,6 +495,9 @@ class SinglePolicy(Policy):
         self, share: float | None, reason: str, *, evidence: Mapping[str, Any] | None = None, **facts: Any
     ) -> Level:
         """Return a level of this policy; numbers that JSON has no form for are left out."""
+        if share is not None and "timed" not in facts:
+            # So that 0.1 + 0.2 of 0.3 is all of it. Times are whole microseconds, and exact.
+            share = round(min(share, _LARGEST_SHARE), _DECIMALS)
         return Level(
             code=self.code,
             share=None if share is None else min(share, _LARGEST_SHARE),
@@ -629,11 +633,12 @@ _LAST_MOMENT = datetime(9998, 1, 1, tzinfo=UTC)
 class Budget(SinglePolicy):
     """The training jobs may consume so much.
 
-    A stop takes a while, and running training jobs consume until they have ended. This *reserve* (what they
-    consume in the time of ``stopping``, but not after their own time limit) is taken off the limit, though
-    never more than half of it: the share is what is spent of the rest. So the tuning job is stopped before
-    the money is gone, not after, if it is looked at in time. A limit below twice the reserve cannot be kept
-    for sure; then it is stopped when half is spent, rather than at once.
+    A stop takes a while, and running training jobs consume until they have ended; until the stop, AMT fills
+    slots that are free with new ones. This *reserve* (what training jobs in all slots consume in the time of
+    ``stopping``, but not after their own time limit) is taken off the limit, though never more than half of
+    it: the share is what is spent of the rest. So the tuning job is stopped before the money is gone, not
+    after, if it is looked at in time. A limit below twice the reserve cannot be kept for sure; then it is
+    stopped when half is spent, rather than at once.
 
     ``counting="projected"`` also looks at what will have been spent when the tuning job comes to its own end
     (:meth:`airflow_amt.tuning.costs.Consumption.at_completion`), from ``minimum_ended`` ended training jobs
@@ -675,11 +680,15 @@ class Budget(SinglePolicy):
         if consumed is None:
             return self.unknown("Whether the budget is kept cannot be told: what was consumed is not known.")
         limit = self.limit * raised
-        spent, after_stop = (
-            consumed.of(self.unit),
-            consumed.after_stop(self.unit, self.stopping.total_seconds()),
+        seconds = self.stopping.total_seconds()
+        spent, after_stop = consumed.of(self.unit), consumed.after_stop(self.unit, seconds)
+        reserve = consumed.reserve(
+            self.unit,
+            seconds,
+            slots=situation.progress.max_parallel_training_jobs,
+            launches_left=situation.launches_left,
         )
-        if spent is None or after_stop is None:
+        if spent is None or after_stop is None or reserve is None:
             kinds = ", ".join(consumed.unpriced)
             why = f"there is no price of {kinds}" if kinds else "there are no prices"
             return self.unknown(
@@ -688,7 +697,7 @@ class Budget(SinglePolicy):
                 evidence={"limit": limit, "unit": self.unit, "spent_at_least": consumed.cost_at_least},
                 at_least=min(consumed.cost_at_least / limit, _LARGEST_SHARE),
             )
-        may_be_spent = limit - min(after_stop - spent, limit / 2)
+        may_be_spent = limit - min(reserve, limit / 2)
         share = spent / may_be_spent
         projected = consumed.at_completion(
             self.unit,
@@ -714,6 +723,7 @@ class Budget(SinglePolicy):
                 "currency": consumed.currency,
                 "spent": spent,
                 "after_stop": after_stop,
+                "reserve": reserve,
                 "projected": projected,
                 "per_hour": rate * 3600,
             },
@@ -758,7 +768,7 @@ class MaxFailedTrainingJobs(SinglePolicy):
         if self.share is not None:
             limits.append(f"{self.share * raised:.1%} of those that ended, from {self.minimum_ended} on")
             if ended >= self.minimum_ended:
-                shares.append(failed / ended / (self.share * raised))
+                shares.append(failed / (ended * self.share * raised))
         return self.level(
             max(shares),
             f"{failed} of {ended} training jobs that ended have failed; the limit is {' or '.join(limits)}.",
