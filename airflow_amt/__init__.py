@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from airflow_amt.hooks.tuning import AmtHook
     from airflow_amt.links.tuning import AmtTuningJobLink
+    from airflow_amt.operators.ask import AmtAskOperator
     from airflow_amt.operators.best import AmtBestTrainingJobOperator
     from airflow_amt.operators.branch import AmtOutcomeBranchOperator
     from airflow_amt.operators.export import AmtExportTrainingJobsOperator
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         AmtTuningJobStopped,
         AmtTuningJobTimeout,
     )
+    from airflow_amt.triggers.answer import AmtAnswerTrigger
     from airflow_amt.triggers.ended import AmtTuningJobEndedTrigger
     from airflow_amt.triggers.progress import AmtTuningProgressTrigger
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
@@ -92,6 +94,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AmtAccessDeniedError",
+    "AmtAnswerTrigger",
+    "AmtAskOperator",
     "AmtAwaitedJobFailed",
     "AmtAwaitedJobStopped",
     "AmtAwsError",
@@ -240,6 +244,8 @@ _MODULES = {
         ),
         "airflow_amt.tuning",
     ),
+    "AmtAnswerTrigger": "airflow_amt.triggers.answer",
+    "AmtAskOperator": "airflow_amt.operators.ask",
     "AmtBestTrainingJobOperator": "airflow_amt.operators.best",
     "AmtExportTrainingJobsOperator": "airflow_amt.operators.export",
     "AmtHook": "airflow_amt.hooks.tuning",

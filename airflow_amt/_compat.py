@@ -48,6 +48,7 @@ __all__ = [
     "AirflowTaskTimeout",
     "BranchMixIn",
     "asset_state_stores",
+    "base_url",
     "can_start_from_trigger",
     "count",
     "current_context",
@@ -55,7 +56,10 @@ __all__ = [
     "deployment_id",
     "import_dags",
     "in_thread",
+    "is_not_found",
     "push_xcoms",
+    "questions_describe_params",
+    "read_answer",
     "read_connection_extra",
     "read_dag_known",
     "read_run_state",
@@ -64,6 +68,8 @@ __all__ = [
     "read_variable",
     "run_succeeded",
     "triggers_hear_of_kills",
+    "upsert_question",
+    "write_answer",
 ]
 
 _Result = TypeVar("_Result")
@@ -159,7 +165,7 @@ def read_connection_extra(conn_id: str) -> dict[str, Any] | None:
     try:
         found = Connection.get(conn_id)
     except Exception as error:
-        if type(error).__name__ == "AirflowNotFoundException" or _is_not_found(error):
+        if type(error).__name__ == "AirflowNotFoundException" or is_not_found(error):
             return None
         raise
     return dict(found.extra_dejson)
@@ -223,7 +229,7 @@ def read_run_state(dag_id: str, run_id: str) -> str | None:
     try:
         state = RuntimeTaskInstance.get_dagrun_state(dag_id, run_id)
     except Exception as error:
-        if _is_not_found(error):
+        if is_not_found(error):
             return None
         raise
     return str(getattr(state, "value", state))
@@ -242,13 +248,13 @@ def read_dag_known(dag_id: str) -> bool | None:
     try:
         RuntimeTaskInstance.get_dag(dag_id)
     except Exception as error:
-        if _is_not_found(error):
+        if is_not_found(error):
             return False
         raise
     return True
 
 
-def _is_not_found(error: Exception) -> bool:
+def is_not_found(error: Exception) -> bool:
     """Whether the execution API answered that there is no such thing.
 
     A worker gets ``AirflowRuntimeError`` from its supervisor; in ``dag.test()`` there is none between the
@@ -332,6 +338,48 @@ def asset_state_stores(trigger: Any) -> list[Any]:
         return []
     by_name = getattr(accessors, "_by_name", {})
     return [by_name[name] for name in sorted(by_name)]
+
+
+def base_url() -> str | None:
+    """Return ``[api] base_url`` without a slash at the end; ``None`` if it is not set."""
+    return str(conf.get("api", "base_url", fallback="") or "").strip().rstrip("/") or None
+
+
+@cache
+def questions_describe_params() -> bool:
+    """Whether the fields of a question to people have a description and a schema (3.1.3 and later)."""
+    from importlib.metadata import version
+
+    from packaging.version import Version
+
+    return Version(version("apache-airflow-core")).release >= (3, 1, 3)
+
+
+def upsert_question(ti_id: Any, **question: Any) -> Any:
+    """Store a question to people, from inside a worker; blocking. See :mod:`airflow_amt._human`.
+
+    :return: the question that is stored, the first of this task instance; ``None`` in ``dag.test()`` of some
+        versions.
+    """
+    # What airflow.sdk.execution_time.hitl.upsert_hitl_detail sends; that one keeps the answer to itself.
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import CreateHITLDetailPayload
+
+    return task_runner.SUPERVISOR_COMMS.send(CreateHITLDetailPayload(ti_id=ti_id, multiple=False, **question))
+
+
+def read_answer(ti_id: Any) -> Any:
+    """Read what people answered, from inside a triggerer; blocking; ``None`` in ``dag.test()``."""
+    from airflow.sdk.execution_time.hitl import get_hitl_detail_content_detail
+
+    return get_hitl_detail_content_detail(ti_id)
+
+
+def write_answer(ti_id: Any, chosen: list[str], params: dict[str, Any]) -> Any:
+    """Answer a question in nobody's name, from inside a triggerer; blocking; ``None`` in ``dag.test()``."""
+    from airflow.sdk.execution_time.hitl import update_hitl_detail_response
+
+    return update_hitl_detail_response(ti_id, chosen, params)
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_amt.operators.best",
                     "airflow_amt.operators.export",
                     "airflow_amt.operators.reap",
+                    "airflow_amt.operators.ask",
                 ],
             }
         ],
@@ -59,6 +60,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_amt.triggers.progress",
                     "airflow_amt.triggers.quota",
                     "airflow_amt.triggers.ended",
+                    "airflow_amt.triggers.answer",
                 ],
             }
         ],

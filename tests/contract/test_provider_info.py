@@ -69,6 +69,7 @@ def test_integrations_of_all_entries_exist() -> None:
 
 def test_extra_links_can_be_imported_and_belong_to_the_operators() -> None:
     from airflow_amt import (
+        AmtAskOperator,
         AmtBestTrainingJobOperator,
         AmtExportTrainingJobsOperator,
         AmtOutcomeBranchOperator,
@@ -90,6 +91,7 @@ def test_extra_links_can_be_imported_and_belong_to_the_operators() -> None:
         AmtOutcomeBranchOperator,
         AmtBestTrainingJobOperator,
         AmtExportTrainingJobsOperator,
+        AmtAskOperator,
     ):
         assert [type(link) for link in operator.operator_extra_links] == links
 
@@ -119,7 +121,7 @@ def test_every_error_is_public() -> None:
 _IMPORT_OPERATORS = (
     "import sys; import airflow_amt.operators.stop, airflow_amt.operators.tuning; "
     "import airflow_amt.operators.branch, airflow_amt.operators.best, airflow_amt.operators.export; "
-    "import airflow_amt.operators.reap; "
+    "import airflow_amt.operators.reap, airflow_amt.operators.ask; "
     "import airflow_amt.sensors.tuning, airflow_amt.triggers.tuning, airflow_amt.triggers.ended; "
     "import airflow_amt.sensors.progress, airflow_amt.triggers.progress; "
     "print([name for name in sys.modules "

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from airflow_amt.triggers.answer import ANSWER_TRIGGER_VERSION, AmtAnswerTrigger
 from airflow_amt.triggers.ended import TRIGGER_VERSION as ENDED_TRIGGER_VERSION
 from airflow_amt.triggers.ended import AmtTuningJobEndedTrigger
 from airflow_amt.triggers.progress import PROGRESS_TRIGGER_VERSION, AmtTuningProgressTrigger
@@ -25,6 +26,7 @@ TRIGGERS = [
     (AmtTuningProgressTrigger, PROGRESS_TRIGGER_VERSION, "progress-trigger"),
     (AmtTuningJobEndedTrigger, ENDED_TRIGGER_VERSION, "ended-trigger"),
     (AmtQuotaTrigger, QUOTA_TRIGGER_VERSION, "quota-trigger"),
+    (AmtAnswerTrigger, ANSWER_TRIGGER_VERSION, "answer-trigger"),
 ]
 
 
@@ -101,6 +103,14 @@ ARGUMENTS: dict[type[Any], dict[str, Any]] = {
         "moment": "2026-01-01T00:00:00+00:00",
         "state": {"waits_for": "quota"},
         "version": QUOTA_TRIGGER_VERSION,
+    },
+    AmtAnswerTrigger: {
+        "ti_id": "01a20de5-40b1-7e66-889b-6d3ec6b53e23",
+        "question": {"subject": "Continue?", "options": ["Continue"], "defaults": ["Continue"]},
+        "until": "2026-01-01T00:00:00+00:00",
+        "check_interval": 2.5,
+        "state": {"tuning_job_name": "churn-model"},
+        "version": ANSWER_TRIGGER_VERSION,
     },
 }
 
