@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from airflow.sdk import BranchMixIn
@@ -60,6 +61,7 @@ __all__ = [
     "read_task_state",
     "read_task_states",
     "run_succeeded",
+    "run_url",
     "triggers_hear_of_kills",
 ]
 
@@ -90,6 +92,14 @@ def can_start_from_trigger() -> bool:
 def deployment_id() -> str | None:
     """Return ``[amt] deployment``, the id by which this Airflow's tuning jobs are told from another's."""
     return str(conf.get("amt", "deployment", fallback="") or "").strip() or None
+
+
+def run_url(dag_id: str, run_id: str) -> str | None:
+    """Return the page of a DAG run; ``None`` unless Airflow has been told its own address."""
+    base = str(conf.get("api", "base_url", fallback="") or "")
+    if not base.startswith(("http://", "https://")):
+        return None
+    return f"{base.rstrip('/')}/dags/{quote(dag_id)}/runs/{quote(run_id)}"
 
 
 def import_dags(path: str) -> tuple[dict[str, Any], dict[str, str]]:

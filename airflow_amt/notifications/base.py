@@ -13,13 +13,14 @@ A DAG's callback may get the task instance that Airflow deems relevant, or none;
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Generator, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from airflow.sdk import BaseNotifier
 
-from airflow_amt._compat import conf, in_thread
+from airflow_amt._compat import in_thread, run_url
 from airflow_amt._tasks import NAME_KEY, OUTCOME_KEY
 from airflow_amt.links.tuning import console_url
 from airflow_amt.task_exceptions import AmtConditionNotMet, AmtTuningJobError
@@ -28,6 +29,8 @@ from airflow_amt.tuning.message import as_html, as_mrkdwn, compact_message
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["AmtNotifier", "message_facts", "missing_provider"]
 
@@ -169,7 +172,8 @@ def _job_facts(context: Mapping[str, Any]) -> dict[str, Any]:
     if _is_of_a_job(progress):
         # Its condition tells why the sensor's wait is over; "reason" is a word of outcomes.
         return dict(progress)
-    name = _pull(ti, NAME_KEY)
+    # The errors about one tuning job name it.
+    name = getattr(error, "tuning_job_name", None) or _pull(ti, NAME_KEY)
     return {"tuning_job_name": name} if isinstance(name, str) else {}
 
 
@@ -185,12 +189,10 @@ def _pull(ti: Any, key: str) -> Any:
         return None
     index = getattr(ti, "map_index", None)
     try:
-        return pull(
-            task_ids=ti.task_id, key=key, map_indexes=None if index is None or index < 0 else index
-        )
-    except Exception:
+        return pull(task_ids=ti.task_id, key=key, map_indexes=None if index is None or index < 0 else index)
+    except Exception:  # noqa: BLE001 - whatever the supervisor, or an XCom backend, raises
         # Telling that a task failed matters more than telling all that is known.
-        _log().warning("XCom %r could not be read for a message; it tells less.", key, exc_info=True)
+        _log.warning("XCom %r could not be read for a message; it tells less.", key, exc_info=True)
         return None
 
 
@@ -198,13 +200,18 @@ def _airflow_facts(context: Mapping[str, Any]) -> dict[str, Any]:
     ti, run, dag = context.get("ti"), context.get("dag_run"), context.get("dag")
     run_reason = context.get("reason")
     dag_id = _of("dag_id", ti, run, dag)
-    run_id = _of("run_id", ti, run) or context.get("run_id")
+    # The DAG run of a deadline's context is a dict as of the REST API.
+    run_id = _of("run_id", ti, run) or context.get("run_id") or _of("dag_run_id", run)
     facts: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id}
-    if isinstance(run_reason, str):
+    if isinstance(run_reason, str) or ti is None:
         # Only the callbacks of a DAG have a reason; their task instance is one of many.
-        return {**facts, "run_reason": run_reason, "airflow_url": _run_url(dag_id, run_id)}
-    if ti is None:
-        return {**facts, "airflow_url": _run_url(dag_id, run_id)}
+        missed = _of("deadline_time", context.get("deadline"))
+        return {
+            **facts,
+            "run_reason": run_reason,
+            "missed_deadline": missed.isoformat() if isinstance(missed, datetime) else missed,
+            "airflow_url": run_url(str(dag_id), str(run_id)) if dag_id and run_id else None,
+        }
     error = context.get("exception")
     state = _of("state", ti)
     state = getattr(state, "value", state)
@@ -228,14 +235,6 @@ def _most_tries(ti: Any) -> int | None:
     return retries + 1 if isinstance(retries, int) else None
 
 
-def _run_url(dag_id: Any, run_id: Any) -> str | None:
-    """Return the page of a DAG run, if Airflow has been told its own address."""
-    base = str(conf.get("api", "base_url", fallback="") or "")
-    if not base.startswith(("http://", "https://")) or not dag_id or not run_id:
-        return None
-    return f"{base.rstrip('/')}/dags/{quote(str(dag_id))}/runs/{quote(str(run_id))}"
-
-
 def _of(name: str, *holders: Any) -> Any:
     """Return the first value of that name; a deadline's DAG run is a dict."""
     for holder in holders:
@@ -243,9 +242,3 @@ def _of(name: str, *holders: Any) -> Any:
         if value is not None:
             return value
     return None
-
-
-def _log() -> Any:
-    import logging
-
-    return logging.getLogger(__name__)

@@ -37,6 +37,6 @@ class AmtSnsNotifier(AmtNotifier, SnsNotifier):
     async def async_notify(self, context: Any) -> None:
         """Publish the message from within an event loop; called directly, compose and render it first."""
         if self._composed:
-            await in_thread(lambda: SnsNotifier.notify(self, context))
+            await in_thread(lambda: self.notify(context))
         else:
             await super().async_notify(context)

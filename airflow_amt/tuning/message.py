@@ -70,7 +70,8 @@ def compact_message(facts: Mapping[str, Any]) -> Message:
         ``limit``, ``unit`` as of a budget, ``currency``), ``saving`` (``training_jobs``, ``money`` and
         ``currency``, ``compute_seconds``, ``billable_seconds``). Beside either ``dag_id``, ``run_id``,
         ``task_id``, ``map_index``, ``task_state``, ``try_number``, ``max_tries``, ``exception``,
-        ``run_reason`` (why a DAG run ended), ``console_url``, ``airflow_url``. Any may be missing.
+        ``run_reason`` (why a DAG run ended), ``missed_deadline`` (of a DAG run), ``console_url``,
+        ``airflow_url``. Any may be missing.
     """
     subject, headline = _headline(facts)
     prose = [headline, _result(facts), _resources(facts), _where(facts, has_headline=bool(headline))]
@@ -347,12 +348,13 @@ def _where(facts: Mapping[str, Any], *, has_headline: bool) -> str:
 
 def _run_sentence(facts: Mapping[str, Any]) -> str:
     """Return how a DAG run ended; empty where the facts are of a task."""
-    reason = _text(facts.get("run_reason"), 120)
-    if not reason:
+    reason, deadline = _text(facts.get("run_reason"), 120), _text(facts.get("missed_deadline"), 40)
+    if not reason and not deadline:
         return ""
     dag_id, run_id = _text(facts.get("dag_id"), _MAX_NAME), _text(facts.get("run_id"), 120)
     subject = f"DAG {dag_id}" if dag_id else "A DAG run"
     ended = "succeeded" if reason == "success" else f"ended: {reason.replace('_', ' ')}"
+    ended = ended if reason else f"missed its deadline of {deadline}"
     return f"{subject} {ended}" + (f", run {run_id}" if run_id else "")
 
 
@@ -384,7 +386,7 @@ def _text(value: Any, limit: int) -> str:
     What cannot be printed (line breaks, control and direction marks, halves of surrogate pairs) becomes a
     space.
     """
-    if value is None or isinstance(value, (Mapping, bytes, float)) or isinstance(value, (list, tuple, set)):
+    if value is None or isinstance(value, (Mapping, bytes, float, list, tuple, set)):
         return ""
     printable = "".join(one if one.isprintable() else " " for one in str(value)[: 20 * limit])
     text = " ".join(printable.split())
