@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,9 @@ class AmtNotifier(BaseNotifier):
         else:
             context = dict(args[0])
         context["amt"] = _composed_message(context)
+        if not hasattr(context.get("dag"), "get_template_env"):
+            # dag.test() gives the callbacks of a DAG its serialised form, at which rendering fails.
+            context.pop("dag", None)
         BaseNotifier.__call__(self._for_one_call(), context)
 
     def __await__(self) -> Generator[Any, Any, None]:
@@ -164,16 +167,15 @@ def _job_facts(context: Mapping[str, Any]) -> dict[str, Any]:
     error = context.get("exception")
     if isinstance(error, AmtTuningJobError):
         return dict(error.outcome)
-    ti = context.get("ti")
-    outcome = _pull(ti, OUTCOME_KEY)
-    if _is_of_a_job(outcome):
-        return dict(outcome)
-    progress = error.result if isinstance(error, AmtConditionNotMet) else _pull(ti, PROGRESS_KEY)
-    if _is_of_a_job(progress):
-        # Its condition tells why the sensor's wait is over; "reason" is a word of outcomes.
-        return dict(progress)
+    if isinstance(error, AmtConditionNotMet):
+        return dict(error.result)
+    for key, value in _xcoms(context.get("ti")):
+        if key == NAME_KEY and isinstance(value, str):
+            return {"tuning_job_name": value}
+        if key != NAME_KEY and _is_of_a_job(value):
+            return dict(value)
     # The errors about one tuning job name it.
-    name = getattr(error, "tuning_job_name", None) or _pull(ti, NAME_KEY)
+    name = getattr(error, "tuning_job_name", None)
     return {"tuning_job_name": name} if isinstance(name, str) else {}
 
 
@@ -182,18 +184,23 @@ def _is_of_a_job(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("tuning_job_name"), str)
 
 
-def _pull(ti: Any, key: str) -> Any:
-    """Read an XCom of this very task instance; ``None`` if there is none or it cannot be read."""
+def _xcoms(ti: Any) -> Iterator[tuple[str, Any]]:
+    """Read what this very task instance told of its tuning job, the most telling first."""
     pull: Callable[..., Any] | None = getattr(ti, "xcom_pull", None)
     if pull is None:
-        return None
+        return
     index = getattr(ti, "map_index", None)
-    try:
-        return pull(task_ids=ti.task_id, key=key, map_indexes=None if index is None or index < 0 else index)
-    except Exception:  # noqa: BLE001 - whatever the supervisor, or an XCom backend, raises
-        # Telling that a task failed matters more than telling all that is known.
-        _log.warning("XCom %r could not be read for a message; it tells less.", key, exc_info=True)
-        return None
+    for key in (OUTCOME_KEY, PROGRESS_KEY, NAME_KEY):
+        try:
+            value = pull(
+                task_ids=ti.task_id, key=key, map_indexes=None if index is None or index < 0 else index
+            )
+        except Exception:  # noqa: BLE001 - whatever the supervisor, or an XCom backend, raises
+            # Telling that a task failed matters more than telling all that is known. The callbacks of a DAG
+            # in dag.test() have nobody to ask.
+            _log.warning("XCom could not be read for a message, which tells less.", exc_info=True)
+            return
+        yield key, value
 
 
 def _airflow_facts(context: Mapping[str, Any]) -> dict[str, Any]:
