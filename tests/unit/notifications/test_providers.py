@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import boto3
 import pytest
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import ConnectionResult, GetConnection
 from moto.server import ThreadedMotoServer
 
 from airflow_amt.notifications.email import AmtSmtpNotifier
@@ -46,7 +49,26 @@ def send(notifier: Any, way: str) -> None:
     async def wait() -> None:
         await notifier
 
-    asyncio.run(wait())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task_runner, "SUPERVISOR_COMMS", Supervisor(), raising=False)
+        asyncio.run(wait())
+
+
+class Supervisor:
+    """Answers for connections, from the environment, as the process above a triggerer does.
+
+    Airflow 3.1 looks connections up, from within an event loop, only where there is one.
+    """
+
+    def send(self, msg: Any) -> Any:
+        if not isinstance(msg, GetConnection):
+            return None
+        fields = json.loads(os.environ[f"AIRFLOW_CONN_{msg.conn_id.upper()}"])
+        fields["extra"] = json.dumps(fields.get("extra"))
+        return ConnectionResult(conn_id=msg.conn_id, **fields)
+
+    async def asend(self, msg: Any) -> Any:
+        return self.send(msg)
 
 
 # --- Slack -------------------------------------------------------------------------------------
