@@ -60,6 +60,7 @@ __all__ = [
     "read_run_state",
     "read_task_state",
     "read_task_states",
+    "redact",
     "run_succeeded",
     "run_url",
     "triggers_hear_of_kills",
@@ -227,6 +228,13 @@ def _is_not_found(error: Exception) -> bool:
         return bool(response.status_code == 404)
     detail = getattr(getattr(error, "error", None), "detail", None)
     return isinstance(detail, dict) and detail.get("status_code") == 404
+
+
+def redact(text: str) -> str:
+    """Return a text with those secrets masked that Airflow masks in logs, as passwords of connections."""
+    from airflow.sdk._shared import secrets_masker
+
+    return str(secrets_masker.redact(text))
 
 
 def run_succeeded(dag_id: str, run_id: str) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseNotifier
 
-from airflow_amt._compat import in_thread, run_url
+from airflow_amt._compat import in_thread, redact, run_url
 from airflow_amt._tasks import NAME_KEY, OUTCOME_KEY
 from airflow_amt.links.tuning import console_url
 from airflow_amt.task_exceptions import AmtConditionNotMet, AmtTuningJobError
@@ -232,7 +232,8 @@ def _airflow_facts(context: Mapping[str, Any]) -> dict[str, Any]:
     }
     # What it would say is in the outcome, or the progress, that it carries.
     if error is not None and not isinstance(error, AmtTuningJobError | AmtConditionNotMet):
-        facts["exception"] = str(error) or type(error).__name__
+        # It leaves Airflow, whose logs would mask a password in it.
+        facts["exception"] = redact(str(error) or type(error).__name__)
     return facts
 
 

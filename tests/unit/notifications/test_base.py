@@ -280,6 +280,14 @@ def test_braces_in_an_error_are_no_template() -> None:
     assert "{{ 1 + 1 }} {% raw" in told(context)
 
 
+def test_a_password_in_an_error_stays_in_airflow() -> None:
+    from airflow.sdk.log import mask_secret
+
+    mask_secret("correct-horse-battery")
+    context = {"ti": TaskInstance(state="failed"), "exception": OSError("no login: correct-horse-battery")}
+    assert told(context).splitlines()[0].endswith("failed: no login: ***.")
+
+
 def test_a_dag_that_renders_native_objects_gets_text() -> None:
     with DAG("nightly", schedule=None, render_template_as_native_obj=True) as dag:
         pass
@@ -293,6 +301,18 @@ def test_the_facts_carry_the_console_link_of_the_arn() -> None:
     assert "console_url" not in message_facts({"policy": {**REPORT, "tuning_job_arn": "arn:other:x"}})
     kept = message_facts({"policy": {**REPORT, "tuning_job_arn": f"{ARN}x", "console_url": "https://mine"}})
     assert kept["console_url"] == "https://mine"
+
+
+@pytest.mark.parametrize("module", ["base", "slack", "email"])
+def test_only_the_notifier_of_aws_imports_boto(module: str) -> None:
+    code = (
+        f"import sys, airflow_amt.notifications.{module}; "
+        "print([one for one in sys.modules if one.split('.')[0] in ('boto3', 'botocore')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 _WITHOUT = """

@@ -115,6 +115,29 @@ def test_what_slack_refuses_is_an_error(slack: SlackServer, way: str, kind: Any)
         send(kind(), way)
 
 
+def test_it_can_be_the_asynchronous_callback_of_a_deadline(
+    slack: SlackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Airflow's triggerer runs it: by its path, with the context as JSON left it."""
+    triggers = pytest.importorskip("airflow.triggers.callback", reason="Airflow 3.1 alerts in another way")
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", Supervisor(), raising=False)
+    context = {
+        "dag_run": {"dag_id": "nightly", "dag_run_id": "run"},
+        "deadline": {"id": "1", "deadline_time": "2026-11-24T06:00:00Z"},
+    }
+    trigger = triggers.CallbackTrigger(
+        callback_path="airflow_amt.notifications.slack.AmtSlackNotifier",
+        callback_kwargs={"channel": "#models", "context": context},
+    )
+
+    async def events() -> list[Any]:
+        return [event.payload["state"] async for event in trigger.run()]
+
+    assert asyncio.run(events())[-1] == "success"
+    (post,) = slack.posts
+    assert post["text"].startswith("DAG nightly missed its deadline of 2026-11-24T06:00:00Z, run run.")
+
+
 # --- e-mail ------------------------------------------------------------------------------------
 
 
@@ -158,6 +181,16 @@ def test_subject_and_content_may_be_ones_own(mailbox: Mailbox, way: str) -> None
     )
     assert (mailbox.mails[0]["Subject"], mailbox.mails[0]["From"]) == (f"[ml] {SUBJECT}", "me@example.com")
     assert html_of(mailbox).startswith(f"<p>0.9</p>{SUBJECT}: Nothing &lt;ended")
+
+
+def test_arguments_may_stand_in_the_order_of_the_provider(mailbox: Mailbox) -> None:
+    send(
+        AmtSmtpNotifier("a@example.com", "me@example.com", "Hello", "<p>World</p>", None, "c@example.com"),
+        "sync",
+    )
+    assert (mailbox.mails[0]["Subject"], mailbox.mails[0]["From"]) == ("Hello", "me@example.com")
+    assert mailbox.recipients == [["a@example.com", "c@example.com"]]
+    assert html_of(mailbox) == "<p>World</p>"
 
 
 def test_content_may_come_from_a_file(mailbox: Mailbox, tmp_path: Any) -> None:
