@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from airflow.sdk import BranchMixIn
@@ -66,7 +67,9 @@ __all__ = [
     "read_task_state",
     "read_task_states",
     "read_variable",
+    "redact",
     "run_succeeded",
+    "run_url",
     "triggers_hear_of_kills",
     "upsert_question",
     "write_answer",
@@ -99,6 +102,14 @@ def can_start_from_trigger() -> bool:
 def deployment_id() -> str | None:
     """Return ``[amt] deployment``, the id by which this Airflow's tuning jobs are told from another's."""
     return str(conf.get("amt", "deployment", fallback="") or "").strip() or None
+
+
+def run_url(dag_id: str, run_id: str) -> str | None:
+    """Return the page of a DAG run; ``None`` unless Airflow has been told its own address."""
+    base = str(conf.get("api", "base_url", fallback="") or "")
+    if not base.startswith(("http://", "https://")):
+        return None
+    return f"{base.rstrip('/')}/dags/{quote(dag_id)}/runs/{quote(run_id)}"
 
 
 def import_dags(path: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -265,6 +276,13 @@ def is_not_found(error: Exception) -> bool:
         return bool(response.status_code == 404)
     detail = getattr(getattr(error, "error", None), "detail", None)
     return isinstance(detail, dict) and detail.get("status_code") == 404
+
+
+def redact(text: str) -> str:
+    """Return a text with those secrets masked that Airflow masks in logs, as passwords of connections."""
+    from airflow.sdk._shared import secrets_masker
+
+    return str(secrets_masker.redact(text))
 
 
 def run_succeeded(dag_id: str, run_id: str) -> bool:

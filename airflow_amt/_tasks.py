@@ -198,9 +198,7 @@ def resumption(name: str, trigger: AmtTuningJobTrigger, guard: Guard | None) -> 
     return {"resume": {"tuning_job_name": name, "state": state}}
 
 
-def event_of(
-    event: Mapping[str, Any] | None, resume: Mapping[str, Any] | None
-) -> Mapping[str, Any] | None:
+def event_of(event: Mapping[str, Any] | None, resume: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Return the event with which a task goes on: its trigger's, or one of Airflow's with a person's answer.
 
     :param resume: what :func:`resumption` returned.

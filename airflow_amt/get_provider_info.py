@@ -80,5 +80,11 @@ def get_provider_info() -> dict[str, Any]:
                 },
             }
         },
+        "notifications": [
+            "airflow_amt.notifications.slack.AmtSlackNotifier",
+            "airflow_amt.notifications.slack.AmtSlackWebhookNotifier",
+            "airflow_amt.notifications.email.AmtSmtpNotifier",
+            "airflow_amt.notifications.sns.AmtSnsNotifier",
+        ],
         "extra-links": ["airflow_amt.links.tuning.AmtTuningJobLink"],
     }

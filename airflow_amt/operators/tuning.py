@@ -22,9 +22,9 @@ from airflow_amt._tasks import (
     NAME_KEY,
     OUTCOME_KEY,
     TuningJobTask,
+    event_of,
     optional_seconds,
     parse_seconds,
-    event_of,
     policing_of,
     resumed_state,
     resumption,
@@ -153,9 +153,7 @@ class WaitingOperator(TuningJobTask, BaseOperator):
                     reading=reading,
                     stop_on_kill=stop_on_kill,
                     state=state,
-                    guarded=None
-                    if policing is None or guard is None
-                    else policing.trigger_arguments(guard),
+                    guarded=None if policing is None or guard is None else policing.trigger_arguments(guard),
                 )
                 self.defer(
                     trigger=trigger,

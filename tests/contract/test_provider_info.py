@@ -96,6 +96,24 @@ def test_extra_links_can_be_imported_and_belong_to_the_operators() -> None:
         assert [type(link) for link in operator.operator_extra_links] == links
 
 
+def test_every_notifier_is_listed_and_can_be_imported() -> None:
+    from airflow_amt.notifications.base import AmtNotifier
+
+    found = set()
+    for path in get_provider_info()["notifications"]:
+        module, _, name = path.rpartition(".")
+        assert issubclass(getattr(importlib.import_module(module), name), AmtNotifier)
+        found.add(path)
+    present = {
+        f"airflow_amt.notifications.{path.stem}.{node.name}"
+        for path in (PACKAGE / "notifications").glob("*.py")
+        if path.stem not in ("__init__", "base")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    assert found == present
+
+
 def test_public_names_are_complete_and_lazy() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     imported = {
@@ -147,6 +165,7 @@ def test_airflow_lists_the_provider() -> None:
     manager = ProvidersManager()  # type: ignore[no-untyped-call]
     assert manager.providers["airflow-provider-amt"].version == airflow_amt.__version__
     assert "airflow_amt.links.tuning.AmtTuningJobLink" in manager.extra_links_class_names
+    assert set(get_provider_info()["notifications"]) <= set(manager.notification)
 
 
 @pytest.mark.parametrize(

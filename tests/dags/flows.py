@@ -10,6 +10,7 @@ from airflow.providers.amazon.aws.sensors.sagemaker import SageMakerTuningSensor
 from airflow.sdk import DAG, task
 
 from airflow_amt import AmtStopTuningJobOperator, AmtTuningJobOperator, AmtTuningJobSensor
+from airflow_amt.notifications.email import AmtSmtpNotifier
 
 DEFAULTS: dict[str, Any] = {
     "schedule": None,
@@ -121,3 +122,26 @@ with DAG("deadline", **DEFAULTS):
             max_ingestion_time="{{ params.limit }}",
             deferrable=way == "deferred",
         )
+
+
+@task
+def requests(**context: Any) -> list[dict[str, Any]]:
+    """Hand on what is to be tuned, for mapped tasks."""
+    given: list[dict[str, Any]] = context["params"]["requests"]
+    return given
+
+
+# One notifier for everything, as in default_args.
+tell = AmtSmtpNotifier(to="team@example.com")
+with DAG("tell", **DEFAULTS, on_failure_callback=tell, on_success_callback=tell):
+    configs = requests()
+    for way in ("sync", "deferred"):
+        AmtTuningJobOperator.partial(
+            task_id=way,
+            check_interval=0.2,
+            skip_on=["target_reached"],
+            deferrable=way == "deferred",
+            on_success_callback=tell,
+            on_failure_callback=tell,
+            on_skipped_callback=tell,
+        ).expand(config=configs)

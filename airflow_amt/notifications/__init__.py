@@ -1,0 +1,1 @@
+"""Notifiers: they tell people about tuning jobs, through the notifiers of other providers."""
