@@ -76,7 +76,7 @@ class Policing:
         self.sla = sla
         self._callbacks = _listed(callbacks)
         self._ask = ask
-        self._log = log
+        self.log = log
         self.requested_by = tuning.naming.task_label(context["ti"])
         self._run: RunTimes = run_times(context)
         #: Whether a worker has to tell people something while the job runs.
@@ -100,37 +100,12 @@ class Policing:
         :raises AmtRequestError: it is not well formed, is not where it should be kept, or does not go with
             the task.
         """
-        if given is None or (isinstance(given, str) and given.strip() in ("", "None")):
-            return None
         from airflow_amt.hooks.guard import Memory
-        from airflow_amt.hooks.sla import SlaReader, SlaSource, asks
-        from airflow_amt.tuning.asking import parse_default, parse_users
 
-        last = Memory.parse(memory).sla
-
-        source = SlaSource.parse(given)
-        sla = SlaReader(source, log=log, last=last)()
-        if asks(sla):
-            try:
-                if parse_default(ask.default, field_name="ask_default") is None:
-                    raise AmtFieldError(
-                        "ask_default", ask.default, "stop or continue", "say what counts without an answer"
-                    )
-            except AmtFieldError as error:
-                raise AmtRequestError([error]) from error
-            parse_users(ask.assigned_users, field_name="ask_assigned_users")
-            if not deferrable:
-                raise AmtRequestError(
-                    [
-                        AmtFieldError(
-                            "deferrable",
-                            deferrable,
-                            "an SLA that asks people needs a task that waits in the triggerer: only there "
-                            "Airflow shows them the question and tells the answer",
-                            "set deferrable=True, or use warn in place of ask",
-                        )
-                    ]
-                )
+        found = checked_sla(given, ask=ask, deferrable=deferrable, log=log, last=Memory.parse(memory).sla)
+        if found is None:
+            return None
+        source, sla = found
         return cls(source, sla, context=context, callbacks=callbacks, ask=ask, log=log)
 
     def guard(self, hook: Callable[[], AmtHook], name: str, memory: Memory | None = None) -> Guard:
@@ -141,8 +116,8 @@ class Policing:
         return Guard(
             hook,
             name,
-            SlaReader(self._source, log=self._log, last=None if memory is None else memory.sla),
-            log=self._log,
+            SlaReader(self._source, log=self.log, last=None if memory is None else memory.sla),
+            log=self.log,
             requested_by=self.requested_by,
             run=self._run,
             memory=memory,
@@ -181,7 +156,7 @@ class Policing:
         asked = None
         for due in look.news:
             report = self._with_task(context, look.reports[due.id])
-            self._log.warning("Tuning job %s, policy %s: %s", report["tuning_job_name"], due.rule, due.reason)
+            self.log.warning("Tuning job %s, policy %s: %s", report["tuning_job_name"], due.rule, due.reason)
             if due.action.value == "ask":
                 asked = self._ask_people(context, due, report, guard)
             self._call(context, report)
@@ -200,7 +175,7 @@ class Policing:
 
         asked = guard.memory.asked
         if asked is not None:
-            guard.given = understood(human, Question.from_dict(asked.shown), asked.rule, self._log)
+            guard.given = understood(human, Question.from_dict(asked.shown), asked.rule, self.log)
 
     def _ask_people(self, context: Context, due: Due, report: Mapping[str, Any], guard: Guard) -> Any:
         from airflow_amt import _human
@@ -237,7 +212,7 @@ class Policing:
         )
         shown: Question = _human.raise_question(context["ti"].id, question)
         url = _human.question_url(context["ti"])
-        self._log.info("People are asked%s: %s", f" at {url}" if url else "", shown.subject)
+        self.log.info("People are asked%s: %s", f" at {url}" if url else "", shown.subject)
         return Asked(
             question=due.id,
             rule=due.rule,
@@ -256,7 +231,57 @@ class Policing:
                 callback({**context, POLICY_KEY: dict(report)})
             except Exception:
                 # As Airflow does with its own callbacks: who is told decides nothing about the job.
-                self._log.exception("The policy callback %s failed", callback)
+                self.log.exception("The policy callback %s failed", callback)
+
+
+def checked_sla(
+    given: Any, *, ask: AskSettings, deferrable: bool, log: Any, last: Sla | None = None, read: bool = True
+) -> tuple[SlaSource, Sla] | None:
+    """Check the SLA of a task, and what goes with it; ``None`` if there is none.
+
+    :param last: the one that counted last, of a task that goes on.
+    :param read: whether one that Airflow keeps is read; otherwise only its place is checked.
+    :raises AmtRequestError: it is not well formed, is not where it should be kept, or does not go with the
+        task.
+    """
+    if given is None or (isinstance(given, str) and given.strip() in ("", "None")):
+        return None
+    from airflow_amt.hooks.sla import SlaReader, SlaSource, asks
+    from airflow_amt.tuning.asking import parse_default, parse_users
+
+    source = SlaSource.parse(given)
+    if source.sla is None and not read:
+        return None
+    sla = SlaReader(source, log=log, last=last)()
+    if not asks(sla):
+        return source, sla
+    problems: list[AmtFieldError] = []
+    try:
+        if parse_default(ask.default, field_name="ask_default") is None:
+            problems.append(
+                AmtFieldError(
+                    "ask_default", ask.default, "stop or continue", "say what counts without an answer"
+                )
+            )
+    except AmtFieldError as error:
+        problems.append(error)
+    try:
+        parse_users(ask.assigned_users, field_name="ask_assigned_users")
+    except AmtRequestError as error:
+        problems.extend(error.problems)
+    if not deferrable:
+        problems.append(
+            AmtFieldError(
+                "deferrable",
+                deferrable,
+                "an SLA that asks people needs a task that waits in the triggerer: only there Airflow shows "
+                "them the question and tells the answer",
+                "set deferrable=True, or use warn in place of ask",
+            )
+        )
+    if problems:
+        raise AmtRequestError(problems)
+    return source, sla
 
 
 def _listed(callbacks: Callbacks) -> list[Callable[..., Any]]:

@@ -16,7 +16,7 @@ from airflow_amt.links.tuning import URL_ATTRIBUTE, AmtTuningJobLink, console_ur
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_amt._policing import Policing
+    from airflow_amt._policing import AskSettings, Policing
     from airflow_amt.hooks.guard import Guard
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.tuning import TuningOutcome
@@ -169,28 +169,50 @@ def policing_of(task: Any, context: Context, memory: Mapping[str, Any] | None) -
     :param memory: what is known of earlier looks, of a task that goes on.
     :raises AmtRequestError: the SLA cannot be used.
     """
-    from airflow_amt._policing import AskSettings, Policing
+    from airflow_amt._policing import Policing
 
-    timeout = optional_seconds("ask_timeout", task.ask_timeout, at_least=1)
     return Policing.of(
         task.sla,
         context=context,
         callbacks=task.on_policy_callback,
-        ask=AskSettings(
-            timeout=None if timeout is None else timedelta(seconds=timeout),
-            default=task.ask_default,
-            assigned_users=task.ask_assigned_users,
-        ),
+        ask=ask_settings(task),
         deferrable=task.deferrable,
         log=task.log,
         memory=memory,
     )
 
 
-def resumption(name: str, trigger: AmtTuningJobTrigger, guard: Guard | None) -> dict[str, Any] | None:
-    """Return what a task gets when Airflow itself resumes it, without its trigger's event; ``None`` for nothing.
+def ask_settings(task: Any) -> AskSettings:
+    """Return how a task asks people.
 
-    Airflow 3.3 does so when a person answers the question of a deferred task.
+    :raises AmtRequestError: its ``ask_timeout`` is no time span.
+    """
+    from airflow_amt._policing import AskSettings
+
+    timeout = optional_seconds("ask_timeout", task.ask_timeout, at_least=1)
+    return AskSettings(
+        timeout=None if timeout is None else timedelta(seconds=timeout),
+        default=task.ask_default,
+        assigned_users=task.ask_assigned_users,
+    )
+
+
+def check_sla(task: Any, *, read: bool = True) -> None:
+    """Check a task's SLA, and what goes with it.
+
+    :param read: whether one that Airflow keeps is read.
+    :raises AmtRequestError: it cannot be used.
+    """
+    if task.sla is not None:
+        from airflow_amt._policing import checked_sla
+
+        checked_sla(task.sla, ask=ask_settings(task), deferrable=task.deferrable, log=task.log, read=read)
+
+
+def resumption(name: str, trigger: AmtTuningJobTrigger, guard: Guard | None) -> dict[str, Any] | None:
+    """Return what a task gets when Airflow itself resumes it, without its trigger's event.
+
+    Airflow 3.3 does so when a person answers the question of a deferred task. ``None`` if none is open.
     """
     if guard is None or guard.memory.asked is None:
         return None

@@ -158,7 +158,7 @@ class AmtAskOperator(TuningJobTask, BaseOperator):
         """Act on the answer.
 
         :param event: of the trigger, or Airflow's own: 3.3 resumes a task itself when somebody answers.
-        :param state: what was given when the task was deferred; ``dag.test()`` drops it, the event has it too.
+        :param state: what was given when the task was deferred; ``dag.test()`` drops it, the event has it.
         """
         from airflow_amt.tuning.asking import HumanAnswer, Question, explain, read_answer
 

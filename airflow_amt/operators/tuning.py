@@ -22,6 +22,7 @@ from airflow_amt._tasks import (
     NAME_KEY,
     OUTCOME_KEY,
     TuningJobTask,
+    check_sla,
     event_of,
     optional_seconds,
     parse_seconds,
@@ -115,8 +116,8 @@ class WaitingOperator(TuningJobTask, BaseOperator):
     ) -> Verdict:
         """Wait until the tuning job is over or the deadline is; deferrable tasks defer after one read.
 
-        :param state: what ``execute_complete`` needs, JSON-safe; name and deadline are added. Of a stop that a
-            policy made, ``known_stop`` is put into it.
+        :param state: what ``execute_complete`` needs, JSON-safe; name and deadline are added, and
+            ``known_stop`` of a stop that a policy made.
         :param policing: holds the job to an SLA; ``None`` for none.
         :raises AmtTaskKilled: the task was killed meanwhile.
         :raises AmtAwsError: the job cannot be read.
@@ -330,7 +331,7 @@ class AmtTuningJobOperator(WaitingOperator):
         ask_timeout: float | str | timedelta | None = timedelta(hours=1),
         ask_default: str = "stop",
         ask_assigned_users: Any = None,
-        plan_limits: Mapping[str, Any] | None = None,
+        plan_limits: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -412,7 +413,7 @@ class AmtTuningJobOperator(WaitingOperator):
         owner = _owner(context)
         while True:
             self._take_up(context, None)
-            checked = self._checked(context, owner)
+            checked = self._checked(owner)
             self._warn_if_endless(checked.request)
             try:
                 claimed = self._claim(context, owner, checked, begun)
@@ -855,14 +856,18 @@ class AmtTuningJobOperator(WaitingOperator):
         return found.isdigit() and int(found) > self._try_number
 
     # -- checks -------------------------------------------------------------------------------------------
-    def _checked(self, context: Context, owner: Owner) -> _Checked:
-        """Check all arguments, and list all problems at once."""
+    def _checked(self, owner: Owner, *, read_sla: bool = True) -> _Checked:
+        """Check all arguments, and list all problems at once.
+
+        :param read_sla: whether an SLA that Airflow keeps is read.
+        """
         problems: list[AmtFieldError] = []
         request, s3_operations = self._request(owner, problems)
         _collect(problems, self._interval)
         _collect(problems, self._policy)
-        _collect(problems, lambda: self._policing(context))
-        _collect(problems, lambda: self._plan(request))
+        _collect(problems, lambda: check_sla(self, read=read_sla))
+        if request:
+            _collect(problems, lambda: self._plan(request))
         limit = _collect(
             problems, lambda: optional_seconds("max_ingestion_time", self.max_ingestion_time, at_least=0)
         )
@@ -902,7 +907,7 @@ class AmtTuningJobOperator(WaitingOperator):
         :raises AmtRequestError: it is, or a limit is none.
         """
         limits = self.plan_limits
-        if limits is None or not request:
+        if limits is None:
             return
         if not isinstance(limits, Mapping) or not limits or set(limits) - {*_PLAN_LIMITS, "prices"}:
             raise AmtRequestError(

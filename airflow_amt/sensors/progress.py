@@ -139,6 +139,7 @@ class AmtTuningProgressSensor(WatchingSensor):
         self,
         context: Context,
         event: Mapping[str, Any] | str | None = None,
+        resume: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Go on after the trigger fired; AWS is read again, the event is evidence of what was before."""
         from airflow_amt.triggers.tuning import EventKind
@@ -152,7 +153,7 @@ class AmtTuningProgressSensor(WatchingSensor):
         if kind == EventKind.UNUSABLE.value:
             _, deadline, _ = resumed_state(event)
             return self.wait_deferred(context, deadline)
-        return super().execute_complete(context, event)
+        return super().execute_complete(context, event, resume)
 
     def finish(self, context: Context, reading: Reading) -> dict[str, Any]:
         """Return the progress, or end the task as ``on_end`` says."""

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_amt import _compat, tuning, watch
-from airflow_amt._tasks import CONNECTION_FIELDS, TuningJobTask, require_name, resumed_state
+from airflow_amt._tasks import (
+    CONNECTION_FIELDS,
+    TuningJobTask,
+    check_sla,
+    event_of,
+    policing_of,
+    require_name,
+    resumed_state,
+    resumption,
+    sla_argument,
+)
 from airflow_amt.exceptions import AmtAwsError, AmtError
 from airflow_amt.links.tuning import AmtTuningJobLink
 from airflow_amt.task_exceptions import AmtAwaitedJobFailed, AmtAwaitedJobStopped
@@ -19,6 +29,8 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from airflow_amt._policing import Policing
+    from airflow_amt.hooks.guard import Guard
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.watch.polling import Reading, TuningJobReader
 
@@ -63,6 +75,8 @@ class WatchingSensor(TuningJobTask, BaseSensorOperator):
         self.botocore_config = botocore_config
         self.deferrable = deferrable
         self._reader: TuningJobReader | None = None
+        # What a task goes on with that was deferred.
+        self._state: dict[str, Any] = {}
 
     def finish(self, context: Context, reading: Reading) -> dict[str, Any]:
         """Return what the task returns, or raise, now that there is nothing more to wait for."""
@@ -100,15 +114,17 @@ class WatchingSensor(TuningJobTask, BaseSensorOperator):
         self,
         context: Context,
         event: Mapping[str, Any] | None = None,
+        resume: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Go on after the trigger fired; AWS is read again, whatever the event says.
 
         Without an event it begins anew, as
         :meth:`airflow_amt.operators.tuning.AmtTuningJobOperator.execute_complete` does.
         """
+        event = event_of(event, resume)
         if not event:
             return dict(self.execute(context))
-        name, deadline, _ = resumed_state(event)
+        name, deadline, self._state = resumed_state(event)
         error = self.watch_error(name, event)
         if error is not None:
             self.give_up(error)
@@ -125,7 +141,12 @@ class WatchingSensor(TuningJobTask, BaseSensorOperator):
         """Read once; defer if there is something to wait for, otherwise end the task."""
         reading = self.read(context, deadline)
         if reading.verdict is watch.polling.Verdict.WAIT:
-            self.defer(trigger=self.new_trigger(deadline, reading), method_name="execute_complete")
+            trigger = self.new_trigger(deadline, reading)
+            self.defer(
+                trigger=trigger,
+                method_name="execute_complete",
+                kwargs=resumption(self.tuning_job_name, trigger, self.guard),
+            )
         if reading.verdict is not watch.polling.Verdict.DEADLINE:
             return self.finish(context, reading)
         message = (
@@ -139,14 +160,29 @@ class WatchingSensor(TuningJobTask, BaseSensorOperator):
     def read(self, context: Context, deadline: datetime | None = None) -> Reading:
         """Read once, with one reader for all reads of this process."""
         if self._reader is None:
-            self._reader = self.new_reader(deadline)
+            self._reader = self.start_reader(context, deadline)
         try:
             reading = self._reader.read()
+            while self.tell(context, reading):
+                reading = self._reader.read()
         except AmtAwsError as error:
             self.give_up(error)
         if reading.progress is not None:
             self.publish_link(context, reading.progress.arn)
         return reading
+
+    def start_reader(self, context: Context, deadline: datetime | None) -> TuningJobReader:
+        """Return what reads the tuning job in this process."""
+        return self.new_reader(deadline)
+
+    def tell(self, context: Context, reading: Reading) -> bool:
+        """Tell people what a stop policy has to say; return whether there was something."""
+        return False
+
+    @property
+    def guard(self) -> Guard | None:
+        """What holds the job to an SLA in this process; ``None`` for nothing."""
+        return None if self._reader is None else self._reader.guard
 
     def give_up(self, error: AmtError) -> NoReturn:
         """End the task with an error, or skip it where ``soft_fail`` or ``never_fail`` asks for that."""
@@ -173,7 +209,11 @@ class AmtTuningJobSensor(WatchingSensor):
     retries, or skips it with ``soft_fail`` or ``never_fail``. All modes (poke, reschedule, deferrable)
     answer the same.
 
-    What it does not do: it never stops the tuning job, also not when it times out or is killed.
+    With ``sla`` it holds the job, whoever created it, to stop policies while it waits, and stops it when one
+    demands that; a job that a policy stopped with ``stop`` is a success if there is a best training job.
+
+    What it does not do: without ``sla`` it never stops the tuning job, also not when it times out or is
+    killed.
 
     Known limitations: with ``mode="reschedule"`` every poke is a new process, so transient errors are not
     counted and only ``timeout`` bounds them. ``silent_fail`` has no effect on a deferrable sensor.
@@ -185,24 +225,95 @@ class AmtTuningJobSensor(WatchingSensor):
     :param botocore_config: as for ``botocore.config.Config``.
     :param deferrable: wait in the triggerer; default ``[operators] default_deferrable``. ``poke_interval``
         and ``timeout`` hold there as well.
+    :param sla: stop policies, as of :class:`airflow_amt.operators.tuning.AmtTuningJobOperator` (templated), as
+        are ``on_policy_callback``, ``ask_timeout``, ``ask_default`` and ``ask_assigned_users``.
     """
+
+    template_fields: Sequence[str] = (*WatchingSensor.template_fields, "sla", "ask_timeout")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"sla": "json"}
+
+    def __init__(
+        self,
+        *,
+        sla: Any = None,
+        on_policy_callback: Any = None,
+        ask_timeout: float | str | timedelta | None = timedelta(hours=1),
+        ask_default: str = "stop",
+        ask_assigned_users: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sla = sla_argument(sla)
+        self.on_policy_callback = on_policy_callback
+        self.ask_timeout = ask_timeout
+        self.ask_default = ask_default
+        self.ask_assigned_users = ask_assigned_users
+        self._policing: Policing | None = None
+
+    def execute(self, context: Context) -> Any:
+        """Poke, or read once and defer."""
+        try:
+            check_sla(self)
+        except AmtError as error:
+            self.give_up(error)
+        return super().execute(context)
+
+    def start_reader(self, context: Context, deadline: datetime | None) -> TuningJobReader:
+        """Return what reads the tuning job in this process, and holds it to the SLA."""
+        if self.sla is None:
+            return self.new_reader(deadline)
+        self._policing = policing_of(self, context, self._state.get("memory"))
+        if self._policing is None:
+            return self.new_reader(deadline)
+        guard = self._policing.resumed_guard(lambda: self.hook, self.tuning_job_name, self._state)
+        return self.new_reader(deadline, guard=guard)
+
+    def tell(self, context: Context, reading: Reading) -> bool:
+        """Tell people what a stop policy has to say; return whether there was something."""
+        if (
+            reading.verdict is not watch.polling.Verdict.POLICY
+            or self._policing is None
+            or self.guard is None
+        ):
+            return False
+        self._policing.tell(context, reading, self.guard)
+        return True
 
     def new_trigger(self, deadline: datetime | None, reading: Reading) -> AmtTuningJobTrigger:
         """Return the trigger that waits for the job's end."""
+        guarded = None
+        if self._policing is not None and self.guard is not None:
+            guarded = self._policing.trigger_arguments(self.guard)
         return self.build_trigger(
             self.tuning_job_name,
             check_interval=self.interval,
             deadline=deadline,
             reading=reading,
             stop_on_kill=False,
+            state={"known_stop": self._known_stop},
+            guarded=guarded,
         )
+
+    @property
+    def _known_stop(self) -> dict[str, str] | None:
+        """Tags of a stop that a policy made from here."""
+        if self.guard is not None and self.guard.stop is not None:
+            return self.guard.stop.tags()
+        return self._state.get("known_stop")
 
     def finish(self, context: Context, reading: Reading) -> dict[str, Any]:
         """Judge the outcome."""
         try:
-            outcome = self.read_outcome(context, self.tuning_job_name, interval_seconds=self.interval)
+            outcome = self.read_outcome(
+                context,
+                self.tuning_job_name,
+                interval_seconds=self.interval,
+                known_stop=self._known_stop,
+            )
         except AmtAwsError as error:
             self.give_up(error)
+        if self._policing is not None:
+            self._policing.tell_stop(context, outcome)
         result = outcome.to_dict()
         if not outcome.succeeded:
             stopped = outcome.status == tuning.TuningJobStatus.STOPPED.value

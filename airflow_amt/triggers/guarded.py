@@ -21,11 +21,11 @@ GUARDED_TRIGGER_VERSION = 1
 
 
 class AmtGuardedTuningJobTrigger(AmtTuningJobTrigger):
-    """Watch one tuning job, stop it when a stop policy demands it; fire as :class:`AmtTuningJobTrigger` does.
+    """Watch one tuning job, stop it when a stop policy demands it; fire as its parent class does.
 
-    How it works: each read is judged by the SLA (:class:`airflow_amt.hooks.guard.Guard`), with the code that a
-    task on a worker uses. A stop is made from here, at once, and the end of the job awaited. What people are
-    to be told needs the task's context, so the trigger fires (``policy``), a worker tells them and defers
+    How it works: each read is judged by the SLA (:class:`airflow_amt.hooks.guard.Guard`), with the code that
+    a task on a worker uses. A stop is made from here, at once, and the end of the job awaited. What people
+    are to be told needs the task's context, so the trigger fires (``policy``), a worker tells them and defers
     again. While a question to people is open, the answer is read with each read of the job; once its time is
     over, the default counts.
 

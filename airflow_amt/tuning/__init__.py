@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from airflow_amt.tuning import history as history
     from airflow_amt.tuning import judgement as judgement
     from airflow_amt.tuning import naming as naming
+    from airflow_amt.tuning import planning as planning
     from airflow_amt.tuning import policies as policies
     from airflow_amt.tuning import reaping as reaping
     from airflow_amt.tuning import report as report
@@ -347,6 +348,7 @@ _PARTS = frozenset(
         "history",
         "judgement",
         "naming",
+        "planning",
         "policies",
         "reaping",
         "report",

@@ -67,7 +67,7 @@ def compact_message(facts: Mapping[str, Any]) -> Message:
     :param facts: the dict of an outcome (:meth:`airflow_amt.tuning.TuningOutcome.to_dict`) or of a progress,
         or a policy report: ``action``, ``rule``, ``code``, ``share``, ``reason``, ``best_objective``,
         ``training_jobs`` (``launched``, ``ended``, ``failed``, ``limit``), ``consumed`` (``spent``,
-        ``limit``, ``unit`` as of a budget, ``currency``), ``saving`` (``training_jobs``, ``money`` and
+        ``limit``, ``unit`` as of a budget, ``currency``), ``saving`` (``training_jobs``, ``cost`` and
         ``currency``, ``compute_seconds``, ``billable_seconds``). Beside either ``dag_id``, ``run_id``,
         ``task_id``, ``map_index``, ``task_state``, ``try_number``, ``max_tries``, ``exception``,
         ``run_reason`` (why a DAG run ended), ``missed_deadline`` (of a DAG run), ``console_url``,
@@ -313,7 +313,7 @@ def _saved(facts: Mapping[str, Any]) -> str:
     saving = _mapping(facts.get("saving"))
     jobs = _count(saving.get("training_jobs"))
     parts = [f"{jobs:,} training job{'' if jobs == 1 else 's'}"] if jobs else []
-    money = _number(saving.get("money"))
+    money = _number(saving.get("cost"))
     currency = saving.get("currency") or _mapping(facts.get("consumed")).get("currency")
     compute = next(
         (

@@ -85,3 +85,40 @@ def policy_report(due: Due, situation: Situation, *, saving: Saving | None = Non
         "consumed": spent,
         "saving": None if saving is None else saving.to_dict(),
     }
+
+
+def stop_report(outcome: TuningOutcome) -> dict[str, Any]:
+    """Return what there is to tell people about a tuning job that a stop policy ended; JSON-safe.
+
+    The same keys as :func:`policy_report`, with ``outcome`` beside them.
+    """
+    facts = outcome.to_dict()
+    evidence = outcome.evidence.get("evidence") or {}
+    jobs = outcome.progress.training_jobs
+    spent = None
+    if {"spent", "limit", "unit"} <= evidence.keys():
+        spent = {key: evidence.get(key) for key in ("spent", "limit", "unit", "currency")}
+    return {
+        "version": REPORT_VERSION,
+        "tuning_job_name": outcome.name,
+        "tuning_job_arn": outcome.arn,
+        "status": outcome.status,
+        "at": facts["ended_at"],
+        "rule": outcome.evidence.get("rule"),
+        "code": outcome.policy,
+        "action": outcome.evidence.get("action"),
+        "share": outcome.evidence.get("share"),
+        "reason": outcome.evidence.get("detail"),
+        "evidence": evidence,
+        "best_objective": outcome.progress.best_objective,
+        "objective_metric": outcome.progress.objective_metric,
+        "training_jobs": {
+            "launched": jobs.launched,
+            "ended": jobs.ended,
+            "failed": jobs.failed,
+            "limit": outcome.progress.criteria.max_training_jobs,
+        },
+        "consumed": spent,
+        "saving": facts["saving"],
+        "outcome": facts,
+    }

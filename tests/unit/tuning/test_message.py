@@ -35,7 +35,7 @@ REPORT: dict[str, Any] = {
     "objective_metric": "validation:auc",
     "training_jobs": {"launched": 44, "ended": 40, "failed": 3, "limit": 200},
     "consumed": {"spent": 31.2, "limit": 50, "unit": "money", "currency": "EUR"},
-    "saving": {"training_jobs": 160, "money": 112.0, "currency": "EUR"},
+    "saving": {"training_jobs": 160, "cost": 112.0, "currency": "EUR"},
     "dag_id": "nightly",
     "run_id": "scheduled__2026-11-24",
     "task_id": "tune",
