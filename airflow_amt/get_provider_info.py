@@ -49,7 +49,11 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [
             {
                 "integration-name": integration,
-                "python-modules": ["airflow_amt.hooks.tuning", "airflow_amt.hooks.pricing"],
+                "python-modules": [
+                    "airflow_amt.hooks.tuning",
+                    "airflow_amt.hooks.sla",
+                    "airflow_amt.hooks.pricing",
+                ],
             }
         ],
         "triggers": [
@@ -61,6 +65,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_amt.triggers.quota",
                     "airflow_amt.triggers.ended",
                     "airflow_amt.triggers.answer",
+                    "airflow_amt.triggers.guarded",
                 ],
             }
         ],

@@ -225,8 +225,8 @@ class AmtTuningJobSensor(WatchingSensor):
     :param botocore_config: as for ``botocore.config.Config``.
     :param deferrable: wait in the triggerer; default ``[operators] default_deferrable``. ``poke_interval``
         and ``timeout`` hold there as well.
-    :param sla: stop policies, as of :class:`airflow_amt.operators.tuning.AmtTuningJobOperator` (templated), as
-        are ``on_policy_callback``, ``ask_timeout``, ``ask_default`` and ``ask_assigned_users``.
+    :param sla: stop policies, as of :class:`airflow_amt.operators.tuning.AmtTuningJobOperator` (templated);
+        so are ``on_policy_callback``, ``ask_timeout``, ``ask_default`` and ``ask_assigned_users``.
     """
 
     template_fields: Sequence[str] = (*WatchingSensor.template_fields, "sla", "ask_timeout")
@@ -270,13 +270,10 @@ class AmtTuningJobSensor(WatchingSensor):
 
     def tell(self, context: Context, reading: Reading) -> bool:
         """Tell people what a stop policy has to say; return whether there was something."""
-        if (
-            reading.verdict is not watch.polling.Verdict.POLICY
-            or self._policing is None
-            or self.guard is None
-        ):
+        policing, guard = self._policing, self.guard
+        if policing is None or guard is None or reading.verdict is not watch.polling.Verdict.POLICY:
             return False
-        self._policing.tell(context, reading, self.guard)
+        policing.tell(context, reading, guard)
         return True
 
     def new_trigger(self, deadline: datetime | None, reading: Reading) -> AmtTuningJobTrigger:

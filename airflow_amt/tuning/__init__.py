@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from airflow_amt.tuning import custody as custody
     from airflow_amt.tuning import history as history
     from airflow_amt.tuning import judgement as judgement
+    from airflow_amt.tuning import limits as limits
     from airflow_amt.tuning import naming as naming
     from airflow_amt.tuning import planning as planning
     from airflow_amt.tuning import policies as policies
@@ -347,6 +348,7 @@ _PARTS = frozenset(
         "custody",
         "history",
         "judgement",
+        "limits",
         "naming",
         "planning",
         "policies",

@@ -74,5 +74,5 @@ def test_every_call_of_the_hook_is_an_operation() -> None:
         and node.func.attr in ("_call", "_call_once", "_pages")
         and isinstance(node.args[0], ast.Constant)
     }
-    assert len(called) == 10
+    assert len(called) == 9
     assert called <= known

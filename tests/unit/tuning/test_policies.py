@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -451,6 +452,15 @@ def test_a_custom_policy_says_whether_it_looks_at_costs() -> None:
     assert Custom(f"{__name__}.dear").uses_costs
     assert not Custom(f"{__name__}.broken").uses_costs
     assert Custom(f"{__name__}.broken").uses_training_jobs
+
+
+def test_a_custom_policy_that_is_gone_where_it_runs_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    sla = stop(Custom(f"{__name__}.dear"), Stalled(seconds(1)))
+    monkeypatch.delattr(sys.modules[__name__], "dear")
+    assert not sla.uses_costs
+    verdict = decide(sla, situation(10, []))
+    assert verdict.rule == "stalled"
+    assert "has no attribute 'dear'" in verdict.unknown[0]
 
 
 @pytest.mark.parametrize(

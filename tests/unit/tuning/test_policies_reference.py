@@ -208,7 +208,7 @@ def budget_share(policy: Budget, world: Raw, seen: int, now: int, raised: Fracti
     if world["most"] is not None:
         free = min(free, max(0, world["most"] - len(known(world, seen))))
     like = [reserve_of(job, policy.unit, stopping, 0) for job in busy or known(world, seen)]
-    reserve += free * max(like, default=Fraction(0))
+    reserve += max(like, default=Fraction(0)) * int(free)
     share = spent / (limit - min(reserve, limit / 2))
     over = [job for job in known(world, seen) if ended(job, seen)]
     trained = [job for job in over if job["length"] > 0]
@@ -219,7 +219,7 @@ def budget_share(policy: Budget, world: Raw, seen: int, now: int, raised: Fracti
         and world["most"] is not None
     ):
         mean = sum((used_by(job, policy.unit, seen, now) for job in trained), Fraction(0)) / len(trained)
-        at_end = spent + mean * max(0, world["most"] - len(known(world, seen)))
+        at_end = spent + mean * int(max(0, world["most"] - len(known(world, seen))))
         for job in known(world, seen):
             if not ended(job, seen):
                 at_end += max(Fraction(0), mean - used_by(job, policy.unit, seen, now))
@@ -388,7 +388,7 @@ def test_the_next_look_is_never_too_late(
         return
     first = None
     pick = min if every else max
-    for second in range(seen + 1, seen + 200):
+    for second in range(seen + 1, seen + 120):
         if pick(reference(one, world, seen, second) for one in policies) >= Fraction(str(share)):
             first = second
             break
