@@ -111,7 +111,7 @@ class Person:
         return path
 
     def open_required_actions(self) -> None:
-        """Open the list of all questions that wait for an answer, by the menu: Browse, Required Actions."""
+        """Open the list of all questions, those that wait first, by the menu: Browse, Required Actions."""
         self.page.get_by_role("button", name="Browse").click()
         self.page.get_by_role("menuitem", name="Required Actions").click()
         expect(self.page).to_have_url(re.compile(r"/required_actions"), timeout=PATIENCE_MS)
@@ -132,9 +132,14 @@ class Person:
         path = f"dags/{dag_id}/runs/{quote(run_id, safe='')}/tasks/{task_id}/required_actions"
         self.page.goto(f"{self.base_url}/{path}")
 
-    def expect_no_question(self, subject: str) -> None:
-        """Wait until the list is there and does not show a question as open."""
-        expect(self.page.get_by_role("table").first).to_be_visible(timeout=PATIENCE_MS)
+    def expect_no_pending_question(self, subject: str) -> None:
+        """Open the list of the questions that nobody has answered, and see that one is not among them."""
+        with self.page.expect_response(
+            lambda response: "/hitlDetails" in response.url and "response_received=false" in response.url
+        ) as listed:
+            self.page.goto(f"{self.base_url}/required_actions?response_received=false")
+        assert listed.value.ok, listed.value.text()
+        assert subject not in [one["subject"] for one in listed.value.json()["hitl_details"]]
         expect(self.question_link(subject)).to_have_count(0, timeout=PATIENCE_MS)
 
     def expect_text(self, *texts: str) -> None:

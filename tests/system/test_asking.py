@@ -129,8 +129,7 @@ def test_somebody_stops_a_tuning_job(
     ada.page.goto(question["url"])
     ada.expect_text(question["subject"])
     ada.picture("answered")
-    ada.open_required_actions()
-    ada.expect_no_question(question["subject"])
+    ada.expect_no_pending_question(question["subject"])
 
 
 def test_somebody_raises_the_limit_by_another_percentage(
