@@ -9,7 +9,7 @@ from airflow.providers.amazon.aws.operators.sagemaker import SageMakerTuningOper
 from airflow.providers.amazon.aws.sensors.sagemaker import SageMakerTuningSensor
 from airflow.sdk import DAG, task
 
-from airflow_amt import AmtStopTuningJobOperator, AmtTuningJobOperator, AmtTuningJobSensor
+from airflow_amt import AmtAskOperator, AmtStopTuningJobOperator, AmtTuningJobOperator, AmtTuningJobSensor
 
 DEFAULTS: dict[str, Any] = {
     "schedule": None,
@@ -121,3 +121,8 @@ with DAG("deadline", **DEFAULTS):
             max_ingestion_time="{{ params.limit }}",
             deferrable=way == "deferred",
         )
+
+with DAG("ask", **DEFAULTS):
+    AmtTuningJobOperator(
+        task_id="start", config="{{ params.request }}", wait_for_completion=False
+    ) >> AmtAskOperator(task_id="ask", tuning_job_name=NAME, response_timeout=2, answer_interval=1)

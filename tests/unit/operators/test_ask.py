@@ -13,7 +13,12 @@ from airflow_amt.exceptions import AmtRequestError, AmtResourceNotFoundError
 from airflow_amt.operators.ask import AmtAskOperator
 from airflow_amt.watch import polling
 from tests.unit.people import AT, FakePeople, RefusedError, install
-from tests.unit.tasks import THROTTLED, FakeHook, TaskDeferred, describe, run_task, task_context, use_hook
+from tests.unit.tasks import THROTTLED, FakeHook, describe, run_task, task_context, use_hook
+
+try:
+    from airflow.sdk.exceptions import TaskDeferred
+except ImportError:  # Airflow 3.1
+    from airflow.exceptions import TaskDeferred  # type: ignore[no-redef]
 
 NAME = "churn-model"
 PRICES = {"currency": "EUR", "per_hour": {"ml.m5.large": 36.0}}
