@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.sdk import BaseOperator
 
-from airflow_amt import _compat, _human, watch
+from airflow_amt import _compat, watch
 from airflow_amt._tasks import (
     CONNECTION_FIELDS,
     NAME_KEY,
@@ -160,6 +160,7 @@ class AmtAskOperator(TuningJobTask, BaseOperator):
         :param event: of the trigger, or Airflow's own: 3.3 resumes a task itself when somebody answers.
         :param state: what was given when the task was deferred; ``dag.test()`` drops it, the event has it.
         """
+        from airflow_amt import _human
         from airflow_amt.tuning.asking import HumanAnswer, Question, explain, read_answer
 
         if not event:
@@ -275,7 +276,7 @@ class AmtAskOperator(TuningJobTask, BaseOperator):
         from airflow_amt.tuning.costs import Consumption, Resources, TrainingJobUsage, resources_of
 
         resources = resources_of(description)
-        unknown = Resources(instances=())
+        unknown = Resources(instances=(("an unknown instance type", 1),))
         summaries = self._patiently(lambda: list(self.hook.list_training_jobs(name)))
         consumption = Consumption.measure(
             [
@@ -300,6 +301,9 @@ class AmtAskOperator(TuningJobTask, BaseOperator):
         return watch.polling.patiently(call, interval_seconds=_PAUSE_SECONDS, log=self.log)
 
     def _raise(self, context: Context, question: Question, *, first: bool) -> None:
+        # The words and the domain behind them are no part of parsing a DAG.
+        from airflow_amt import _human
+
         ti = context["ti"]
         shown = _human.raise_question(ti.id, question)
         url = _human.question_url(ti)

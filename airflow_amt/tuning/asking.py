@@ -396,7 +396,7 @@ def _subject(facts: AskFacts, raisable: bool) -> str:
         parts.append(_time_left(facts.due, facts.now))
     told = f": {', '.join(parts)}" if parts else ""
     asked = "continue, stop, or raise the limit?" if raisable else "continue or stop?"
-    return f"{facts.tuning_job_name}{told}: {asked}"
+    return " ".join(f"{facts.tuning_job_name}{told}: {asked}".split())
 
 
 def _body(
@@ -433,7 +433,7 @@ def _body(
 _MEANINGS = {
     Choice.CONTINUE: "the tuning job goes on as it is.",
     Choice.STOP: "the tuning job ends now; its best training job is kept and used.",
-    Choice.RAISE: f"the limit grows by `{RAISE_FIELD}` percent, and the tuning job goes on.",
+    Choice.RAISE: "the limit grows by the percentage below, and the tuning job goes on.",
 }
 
 

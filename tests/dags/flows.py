@@ -9,7 +9,7 @@ from airflow.providers.amazon.aws.operators.sagemaker import SageMakerTuningOper
 from airflow.providers.amazon.aws.sensors.sagemaker import SageMakerTuningSensor
 from airflow.sdk import DAG, task
 
-from airflow_amt import AmtStopTuningJobOperator, AmtTuningJobOperator, AmtTuningJobSensor
+from airflow_amt import AmtAskOperator, AmtStopTuningJobOperator, AmtTuningJobOperator, AmtTuningJobSensor
 from airflow_amt.notifications.email import AmtSmtpNotifier
 
 DEFAULTS: dict[str, Any] = {
@@ -145,3 +145,8 @@ with DAG("tell", **DEFAULTS, on_failure_callback=tell, on_success_callback=tell)
             on_failure_callback=tell,
             on_skipped_callback=tell,
         ).expand(config=configs)
+
+with DAG("ask", **DEFAULTS):
+    AmtTuningJobOperator(
+        task_id="start", config="{{ params.request }}", wait_for_completion=False
+    ) >> AmtAskOperator(task_id="ask", tuning_job_name=NAME, response_timeout=2, answer_interval=1)

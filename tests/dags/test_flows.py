@@ -86,3 +86,12 @@ def test_the_deadline_stops_the_job_in_both_ways(dag_test: DagTest, client: Any)
         assert outcome["status"] == "Stopped"
         assert outcome["evidence"]["stopped_by"] == "deadline"
         assert training_processes(outcome["tuning_job_name"]) == []
+
+
+def test_where_nobody_can_answer_the_default_is_taken(dag_test: DagTest, client: Any) -> None:
+    run = dag_test("ask", {"request": unnamed(sequence="0.4 hang")})
+    assert states(run) == {"start": "success", "ask": "success"}
+    asked = xcom(run, "ask")
+    assert (asked["choice"], asked["timed_out"], asked["stopped"]) == ("stop", True, True)
+    status = describe(client, asked["tuning_job_name"])["HyperParameterTuningJobStatus"]
+    assert status in {"Stopping", "Stopped"}

@@ -163,6 +163,8 @@ class AirflowCluster:
     :param database_url: SQLAlchemy URL of an empty metadata database; SQLite below `home` if omitted.
     :param settings: further settings as `SECTION__KEY`, over those of `SETTINGS`.
     :param environment: further environment variables for every component.
+    :param passwords: passwords of people, all administrators, who then have to log in; the calls here are
+        made as the first of them. ``None`` lets everybody in.
     :param start_timeout_seconds: how long all components may take to become healthy.
     :param revivals: how often each component is started again; ``None`` for any number.
     """
@@ -177,6 +179,7 @@ class AirflowCluster:
         database_url: str | None = None,
         settings: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
+        passwords: Mapping[str, str] | None = None,
         start_timeout_seconds: float = 120.0,
         revivals: int | None = REVIVALS,
     ) -> None:
@@ -195,6 +198,7 @@ class AirflowCluster:
         self._keeper: threading.Thread | None = None
         self._client: httpx.Client | None = None
         self._writing = threading.Lock()
+        self.passwords = dict(passwords or {})
         self._environment = self._build_environment(
             # Four processes write: wait for the lock, where the default gives up after 5 s.
             database_url=database_url or f"sqlite:///{home / 'airflow.db'}?timeout=60",
@@ -225,6 +229,7 @@ class AirflowCluster:
             "API__BASE_URL": self.base_url,
             "API__SECRET_KEY": secrets.token_hex(32),
             "API_AUTH__JWT_SECRET": secrets.token_hex(32),
+            **self._login_settings(),
             **settings,
         }
         return {
@@ -236,6 +241,15 @@ class AirflowCluster:
             "NO_COLOR": "1",
             "PYTHONUNBUFFERED": "1",
             **extra,
+        }
+
+    def _login_settings(self) -> dict[str, str]:
+        if not self.passwords:
+            return {}
+        return {
+            "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+            "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:admin" for name in self.passwords),
+            "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.home / "passwords.json"),
         }
 
     # -- life cycle ---------------------------------------------------------------------------------------
@@ -257,6 +271,8 @@ class AirflowCluster:
     def __enter__(self) -> Self:
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "component-logs").mkdir()
+        if self.passwords:
+            (self.home / "passwords.json").write_text(json.dumps(self.passwords))
         try:
             # They take longest to start, and ask the database nothing until their first request.
             for name in API_SERVERS:
@@ -483,8 +499,14 @@ class AirflowCluster:
 
     def _api(self) -> httpx.Client:
         if self._client is None:
-            # With all users administrators, the simple auth manager hands its JWT to anybody who asks.
-            response = httpx.get(f"{self.base_url}/auth/token", timeout=30.0)
+            address = f"{self.base_url}/auth/token"
+            if self.passwords:
+                name, password = next(iter(self.passwords.items()))
+                body = {"username": name, "password": password}
+                response = httpx.post(address, json=body, timeout=30.0)
+            else:
+                # With all users administrators, the simple auth manager hands its JWT to anybody who asks.
+                response = httpx.get(address, timeout=30.0)
             response.raise_for_status()
             self._client = httpx.Client(
                 base_url=f"{self.base_url}/api/v2",
@@ -757,6 +779,27 @@ class AirflowCluster:
             logged,
             timeout_seconds=timeout_seconds,
             describe=lambda: f"{text!r} is not {times} times in the log of {dag_id}.{task_id}:\n{log}",
+        )
+
+    def wait_deferral_known(
+        self, dag_id: str, run_id: str, task_id: str, *, times: int = 1, timeout_seconds: float = 60.0
+    ) -> None:
+        """Wait until the scheduler has heard that the worker of a task ended, so often.
+
+        Before that, Airflow (3.1 to 3.3) fails a deferred task that is resumed: it takes the end of the first
+        worker for that of the second.
+
+        :raises ClusterError: when the time is over.
+        """
+        key = f"TaskInstanceKey(dag_id='{dag_id}', task_id='{task_id}', run_id='{run_id}'"
+
+        def heard() -> bool:
+            self._check_alive()
+            lines = self._log_path("scheduler").read_text(encoding="utf-8", errors="replace").splitlines()
+            return sum("Received executor event" in line and key in line for line in lines) >= times
+
+        self._wait_for(
+            heard, timeout_seconds=timeout_seconds, describe=lambda: f"the scheduler has not heard of {key}"
         )
 
     def task_log(
