@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 #: Key of the context under which callbacks find what a policy has to tell.
 POLICY_KEY = "policy"
 
-#: Template fields of a task that takes an SLA.
-POLICY_FIELDS = ("sla",)
-
 Callbacks = Callable[..., Any] | Sequence[Callable[..., Any]] | None
 
 

@@ -147,7 +147,7 @@ class TuningJobTask(LazyHook):
         return None if progress.is_terminal else error
 
 
-def sla_argument(given: Any) -> Any:
+def policies_argument(given: Any) -> Any:
     """Return an SLA, as a DAG's author gave it, in a form in which Airflow can render, show and store it."""
     if given is None or isinstance(given, (str, dict)):
         return given
@@ -164,7 +164,7 @@ def sla_to_json(given: Any) -> Any:
 def policing_of(task: Any, context: Context, memory: Mapping[str, Any] | None) -> Policing | None:
     """Return what holds a task's tuning job to its SLA; ``None`` without one.
 
-    :param task: has ``sla``, ``on_policy_callback``, ``ask_timeout``, ``ask_default``,
+    :param task: has ``policies``, ``on_policy_callback``, ``ask_timeout``, ``ask_default``,
         ``ask_assigned_users``, ``deferrable`` and ``log``.
     :param memory: what is known of earlier looks, of a task that goes on.
     :raises AmtRequestError: the SLA cannot be used.
@@ -172,7 +172,7 @@ def policing_of(task: Any, context: Context, memory: Mapping[str, Any] | None) -
     from airflow_amt._policing import Policing
 
     return Policing.of(
-        task.sla,
+        task.policies,
         context=context,
         callbacks=task.on_policy_callback,
         ask=ask_settings(task),
@@ -197,16 +197,18 @@ def ask_settings(task: Any) -> AskSettings:
     )
 
 
-def check_sla(task: Any, *, read: bool = True) -> None:
+def check_policies(task: Any, *, read: bool = True) -> None:
     """Check a task's SLA, and what goes with it.
 
     :param read: whether one that Airflow keeps is read.
     :raises AmtRequestError: it cannot be used.
     """
-    if task.sla is not None:
+    if task.policies is not None:
         from airflow_amt._policing import checked_sla
 
-        checked_sla(task.sla, ask=ask_settings(task), deferrable=task.deferrable, log=task.log, read=read)
+        checked_sla(
+            task.policies, ask=ask_settings(task), deferrable=task.deferrable, log=task.log, read=read
+        )
 
 
 def resumption(name: str, trigger: AmtTuningJobTrigger, guard: Guard | None) -> dict[str, Any] | None:

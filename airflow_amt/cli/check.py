@@ -203,7 +203,7 @@ def _check(operator: AmtTuningJobOperator, where: str, dag_id: str) -> Findings:
     owner = Owner(dag_id=dag_id, run_id="check", task_id=operator.task_id, map_index=-1)
     problems: Sequence[AmtFieldError] = ()
     try:
-        request = operator._checked(owner, read_sla=False).request
+        request = operator._checked(owner, read_policies=False).request
     except AmtRequestError as error:
         problems = error.problems
         request, _ = operator._request(owner, [])

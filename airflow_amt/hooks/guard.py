@@ -20,6 +20,7 @@ from airflow_amt.tuning.costs import TrainingJobUsage
 from airflow_amt.tuning.history import TrainingJobResult, iso
 from airflow_amt.tuning.naming import MAX_TAG_VALUE_LENGTH, POLICY_ANSWERS_TAG, POLICY_TOLD_TAG
 from airflow_amt.tuning.policies import (
+    NOBODY,
     Action,
     Answer,
     Due,
@@ -521,7 +522,7 @@ def understood(
         rule=rule,
         choice=decision.choice.value,
         raise_by=decision.raise_by or 0.0,
-        by=decision.by or "timeout",
+        by=decision.by or NOBODY,
     )
 
 

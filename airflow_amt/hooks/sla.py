@@ -47,7 +47,7 @@ class SlaSource:
     connection: str | None = None
 
     @classmethod
-    def parse(cls, value: Any, *, path: str = "sla") -> SlaSource:
+    def parse(cls, value: Any, *, path: str = "policies") -> SlaSource:
         """Read what a DAG's author gave.
 
         :param value: an SLA, a policy, a rule, a list of them, the dict or the JSON text of an SLA,

@@ -22,14 +22,14 @@ from airflow_amt._tasks import (
     NAME_KEY,
     OUTCOME_KEY,
     TuningJobTask,
-    check_sla,
+    check_policies,
     event_of,
     optional_seconds,
     parse_seconds,
+    policies_argument,
     policing_of,
     resumed_state,
     resumption,
-    sla_argument,
 )
 from airflow_amt.exceptions import (
     AmtAwsError,
@@ -262,7 +262,7 @@ class AmtTuningJobOperator(WaitingOperator):
     :param description_path: where the job's full description and the list of its training jobs are written
         as JSON when it is over: a path or URI of Airflow's object storage, ``<name>.json`` is added to one
         that ends in ``/`` (templated).
-    :param sla: stop policies (:mod:`airflow_amt.tuning.policies`) that the job is held to while the task
+    :param policies: stop policies (:mod:`airflow_amt.tuning.policies`) that the job is held to while the task
         waits: an :class:`~airflow_amt.tuning.policies.Sla`, a policy, a rule, a list of them, their dict or
         JSON, or where Airflow keeps it: ``"variable:<key>"``, ``"connection:<id>"`` (extra ``amt_sla``;
         templated). A job that a policy stops with ``stop`` is a success if there is a best training job.
@@ -294,12 +294,12 @@ class AmtTuningJobOperator(WaitingOperator):
         "quota_timeout",
         "warm_start_from_previous",
         "description_path",
-        "sla",
+        "policies",
         "ask_timeout",
         "plan_limits",
         *CONNECTION_FIELDS,
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json", "sla": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json", "policies": "json"}
     operator_extra_links = (AmtTuningJobLink(),)
     ui_color = "#ededed"
 
@@ -326,7 +326,7 @@ class AmtTuningJobOperator(WaitingOperator):
         quota_timeout: float | str | timedelta = timedelta(days=1),
         warm_start_from_previous: bool | str = False,
         description_path: str | None = None,
-        sla: Any = None,
+        policies: Any = None,
         on_policy_callback: Any = None,
         ask_timeout: float | str | timedelta | None = timedelta(hours=1),
         ask_default: str = "stop",
@@ -360,7 +360,7 @@ class AmtTuningJobOperator(WaitingOperator):
         self.quota_timeout = quota_timeout
         self.warm_start_from_previous = warm_start_from_previous
         self.description_path = description_path
-        self.sla = sla_argument(sla)
+        self.policies = policies_argument(policies)
         self.on_policy_callback = on_policy_callback
         self.ask_timeout = ask_timeout
         self.ask_default = ask_default
@@ -503,7 +503,7 @@ class AmtTuningJobOperator(WaitingOperator):
         :param memory: what is known of earlier looks, of a task that goes on.
         :raises AmtRequestError: the SLA cannot be used.
         """
-        return None if self.sla is None else policing_of(self, context, memory)
+        return None if self.policies is None else policing_of(self, context, memory)
 
     def _finish(
         self,
@@ -856,16 +856,16 @@ class AmtTuningJobOperator(WaitingOperator):
         return found.isdigit() and int(found) > self._try_number
 
     # -- checks -------------------------------------------------------------------------------------------
-    def _checked(self, owner: Owner, *, read_sla: bool = True) -> _Checked:
+    def _checked(self, owner: Owner, *, read_policies: bool = True) -> _Checked:
         """Check all arguments, and list all problems at once.
 
-        :param read_sla: whether an SLA that Airflow keeps is read.
+        :param read_policies: whether an SLA that Airflow keeps is read.
         """
         problems: list[AmtFieldError] = []
         request, s3_operations = self._request(owner, problems)
         _collect(problems, self._interval)
         _collect(problems, self._policy)
-        _collect(problems, lambda: check_sla(self, read=read_sla))
+        _collect(problems, lambda: check_policies(self, read=read_policies))
         if request:
             _collect(problems, lambda: self._plan(request))
         limit = _collect(
@@ -921,8 +921,8 @@ class AmtTuningJobOperator(WaitingOperator):
                 ]
             )
         prices = limits.get("prices")
-        if prices is None and isinstance(self.sla, Mapping):
-            prices = self.sla.get("prices")
+        if prices is None and isinstance(self.policies, Mapping):
+            prices = self.policies.get("prices")
         plan = tuning.planning.planned(
             request,
             prices=None if prices is None else tuning.costs.PriceTable.parse(prices),

@@ -12,13 +12,13 @@ from airflow_amt import _compat, tuning, watch
 from airflow_amt._tasks import (
     CONNECTION_FIELDS,
     TuningJobTask,
-    check_sla,
+    check_policies,
     event_of,
+    policies_argument,
     policing_of,
     require_name,
     resumed_state,
     resumption,
-    sla_argument,
 )
 from airflow_amt.exceptions import AmtAwsError, AmtError
 from airflow_amt.links.tuning import AmtTuningJobLink
@@ -209,10 +209,10 @@ class AmtTuningJobSensor(WatchingSensor):
     retries, or skips it with ``soft_fail`` or ``never_fail``. All modes (poke, reschedule, deferrable)
     answer the same.
 
-    With ``sla`` it holds the job, whoever created it, to stop policies while it waits, and stops it when one
+    With ``policies`` it holds the job, whoever created it, to stop policies while it waits, and stops it when one
     demands that; a job that a policy stopped with ``stop`` is a success if there is a best training job.
 
-    What it does not do: without ``sla`` it never stops the tuning job, also not when it times out or is
+    What it does not do: without ``policies`` it never stops the tuning job, also not when it times out or is
     killed.
 
     Known limitations: with ``mode="reschedule"`` every poke is a new process, so transient errors are not
@@ -225,17 +225,17 @@ class AmtTuningJobSensor(WatchingSensor):
     :param botocore_config: as for ``botocore.config.Config``.
     :param deferrable: wait in the triggerer; default ``[operators] default_deferrable``. ``poke_interval``
         and ``timeout`` hold there as well.
-    :param sla: stop policies, as of :class:`airflow_amt.operators.tuning.AmtTuningJobOperator` (templated);
+    :param policies: stop policies, as of :class:`airflow_amt.operators.tuning.AmtTuningJobOperator` (templated);
         so are ``on_policy_callback``, ``ask_timeout``, ``ask_default`` and ``ask_assigned_users``.
     """
 
-    template_fields: Sequence[str] = (*WatchingSensor.template_fields, "sla", "ask_timeout")
-    template_fields_renderers: ClassVar[dict[str, str]] = {"sla": "json"}
+    template_fields: Sequence[str] = (*WatchingSensor.template_fields, "policies", "ask_timeout")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"policies": "json"}
 
     def __init__(
         self,
         *,
-        sla: Any = None,
+        policies: Any = None,
         on_policy_callback: Any = None,
         ask_timeout: float | str | timedelta | None = timedelta(hours=1),
         ask_default: str = "stop",
@@ -243,7 +243,7 @@ class AmtTuningJobSensor(WatchingSensor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.sla = sla_argument(sla)
+        self.policies = policies_argument(policies)
         self.on_policy_callback = on_policy_callback
         self.ask_timeout = ask_timeout
         self.ask_default = ask_default
@@ -253,14 +253,14 @@ class AmtTuningJobSensor(WatchingSensor):
     def execute(self, context: Context) -> Any:
         """Poke, or read once and defer."""
         try:
-            check_sla(self)
+            check_policies(self)
         except AmtError as error:
             self.give_up(error)
         return super().execute(context)
 
     def start_reader(self, context: Context, deadline: datetime | None) -> TuningJobReader:
         """Return what reads the tuning job in this process, and holds it to the SLA."""
-        if self.sla is None:
+        if self.policies is None:
             return self.new_reader(deadline)
         self._policing = policing_of(self, context, self._state.get("memory"))
         if self._policing is None:

@@ -390,6 +390,9 @@ CHOICES = ("continue", "stop", "raise")
 MAX_RAISE = 100.0
 _LARGEST_FACTOR = 1e6
 
+#: Who answered where nobody did in time, and the default counts.
+NOBODY = "timeout"
+
 _MAX_BY_LENGTH = 120
 _BY_SAFE = re.compile(r"[A-Za-z0-9_.@/-]")
 
@@ -720,9 +723,15 @@ def _stopped_by(by: str, title: str, level: Level) -> Due:
         code=_code(level, deciding),
         action=Action.STOP,
         share=level.low,
-        reason=f"{by or 'A person'} decided to stop it. {_reason(deciding)}",
+        reason=f"{_who_stops(by)} {_reason(deciding)}",
         evidence={**_evidence(deciding), "decided_by": by or None},
     )
+
+
+def _who_stops(by: str) -> str:
+    if by == NOBODY:
+        return "Nobody answered in time, so it is stopped."
+    return f"{by or 'A person'} decided to stop it."
 
 
 def _code(level: Level, deciding: Sequence[Level]) -> str:

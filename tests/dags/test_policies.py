@@ -153,7 +153,7 @@ def _run(key: str, way: str, server: RunningServer) -> Ran:
     reports: list[dict[str, Any]] = []
     common: dict[str, Any] = {
         "aws_conn_id": "aws_policies",
-        "sla": row.sla,
+        "policies": row.sla,
         "on_policy_callback": lambda context: reports.append(context["policy"]),
         "deferrable": way.endswith("deferred"),
     }

@@ -212,3 +212,67 @@ def test_a_job_that_is_over_is_not_asked_about(
     assert (result["choice"], result["stopped"]) == (None, False)
     answer = cluster.request("GET", f"/dags/asking/dagRuns/{run_id}/hitlDetails")
     assert answer["total_entries"] == 0
+
+
+RULE = "max_failed_training_jobs"
+
+
+def _begin(cluster: AirflowCluster, dag_id: str, gate: Path) -> tuple[str, str]:
+    """Start a DAG run whose tuning job comes to a question; return the run's id and the tuning job's name."""
+    gate.touch()
+    run_id = cluster.trigger_dag(dag_id, {"gate": str(gate)})
+    cluster.wait_task_log(dag_id, run_id, "tune", "People are asked")
+    cluster.wait_task(dag_id, run_id, "tune", states={"deferred"})
+    return run_id, str(cluster.xcom(dag_id, run_id, "tune", "tuning_job_name"))
+
+
+def test_a_policy_asks_while_its_task_watches_on_and_heeds_the_answers(
+    cluster: AirflowCluster, amt: RunningServer, ada: Person, tmp_path: Path
+) -> None:
+    client = amt.client(REGION)
+    run_id, name = _begin(cluster, "policy_asks", tmp_path / "gate")
+    cluster.wait_deferral_known("policy_asks", run_id, "tune", times=2)
+    ada.go_to_question("policy_asks", run_id, "tune")
+    ada.expect_text(f"{name}: best 0.4 after ", "2 of 3 training jobs that ended have failed")
+    ada.picture("policy-question")
+    ada.answer("Raise the limit", {"raise_by_percent": "75"})
+
+    # Of 17.5 failures two are still more than 11 %: people are asked once more.
+    asked = f"{RULE}=raise:0.75:ada"
+    cluster.wait_task_log("policy_asks", run_id, "tune", asked)
+    cluster.wait_task_log("policy_asks", run_id, "tune", "People are asked", times=2)
+    cluster.wait_task("policy_asks", run_id, "tune", states={"deferred"})
+    cluster.wait_deferral_known("policy_asks", run_id, "tune", times=3)
+    assert _status(client, name) == "InProgress"
+    assert _tags(client, name)["airflow-amt:policy-answers"] == asked
+    ada.go_to_question("policy_asks", run_id, "tune")
+    ada.answer("Stop and use the best")
+
+    cluster.wait_task("policy_asks", run_id, "tune", states={"success"})
+    outcome = cluster.xcom("policy_asks", run_id, "tune", "outcome")
+    assert (outcome["status"], outcome["reason"]) == ("Stopped", "stopped_by_provider")
+    evidence = outcome["evidence"]
+    assert (evidence["stopped_by"], evidence["policy"], evidence["action"]) == ("policy", RULE, "stop")
+    assert evidence["detail"].startswith("ada decided to stop it.")
+    assert outcome["best_training_job"]["objective"] == 0.4
+    tags = _tags(client, name)
+    assert tags["airflow-amt:policy-answers"] == f"{asked} {RULE}=stop:ada"
+    told = cluster.xcom("policy_asks", run_id, "tune", "told-stop-end")
+    assert told["outcome"]["status"] == "Stopped"
+    first = cluster.xcom("policy_asks", run_id, "tune", f"told-ask-{RULE}:ask@0.11")
+    assert first["best_objective"] == 0.4
+
+
+def test_a_policys_question_that_nobody_answers_ends_with_the_default(
+    cluster: AirflowCluster, amt: RunningServer, tmp_path: Path
+) -> None:
+    client = amt.client(REGION)
+    run_id, name = _begin(cluster, "policy_asks_in_vain", tmp_path / "gate")
+    cluster.wait_task("policy_asks_in_vain", run_id, "tune", states={"success"})
+    outcome = cluster.xcom("policy_asks_in_vain", run_id, "tune", "outcome")
+    assert outcome["evidence"]["detail"].startswith("Nobody answered in time, so it is stopped.")
+    assert _tags(client, name)["airflow-amt:policy-answers"] == f"{RULE}=stop:timeout"
+    path = f"/dags/policy_asks_in_vain/dagRuns/{run_id}/taskInstances/tune/-1/hitlDetails"
+    detail = cluster.request("GET", path)
+    assert (detail["response_received"], detail["chosen_options"]) == (True, ["Stop and use the best"])
+    assert detail["responded_by_user"] is None
