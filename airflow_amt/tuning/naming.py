@@ -180,6 +180,12 @@ def tag_value(text: str) -> str:
     return f"{clean[: MAX_TAG_VALUE_LENGTH - 13]}-{digest}"
 
 
+def tag_text(text: str) -> str:
+    """Return a sentence as an AWS tag value, without the marks that AWS does not accept."""
+    readable = re.sub(r"[,'\"`()\[\]*]", "", text.replace(";", " -").replace("%", " percent"))
+    return tag_value(" ".join(readable.split()))
+
+
 def to_tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
     """Return tags in the API's form, a list of ``Key`` and ``Value``."""
     return [{"Key": key, "Value": value} for key, value in tags.items()]

@@ -25,6 +25,7 @@ from airflow_amt.tuning.naming import (
     STOPPED_BY_TAG,
     STOPPED_DETAIL_TAG,
     STOPPED_FOR_TAG,
+    tag_text,
     tag_value,
 )
 
@@ -84,7 +85,7 @@ class Stop:
         """Return the record: tags in plain words."""
         tags = {STOPPED_BY_TAG: tag_value(self.stopped_by)}
         if self.detail:
-            tags[STOPPED_DETAIL_TAG] = tag_value(self.detail)
+            tags[STOPPED_DETAIL_TAG] = tag_text(self.detail)
         if self.requested_by:
             tags[STOPPED_FOR_TAG] = tag_value(self.requested_by)
         if self.policy is not None:

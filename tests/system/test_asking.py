@@ -270,7 +270,7 @@ def test_a_policys_question_that_nobody_answers_ends_with_the_default(
     run_id, name = _begin(cluster, "policy_asks_in_vain", tmp_path / "gate")
     cluster.wait_task("policy_asks_in_vain", run_id, "tune", states={"success"})
     outcome = cluster.xcom("policy_asks_in_vain", run_id, "tune", "outcome")
-    assert outcome["evidence"]["detail"].startswith("Nobody answered in time, so it is stopped.")
+    assert outcome["evidence"]["detail"].startswith("Nobody answered in time so it is stopped.")
     assert _tags(client, name)["airflow-amt:policy-answers"] == f"{RULE}=stop:timeout"
     path = f"/dags/policy_asks_in_vain/dagRuns/{run_id}/taskInstances/tune/-1/hitlDetails"
     detail = cluster.request("GET", path)

@@ -219,7 +219,7 @@ def test_stop_leaves_its_intent_before_it_stops_and_the_record_afterwards(
         aws,
         {
             "airflow-amt:stopped-by": "deadline",
-            "airflow-amt:stopped-by-detail": "too long_ really",
+            "airflow-amt:stopped-by-detail": "too long - really",
             "airflow-amt:stopped-for": "churn run-1 tune",
         },
     )
