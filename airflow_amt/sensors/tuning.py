@@ -209,8 +209,8 @@ class AmtTuningJobSensor(WatchingSensor):
     retries, or skips it with ``soft_fail`` or ``never_fail``. All modes (poke, reschedule, deferrable)
     answer the same.
 
-    With ``policies`` it holds the job, whoever created it, to stop policies while it waits, and stops it when one
-    demands that; a job that a policy stopped with ``stop`` is a success if there is a best training job.
+    With ``policies`` it holds the job, whoever created it, to stop policies while it waits, and stops it when
+    one demands that; a job that a policy stopped with ``stop`` is a success if there is a best training job.
 
     What it does not do: without ``policies`` it never stops the tuning job, also not when it times out or is
     killed.
@@ -225,8 +225,8 @@ class AmtTuningJobSensor(WatchingSensor):
     :param botocore_config: as for ``botocore.config.Config``.
     :param deferrable: wait in the triggerer; default ``[operators] default_deferrable``. ``poke_interval``
         and ``timeout`` hold there as well.
-    :param policies: stop policies, as of :class:`airflow_amt.operators.tuning.AmtTuningJobOperator` (templated);
-        so are ``on_policy_callback``, ``ask_timeout``, ``ask_default`` and ``ask_assigned_users``.
+    :param policies: stop policies, as of :class:`airflow_amt.operators.tuning.AmtTuningJobOperator`
+        (templated); so are ``on_policy_callback``, ``ask_timeout``, ``ask_default`` and ``ask_assigned_users``.
     """
 
     template_fields: Sequence[str] = (*WatchingSensor.template_fields, "policies", "ask_timeout")

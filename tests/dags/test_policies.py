@@ -20,6 +20,7 @@ from airflow_amt.local import RunningServer, running
 from airflow_amt.operators.tuning import AmtTuningJobOperator
 from airflow_amt.sensors.tuning import AmtTuningJobSensor
 from airflow_amt.task_exceptions import AmtTuningJobStopped
+from airflow_amt.tuning.costs import PriceTable
 from airflow_amt.tuning.naming import from_tag_list, task_label
 from airflow_amt.tuning.policies import (
     Budget,
@@ -29,7 +30,6 @@ from airflow_amt.tuning.policies import (
     MinimumJobs,
     NotImproving,
     Plateau,
-    PriceTable,
     Rule,
     Sla,
     Stalled,
