@@ -226,7 +226,8 @@ class AmtTuningJobSensor(WatchingSensor):
     :param deferrable: wait in the triggerer; default ``[operators] default_deferrable``. ``poke_interval``
         and ``timeout`` hold there as well.
     :param policies: stop policies, as of :class:`airflow_amt.operators.tuning.AmtTuningJobOperator`
-        (templated); so are ``on_policy_callback``, ``ask_timeout``, ``ask_default`` and ``ask_assigned_users``.
+        (templated); ``on_policy_callback``, ``ask_timeout``, ``ask_default`` and ``ask_assigned_users``
+        likewise.
     """
 
     template_fields: Sequence[str] = (*WatchingSensor.template_fields, "policies", "ask_timeout")
