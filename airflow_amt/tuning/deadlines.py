@@ -70,8 +70,12 @@ class MissedDeadline:
         """
         problems: list[AmtFieldError] = []
         given = context if isinstance(context, Mapping) else {}
-        run, deadline = (_mapping(f"context.{key}", given.get(key), problems) for key in ("dag_run", "deadline"))
-        ids = {key: _text(f"context.dag_run.{key}", run.get(key), problems) for key in ("dag_id", "dag_run_id")}
+        run, deadline = (
+            _mapping(f"context.{key}", given.get(key), problems) for key in ("dag_run", "deadline")
+        )
+        ids = {
+            key: _text(f"context.dag_run.{key}", run.get(key), problems) for key in ("dag_id", "dag_run_id")
+        }
         due = _time("context.deadline.deadline_time", deadline.get("deadline_time"), problems)
         times = [
             _time(f"context.dag_run.{key}", run[key], problems)
@@ -209,7 +213,7 @@ def is_unsettled(tags: Mapping[str, str], requested_by: str) -> bool:
 def check_arguments(
     *, action: Any = "stop", task_ids: Any = None, detail: Any = None, name: Any = None, **connection: Any
 ) -> dict[str, Any]:
-    """Check the arguments of a callback, and return them as they are kept: JSON-safe, without defaults.
+    """Check the arguments of a callback, and return them as they are kept: JSON-safe.
 
     :param connection: the arguments of the AWS connection.
     :raises AmtRequestError: lists all that cannot be used.
@@ -222,17 +226,20 @@ def check_arguments(
     for field, value in (("detail", detail), ("name", name)):
         if value is not None and (not isinstance(value, str) or not value.strip()):
             problems.append(AmtFieldError(field, value, "text", f"give {field} as text, or leave it out"))
-    given = {"action": action, "task_ids": ids, "detail": detail, "name": name, **connection}
+    given = {"action": action, "task_ids": ids, "detail": detail, "name": name}
     for field, value in connection.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
             problems.append(
-                AmtFieldError(field, value, "what JSON can hold", "it is kept in Airflow's database until then")
+                AmtFieldError(
+                    field, value, "what JSON can hold", "it is kept in Airflow's database until then"
+                )
             )
     if problems:
         raise AmtRequestError(problems)
-    return {key: value for key, value in given.items() if value is not None}
+    # No connection, None, is not the default one.
+    return {**{key: value for key, value in given.items() if value is not None}, **connection}
 
 
 def _task_ids(given: Any, problems: list[AmtFieldError]) -> list[str] | None:

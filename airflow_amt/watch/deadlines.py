@@ -193,8 +193,8 @@ class DeadlineEnforcer:
             try:
                 pause = patience.bear(next(iter(busy.values())))
             except AmtAwsError:
-                for name, error in busy.items():
-                    self._note_job(name, error)
+                for name, last in busy.items():
+                    self._note_job(name, last)
                 return
             self._sleep(pause)
             names = list(busy)
