@@ -182,7 +182,8 @@ def tuning_deadline(
         if run_in == "triggerer"
         else parts.synchronous(stop_tuning_jobs_sync, kwargs=arguments, executor=executor)
     )
-    return parts.alert(reference=reference, interval=interval, callback=callback, name=name)
+    alert: DeadlineAlert = parts.alert(reference=reference, interval=interval, callback=callback, name=name)
+    return alert
 
 
 def _connection(
