@@ -233,12 +233,35 @@ def _enforce(
 def _hook(arguments: Mapping[str, Any]) -> AmtHook:
     from airflow_amt.hooks.tuning import AmtHook
 
-    return AmtHook(
-        aws_conn_id=arguments["aws_conn_id"],
+    conn_id = arguments["aws_conn_id"]
+    hook = AmtHook(
+        aws_conn_id=conn_id,
         region_name=arguments["region_name"],
         verify=arguments["verify"],
         config=arguments["botocore_config"],
     )
+    try:
+        found = bool(hook.conn_config)
+    except PermissionError as error:  # AirflowSecretsBackendAccessDenied
+        raise AmtFieldError(
+            "aws_conn_id",
+            conn_id,
+            "Airflow 3.3 gives a callback in an executor no connection of its database",
+            _CONNECTION_FIX,
+        ) from error
+    if not found and conn_id not in (None, "", "aws_default"):
+        # Without it the calls would go to whatever account the machine itself belongs to.
+        raise AmtFieldError(
+            "aws_conn_id", conn_id, "it cannot be found where the callback runs", _CONNECTION_FIX
+        )
+    return hook
+
+
+_CONNECTION_FIX = (
+    'let the callback run in the triggerer (run_in="triggerer"), or give the connection to the executor by '
+    "environment variable (AIRFLOW_CONN_...) or secrets backend, or use the machine's own role "
+    "(aws_conn_id=None)"
+)
 
 
 class _CancelledError(Exception):
