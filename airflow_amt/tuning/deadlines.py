@@ -7,6 +7,7 @@ instance, and in the executor it cannot read XCom. Every doubt leaves a job alon
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,9 @@ DEADLINE_ACTIONS: tuple[DeadlineAction, ...] = get_args(DeadlineAction)
 
 #: How far the clocks of Airflow and AWS may be apart.
 CLOCK_MARGIN = timedelta(minutes=15)
+
+# As a rule's name: it stands among others in a tag.
+_NAME = re.compile(r"[A-Za-z0-9_.+/@-]{1,40}")
 
 # Each one of a run id doubles the ids that have its tag; with more, derived names are not looked at.
 _MOST_UNDERSCORES = 12
@@ -223,9 +227,14 @@ def check_arguments(
         known = ", ".join(DEADLINE_ACTIONS)
         problems.append(AmtFieldError("action", action, f"known are {known}", "choose one of them"))
     ids = _task_ids(task_ids, problems)
-    for field, value in (("detail", detail), ("name", name)):
-        if value is not None and (not isinstance(value, str) or not value.strip()):
-            problems.append(AmtFieldError(field, value, "text", f"give {field} as text, or leave it out"))
+    if detail is not None and (not isinstance(detail, str) or not detail.strip()):
+        problems.append(AmtFieldError("detail", detail, "text", "give it as text, or leave it out"))
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        problems.append(
+            AmtFieldError(
+                "name", name, "at most 40 letters, digits and _.+/@-", "shorten it, without spaces, or leave it out"
+            )
+        )
     given = {"action": action, "task_ids": ids, "detail": detail, "name": name}
     for field, value in connection.items():
         try:

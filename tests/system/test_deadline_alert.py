@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,7 +55,8 @@ class Database:
         """
         due = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
         self._execute(
-            "UPDATE deadline SET deadline_time = ? WHERE dagrun_id = (SELECT id FROM dag_run WHERE run_id = ?)",
+            "UPDATE deadline SET deadline_time = ? "
+            "WHERE dagrun_id = (SELECT id FROM dag_run WHERE run_id = ?)",
             due.strftime("%Y-%m-%d %H:%M:%S.%f"),
             run_id,
         )
@@ -147,16 +147,19 @@ def test_a_late_run_alone_has_its_tuning_jobs_stopped(
         Tags=[{"Key": KEEP_TAG, "Value": "for the comparison"}],
     )
     due = {run.dag_id: database.let_pass(run.run_id) for run in (late_async, late_sync)}
+    states = {"deadline_async": ("triggerer", "success"), "deadline_sync": ("executor", "success")}
+    if _compat.airflow_version().startswith("3.2."):
+        # It hears that the executor is done, and does not write it down (3.2.2).
+        states["deadline_sync"] = ("executor", "queued")
     for run in (late_async, late_sync):
         _until(
-            lambda run=run: database.callback(run.run_id)[1] in ("success", "failed"),  # type: ignore[misc]
+            lambda run=run: (
+                database.callback(run.run_id)[:2] == states[run.dag_id]  # type: ignore[misc]
+                and _status(client, run.jobs["tune"]) != "InProgress"
+            ),
             lambda run=run: (database.callback(run.run_id), cluster.log_tails()),  # type: ignore[misc]
         )
     called = {run.dag_id: database.callback(run.run_id) for run in (late_async, late_sync)}
-    assert {dag_id: row[:2] for dag_id, row in called.items()} == {
-        "deadline_async": ("triggerer", "success"),
-        "deadline_sync": ("executor", "success"),
-    }, called
     output = called["deadline_async"][2]
     assert f"stopped: {late_async.jobs['tune']}; kept by their tag: {kept}." in str(output)
 
@@ -209,14 +212,3 @@ def test_a_late_run_alone_has_its_tuning_jobs_stopped(
         cluster.wait_run(run.dag_id, run.run_id, states={"failed"})
     for run, task_id in others:
         assert cluster.xcom(run.dag_id, run.run_id, task_id, "outcome")["reason"] == "stopped_externally"
-
-
-def test_log_of_the_callback_in_the_executor(
-    cluster: AirflowCluster, runs: dict[tuple[str, str], Run]
-) -> None:
-    print(list(Path(cluster.home / "logs").rglob("*executor_callbacks*/**/*")))
-    for path in Path(cluster.home / "logs").rglob("*"):
-        if path.is_file() and "executor_callbacks" in str(path):
-            print(path, path.read_text()[-3000:])
-    print(cluster.log_tails(200))
-    assert 0

@@ -15,11 +15,12 @@ from airflow_amt.callbacks import tuning_deadline
 from airflow_amt.operators.tuning import AmtTuningJobOperator
 from tests.system.dags.scripted import SCENARIOS, request
 
-#: In Airflow's database alone, where a component has to ask for it.
+#: In Airflow's database alone, where a component has to ask for it. The other one is in the environment:
+#: Airflow 3.3 gives a callback in an executor no connection of its database.
 CONNECTION = "deadlines"
 
 ALERTS: dict[str, dict[str, Any]] = {
-    "deadline_async": {"action": "stop", "name": "nightly"},
+    "deadline_async": {"action": "stop", "name": "nightly", "aws_conn_id": CONNECTION},
     "deadline_sync": {
         "action": "stop_and_fail",
         "detail": "the morning report needs the machines",
@@ -44,9 +45,7 @@ if _compat.deadline_classes() is not None:
     from airflow.sdk.definitions.deadline import DeadlineReference
 
     for dag_id, options in ALERTS.items():
-        alert = tuning_deadline(
-            DeadlineReference.DAGRUN_QUEUED_AT, timedelta(days=1), aws_conn_id=CONNECTION, **options
-        )
+        alert = tuning_deadline(DeadlineReference.DAGRUN_QUEUED_AT, timedelta(days=1), **options)
         with DAG(dag_id=dag_id, schedule=None, deadline=alert):
             tune("tune")
             tune("tune_too")
