@@ -232,7 +232,10 @@ def check_arguments(
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
         problems.append(
             AmtFieldError(
-                "name", name, "at most 40 letters, digits and _.+/@-", "shorten it, without spaces, or leave it out"
+                "name",
+                name,
+                "at most 40 letters, digits and _.+/@-",
+                "shorten it, without spaces, or leave it out",
             )
         )
     given = {"action": action, "task_ids": ids, "detail": detail, "name": name}

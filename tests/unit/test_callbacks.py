@@ -89,7 +89,6 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Account:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that the synchronous callback makes, without making them."""
     made: list[float] = []
-    monkeypatch.setattr(callbacks.time, "sleep", made.append)
     enforce = callbacks._enforce
     monkeypatch.setattr(
         callbacks, "_enforce", lambda *given, **options: enforce(*given, **{"sleep": made.append, **options})

@@ -120,7 +120,7 @@ def test_jobs_of_the_run_are_told_from_all_others() -> None:
 
 
 def test_tags_and_tasks_that_keep_a_job() -> None:
-    assert judge(OWNER, **{KEEP_TAG: ""}) is Belongs.KEPT
+    assert judge(OWNER, JOBS, None, **{KEEP_TAG: ""}) is Belongs.KEPT
     only = RunJobs(dag_id="churn", run_id=RUN_ID, task_ids=frozenset({"tune_too", "group.tune"}))
     assert judge(OWNER, only) is Belongs.OTHER_TASK
     assert judge(Owner(dag_id="churn", run_id=RUN_ID, task_id="group.tune"), only) is Belongs.MINE
