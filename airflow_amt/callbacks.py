@@ -102,7 +102,10 @@ def stop_tuning_jobs_sync(
     verify: bool | str | None = None,
     botocore_config: dict[str, Any] | None = None,
 ) -> str:
-    """Do what :func:`stop_tuning_jobs` does, and take the same: for ``SyncCallback``, in an executor."""
+    """Do what :func:`stop_tuning_jobs` does, and take the same: for ``SyncCallback``, in an executor.
+
+    Known limitation: as ``run_in`` of :func:`tuning_deadline`.
+    """
     connection = _connection(aws_conn_id, region_name, verify, botocore_config)
     arguments = {"action": action, "task_ids": task_ids, "detail": detail, "name": name, **connection}
     return _enforce(context, arguments)
@@ -132,7 +135,8 @@ def tuning_deadline(
     :param interval: how long after that the run is due; a ``timedelta``, or Airflow's ``VariableInterval``.
     :param action: as for :func:`stop_tuning_jobs`, like all that follow; none of them is a template.
     :param name: name of the deadline, also in Airflow's UI (3.3).
-    :param run_in: ``triggerer`` or ``executor``.
+    :param run_in: ``triggerer`` or ``executor``. The latter has limits of Airflow's: 3.3.2 gives it no
+        connection of its database, and 3.2.2's scheduler, on a database without UUIDs, dies when it is done.
     :param executor: which one, where there are several; with ``run_in="executor"``.
     :raises AmtFieldError: this Airflow is 3.1.
     :raises AmtRequestError: lists the arguments that cannot be used.

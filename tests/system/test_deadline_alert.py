@@ -147,10 +147,10 @@ def test_a_late_run_alone_has_its_tuning_jobs_stopped(
         Tags=[{"Key": KEEP_TAG, "Value": "for the comparison"}],
     )
     due = {run.dag_id: database.let_pass(run.run_id) for run in (late_async, late_sync)}
-    states = {"deadline_async": ("triggerer", "success"), "deadline_sync": ("executor", "success")}
-    if _compat.airflow_version().startswith("3.2."):
-        # It hears that the executor is done, and does not write it down (3.2.2).
-        states["deadline_sync"] = ("executor", "queued")
+    states = {
+        run.dag_id: (ALERTS[run.dag_id].get("run_in", "triggerer"), "success")
+        for run in (late_async, late_sync)
+    }
     for run in (late_async, late_sync):
         _until(
             lambda run=run: (
