@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from airflow_amt.callbacks import stop_tuning_jobs, stop_tuning_jobs_sync, tuning_deadline
     from airflow_amt.exceptions import (
         AmtAccessDeniedError,
         AmtAwsError,
+        AmtDeadlineError,
         AmtError,
         AmtFieldError,
         AmtJobExistsError,
@@ -101,6 +103,7 @@ __all__ = [
     "AmtAwsError",
     "AmtBestTrainingJobOperator",
     "AmtConditionNotMet",
+    "AmtDeadlineError",
     "AmtError",
     "AmtExportTrainingJobsOperator",
     "AmtFieldError",
@@ -165,6 +168,9 @@ __all__ = [
     "infer_outcome",
     "parse_condition",
     "parse_sla",
+    "stop_tuning_jobs",
+    "stop_tuning_jobs_sync",
+    "tuning_deadline",
 ]
 
 _MODULES = {
@@ -172,6 +178,7 @@ _MODULES = {
         (
             "AmtAccessDeniedError",
             "AmtAwsError",
+            "AmtDeadlineError",
             "AmtError",
             "AmtFieldError",
             "AmtJobExistsError",
@@ -246,6 +253,9 @@ _MODULES = {
     ),
     "AmtAnswerTrigger": "airflow_amt.triggers.answer",
     "AmtAskOperator": "airflow_amt.operators.ask",
+    **dict.fromkeys(
+        ("stop_tuning_jobs", "stop_tuning_jobs_sync", "tuning_deadline"), "airflow_amt.callbacks"
+    ),
     "AmtBestTrainingJobOperator": "airflow_amt.operators.best",
     "AmtExportTrainingJobsOperator": "airflow_amt.operators.export",
     "AmtHook": "airflow_amt.hooks.tuning",

@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,11 +50,14 @@ __all__ = [
     "AirflowSkipException",
     "AirflowTaskTimeout",
     "BranchMixIn",
+    "DeadlineClasses",
+    "airflow_version",
     "asset_state_stores",
     "base_url",
     "can_start_from_trigger",
     "count",
     "current_context",
+    "deadline_classes",
     "default_deferrable",
     "deployment_id",
     "import_dags",
@@ -305,6 +310,55 @@ def count(metric: str, tags: dict[str, str] | None = None) -> None:
     incr(metric, tags=tags or {})
 
 
+def airflow_version() -> str:
+    """Return the version of Airflow."""
+    from importlib.metadata import version
+
+    return version("apache-airflow-core")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineClasses:
+    """What Airflow builds deadlines of DAG runs from.
+
+    :param alert: makes a ``DeadlineAlert``; its name is left out where Airflow knows none.
+    :param asynchronous: ``AsyncCallback``, which runs in the triggerer.
+    :param synchronous: ``SyncCallback``, which runs in an executor.
+    :param intervals: the types of an interval.
+    """
+
+    alert: Callable[..., Any]
+    asynchronous: Callable[..., Any]
+    synchronous: Callable[..., Any]
+    intervals: tuple[type, ...]
+
+
+def deadline_classes() -> DeadlineClasses | None:
+    """Return what deadlines of DAG runs are built from; ``None`` on Airflow 3.1, where they are a draft."""
+    try:
+        from airflow.sdk.definitions.callback import AsyncCallback, SyncCallback
+        from airflow.sdk.definitions.deadline import DeadlineAlert
+    except ImportError:  # Airflow 3.1
+        return None
+    try:
+        from airflow.sdk.definitions.deadline import VariableInterval
+    except ImportError:  # Airflow 3.2: no intervals from variables, and no names
+        return DeadlineClasses(
+            alert=lambda **given: DeadlineAlert(
+                **{key: value for key, value in given.items() if key != "name"}
+            ),
+            asynchronous=AsyncCallback,
+            synchronous=SyncCallback,
+            intervals=(timedelta,),
+        )
+    return DeadlineClasses(
+        alert=DeadlineAlert,
+        asynchronous=AsyncCallback,
+        synchronous=SyncCallback,
+        intervals=(timedelta, VariableInterval),
+    )
+
+
 def triggers_hear_of_kills() -> bool:
     """Whether Airflow calls a trigger's ``on_kill`` (3.3 and later)."""
     from airflow.triggers.base import BaseTrigger
@@ -313,12 +367,11 @@ def triggers_hear_of_kills() -> bool:
 
 
 @cache
-def _threads(urgent: bool) -> ThreadPoolExecutor:
-    name = "airflow-amt-kill" if urgent else "airflow-amt"
+def _threads(name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=_POLLING_THREADS, thread_name_prefix=name)
 
 
-async def in_thread(call: Callable[[], _Result], *, urgent: bool = False) -> _Result:
+async def in_thread(call: Callable[[], _Result], *, urgent: bool = False, lasting: bool = False) -> _Result:
     """Run a blocking call of a trigger in a thread in which Airflow connections can be read.
 
     Airflow 3.1's triggerer answers a thread only if asgiref started it. From 3.2 any thread may ask, and a
@@ -326,16 +379,18 @@ async def in_thread(call: Callable[[], _Result], *, urgent: bool = False) -> _Re
     kill from a shutdown.
 
     :param urgent: do not wait for a polling thread: those may all be busy with reads that hang.
+    :param lasting: it may take long, and must not take a polling thread from others meanwhile.
     """
+    threads = _threads("airflow-amt-kill" if urgent else "airflow-amt-callback" if lasting else "airflow-amt")
     if _asks_through_asgiref():
         from asgiref.sync import sync_to_async
 
         # Shielded: asgiref would hand a cancellation on to a question that the thread has just asked, whose
         # answer the triggerer then takes for that of its own next question, and dies of (seen with 3.1.8).
-        return await asyncio.shield(sync_to_async(call, thread_sensitive=False, executor=_threads(urgent))())
+        return await asyncio.shield(sync_to_async(call, thread_sensitive=False, executor=threads)())
     # Airflow finds a trigger's own log, which people see as the task's, by a context variable.
     context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(_threads(urgent), lambda: context.run(call))
+    return await asyncio.get_running_loop().run_in_executor(threads, lambda: context.run(call))
 
 
 def _asks_through_asgiref() -> bool:

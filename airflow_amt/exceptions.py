@@ -12,6 +12,7 @@
     │   ├── AmtThrottledError                ThrottlingException and its kin
     │   ├── AmtValidationError               ValidationException
     │   └── AmtAccessDeniedError             AccessDeniedException and its kin
+    ├── AmtDeadlineError                 not all tuning jobs of a late DAG run were stopped
     └── AmtJobExistsError                the name belongs to somebody else's tuning job
         └── AmtUnknownOwnerError             ... or whose it is cannot be told
 
@@ -27,6 +28,7 @@ from typing import Any
 __all__ = [
     "AmtAccessDeniedError",
     "AmtAwsError",
+    "AmtDeadlineError",
     "AmtError",
     "AmtFieldError",
     "AmtJobExistsError",
@@ -137,6 +139,23 @@ class AmtValidationError(AmtAwsError):
 
 class AmtAccessDeniedError(AmtAwsError):
     """The credentials lack a permission; the message names the IAM action."""
+
+
+class AmtDeadlineError(AmtError):
+    """Not every tuning job of a DAG run that missed its deadline could be judged or stopped.
+
+    :param summary: what was done, one sentence.
+    :param errors: what could not be done, one sentence each.
+    """
+
+    def __init__(self, summary: str, errors: Iterable[str]) -> None:
+        self.summary = summary
+        self.errors: tuple[str, ...] = tuple(errors)
+        super().__init__(self.summary, self.errors)
+
+    def __str__(self) -> str:
+        lines = "".join(f"\n  {number}. {error}" for number, error in enumerate(self.errors, 1))
+        return f"{self.summary} {len(self.errors)} errors:{lines}"
 
 
 class AmtJobExistsError(AmtError):

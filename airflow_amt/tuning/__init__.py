@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from airflow_amt.tuning import conditions as conditions
     from airflow_amt.tuning import costs as costs
     from airflow_amt.tuning import custody as custody
+    from airflow_amt.tuning import deadlines as deadlines
     from airflow_amt.tuning import history as history
     from airflow_amt.tuning import judgement as judgement
     from airflow_amt.tuning import limits as limits
@@ -346,6 +347,7 @@ _PARTS = frozenset(
         "conditions",
         "costs",
         "custody",
+        "deadlines",
         "history",
         "judgement",
         "limits",

@@ -160,3 +160,18 @@ def test_platform_registers_what_is_good_enough_and_approves_what_reached_its_ta
     (container,) = package["InferenceSpecification"]["Containers"]
     assert container["ModelDataUrl"] == f"s3://models/platform/{rows[0]['name']}/output/model.tar.gz"
     assert container["Image"] == "airflow-amt.local/sklearn-digits:latest"
+
+
+def test_a_run_in_time_knows_nothing_of_its_deadline(
+    airflow_db: Path, tmp_path: Path, trainers: RunningServer
+) -> None:
+    result = run_example(
+        airflow_db,
+        tmp_path,
+        "amt_deadline_alert",
+        "use",
+        conf={"max_training_jobs": 2},
+        aws_default=trainers.endpoint,
+    )
+    assert (result["dag_run_state"], result["task_state"]) == ("success", "success")
+    assert "-00" in result["value"]

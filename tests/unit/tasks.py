@@ -148,8 +148,15 @@ class FakeHook:
     def list_tuning_jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:
         self.calls.append(("list", filters))
         for name in sorted({*self.script, *self.tags_of}):
-            if filters.get("NameContains", "") in name:
+            if filters.get("NameContains", "") not in name:
+                continue
+            if filters.get("StatusEquals") in (None, self._status(name)):
                 yield {"HyperParameterTuningJobName": name, "HyperParameterTuningJobArn": ARN + name}
+
+    def _status(self, name: str) -> str | None:
+        """The status that the next describe would tell."""
+        answer = (self.script.get(name) or [None])[0]
+        return answer.get("HyperParameterTuningJobStatus") if isinstance(answer, dict) else answer
 
     def tags(self, arn: str) -> dict[str, str] | None:
         return self.tags_of.get(arn.removeprefix(ARN), {})

@@ -7,6 +7,7 @@ import pytest
 from airflow_amt import exceptions
 from airflow_amt.exceptions import (
     AmtAwsError,
+    AmtDeadlineError,
     AmtError,
     AmtFieldError,
     AmtJobExistsError,
@@ -20,6 +21,7 @@ EXAMPLES: list[AmtError] = [
     FIELD,
     AmtRequestError([FIELD, AmtFieldError("c", None, "required", "add it")]),
     AmtJobExistsError("churn", {"airflow-amt:dag-id": "mine"}, {}, "InProgress"),
+    AmtDeadlineError("One was stopped.", ["another was refused", "a third timed out"]),
     AmtUnknownOwnerError("churn", {"airflow-amt:dag-id": "mine"}, {}, "InProgress"),
     *(
         kind("DescribeHyperParameterTuningJob", "ResourceNotFound", "gone", 400, "id-1")

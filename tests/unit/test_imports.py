@@ -39,6 +39,10 @@ def test_the_embedded_amt_and_the_command_line_start_without_airflow(module: str
     assert "airflow" not in imported_by(module)
 
 
+def test_loading_the_callbacks_of_deadlines_imports_no_aws_client() -> None:
+    assert imported_by("airflow_amt.callbacks").isdisjoint({"boto3", "botocore", "starlette"})
+
+
 def test_loading_the_operators_imports_no_search_engine_and_no_server() -> None:
     """DAG parsing: the module of the operators must not cost what only the embedded AMT needs."""
     before = imported_by("airflow.providers.amazon.aws.hooks.base_aws")
