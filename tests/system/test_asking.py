@@ -76,13 +76,22 @@ def _wait(cluster: AirflowCluster, reached: Any, what: str) -> None:
     cluster._wait_for(reached, timeout_seconds=60, describe=lambda: what)
 
 
+def _wait_watched(cluster: AirflowCluster, dag_id: str, run_id: str, *, times: int) -> None:
+    """Wait until scheduler and triggerer have taken up so many deferrals of the task.
+
+    A triggerer's first question about a task takes long: Airflow builds its API in the process.
+    """
+    cluster.wait_deferral_known(dag_id, run_id, "ask", times=times)
+    cluster.wait_task_log(dag_id, run_id, "ask", "Nobody has answered yet", times=times)
+
+
 def _ask(cluster: AirflowCluster, client: Any, dag_id: str, name: str, gate: Path) -> str:
     """Start a tuning job, wait for its first result, have people asked, and return the DAG run's id."""
     _create(client, name, gate)
     _wait(cluster, lambda: "BestTrainingJob" in _describe(client, name), f"{name} has no best training job")
     run_id = cluster.trigger_dag(dag_id, {"watched": name})
     cluster.wait_task(dag_id, run_id, "ask", states={"deferred"})
-    cluster.wait_deferral_known(dag_id, run_id, "ask")
+    _wait_watched(cluster, dag_id, run_id, times=1)
     return run_id
 
 
@@ -143,7 +152,7 @@ def test_somebody_raises_the_limit_by_another_percentage(
     cluster.request("PATCH", path, body=nonsense)
     cluster.wait_task_log("asking", run_id, "ask", "it is asked again")
     cluster.wait_task("asking", run_id, "ask", states={"deferred"})
-    cluster.wait_deferral_known("asking", run_id, "ask", times=2)
+    _wait_watched(cluster, "asking", run_id, times=2)
 
     ada.go_to_question("asking", run_id, "ask")
     ada.expect_text("Raise the limit by (%)")
