@@ -169,6 +169,12 @@ class AmtAskOperator(TuningJobTask, BaseOperator):
         known = dict(state or event.get("state") or {})
         name = require_name("tuning_job_name", known.get("tuning_job_name"))
         question = Question.from_dict(known.get("question") or {})
+        until = None if known.get("until") is None else datetime.fromisoformat(known["until"])
+        if event.get("ti_id") not in (None, str(context["ti"].id)):
+            # SQLite gives the ids of deleted triggers anew; the event of one that had been overtaken by
+            # Airflow's own resumption then comes here (seen with 3.3.2).
+            self.log.warning("An event of another task came here, and is ignored: %s", dict(event))
+            return self._wait(context, name, question, until)
         if event.get("event") == "error":
             raise _compat.AirflowException(
                 f"The answer to the question about tuning job {name} cannot be read: {event.get('error')}. "
@@ -180,9 +186,8 @@ class AmtAskOperator(TuningJobTask, BaseOperator):
         except AmtRequestError as error:
             # The task must not fail on it: the job runs on, and somebody wants to say something.
             self.log.warning("The answer of %s is no answer, so it is asked again: %s", answer.by, error)
-            until = known.get("until")
             self._raise(context, question, first=False)
-            self._wait(context, name, question, None if until is None else datetime.fromisoformat(until))
+            return self._wait(context, name, question, until)
         self.log.info("Tuning job %s: %s.", name, explain(decision))
         stopped = False
         if decision.choice.value == "stop":

@@ -22,8 +22,8 @@ _MOST_FAILURES = 5
 class AmtAnswerTrigger(BaseTrigger):
     """Fire once: when somebody answered a question, or when the time is over and its default is taken.
 
-    The event is ``{"version", "event": "answered" | "error", "answer", "error", "state"}``. Airflow 3.3 may
-    resume the task itself before this trigger looks; then this one is just ended.
+    The event is ``{"version", "ti_id", "event": "answered" | "error", "answer", "error", "state"}``. Airflow
+    3.3 may resume the task itself before this trigger looks; then this one is just ended.
 
     In ``dag.test()`` nobody's answer can be read: the default is taken when the time is over.
 
@@ -76,6 +76,7 @@ class AmtAnswerTrigger(BaseTrigger):
         until = None if self.until is None else datetime.fromisoformat(self.until)
         question = Question.from_dict(self.question)
         failures = 0
+        told = False
         while True:
             left = None if until is None else (until - datetime.now(UTC)).total_seconds()
             await asyncio.sleep(
@@ -97,6 +98,13 @@ class AmtAnswerTrigger(BaseTrigger):
             if answer is not None:
                 yield self._event("answered", answer, None)
                 return
+            if not told:
+                self.log.info(
+                    "Nobody has answered yet; looking every %g s%s.",
+                    self.check_interval,
+                    "" if until is None else f" until {until:%Y-%m-%d %H:%M:%S %Z}",
+                )
+                told = True
 
     def _look(self, question: Question, over: bool) -> HumanAnswer | None:
         try:
@@ -111,6 +119,7 @@ class AmtAnswerTrigger(BaseTrigger):
         return TriggerEvent(  # type: ignore[no-untyped-call]
             {
                 "version": ANSWER_TRIGGER_VERSION,
+                "ti_id": self.ti_id,
                 "event": kind,
                 "answer": None if answer is None else answer.to_dict(),
                 "error": error,

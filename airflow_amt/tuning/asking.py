@@ -403,10 +403,11 @@ def _body(
     facts: AskFacts, choices: list[Choice], default: Choice | None, answer_until: datetime | None
 ) -> str:
     lines = [] if not facts.reason else [escaped(facts.reason), ""]
-    name = f"`{facts.tuning_job_name}`"
+    # No code spans: Airflow 3.1 shows each as a block of its own.
+    name = escaped(facts.tuning_job_name)
     lines.append(f"- Tuning job: {name if facts.url is None else f'[{name}]({facts.url})'}")
     if facts.best_objective is not None:
-        metric = f" (`{facts.objective.replace('`', '')}`)" if facts.objective else ""
+        metric = f" ({escaped(facts.objective)})" if facts.objective else ""
         lines.append(f"- Best objective so far: **{_number(facts.best_objective)}**{metric}")
     elif facts.launched is not None:
         lines.append("- No training job has given an objective yet")

@@ -77,7 +77,10 @@ def _wait(cluster: AirflowCluster, reached: Any, what: str) -> None:
 
 
 def _ask(cluster: AirflowCluster, client: Any, dag_id: str, name: str, gate: Path) -> str:
-    """Start a tuning job, wait for its first result, have people asked, and return the DAG run's id."""
+    """Start a tuning job, wait for its first result, have people asked, and return the DAG run's id.
+
+    When it returns, Airflow is ready for an answer.
+    """
     _create(client, name, gate)
     _wait(cluster, lambda: "BestTrainingJob" in _describe(client, name), f"{name} has no best training job")
     run_id = cluster.trigger_dag(dag_id, {"watched": name})
@@ -86,11 +89,21 @@ def _ask(cluster: AirflowCluster, client: Any, dag_id: str, name: str, gate: Pat
     return run_id
 
 
+def _wait_watched(cluster: AirflowCluster, dag_id: str, run_id: str) -> None:
+    """Wait until the trigger has looked for an answer.
+
+    The first question of a triggerer takes long, as Airflow builds its API in the process. A trigger that is
+    overtaken by an answer meanwhile fires late, and SQLite may have given its id to another one by then.
+    """
+    cluster.wait_task_log(dag_id, run_id, "ask", "Nobody has answered yet")
+
+
 def test_somebody_stops_a_tuning_job(
     cluster: AirflowCluster, amt: RunningServer, ada: Person, tmp_path: Path
 ) -> None:
     client = amt.client(REGION)
     run_id = _ask(cluster, client, "asking", "ask-stop", tmp_path / "gate")
+    _wait_watched(cluster, "asking", run_id)
     question = cluster.xcom("asking", run_id, "ask", "question")
     assert question["subject"].startswith("ask-stop: best 0.4 after ")
 
@@ -137,6 +150,7 @@ def test_somebody_raises_the_limit_by_another_percentage(
 ) -> None:
     client = amt.client(REGION)
     run_id = _ask(cluster, client, "asking", "ask-raise", tmp_path / "gate")
+    _wait_watched(cluster, "asking", run_id)
     # An answer that is none: the API takes it, and the task asks again.
     path = f"/dags/asking/dagRuns/{run_id}/taskInstances/ask/-1/hitlDetails"
     nonsense = {"chosen_options": ["Raise the limit"], "params_input": {"raise_by_percent": 5000}}
@@ -162,6 +176,7 @@ def test_only_who_is_assigned_may_answer(
 ) -> None:
     client = amt.client(REGION)
     run_id = _ask(cluster, client, "asking_ada", "ask-ada", tmp_path / "gate")
+    _wait_watched(cluster, "asking_ada", run_id)
     with Person(browser, cluster.base_url, pictures=tmp_path, user=("bob", PASSWORDS["bob"])) as bob:
         bob.go_to_question("asking_ada", run_id, "ask")
         assert bob.try_to_answer("Stop and use the best") == 403

@@ -152,6 +152,22 @@ def test_an_answer_that_cannot_be_read_fails_the_task(people: FakePeople) -> Non
     assert hook.named("stop") == []
 
 
+def test_an_event_of_another_task_is_no_answer(people: FakePeople) -> None:
+    hook, context = FakeHook({NAME: ["InProgress"]}), task_context(task_id="ask")
+    first = defer(hook, context)
+    other = {
+        "event": "answered",
+        "ti_id": "01a20de5-40b1-7e66-889b-6d3ec6b53e23",
+        "answer": {"chosen": ["Stop and use the best"], "by": "Ada"},
+        "state": None,
+    }
+    with pytest.raises(TaskDeferred) as caught:
+        resume(hook, context, first, other)
+    assert caught.value.trigger.serialize() == first.trigger.serialize()
+    assert people.asked == ["CreateHITLDetailPayload"]
+    assert hook.named("stop") == []
+
+
 def test_resumed_without_an_event_it_asks_anew(people: FakePeople) -> None:
     hook, context = FakeHook({NAME: ["InProgress"]}), task_context(task_id="ask")
     with pytest.raises(TaskDeferred):
