@@ -171,8 +171,8 @@ class AmtAskOperator(TuningJobTask, BaseOperator):
         question = Question.from_dict(known.get("question") or {})
         until = None if known.get("until") is None else datetime.fromisoformat(known["until"])
         if event.get("ti_id") not in (None, str(context["ti"].id)):
-            # SQLite gives the ids of deleted triggers anew; the event of one that had been overtaken by
-            # Airflow's own resumption then comes here (seen with 3.3.2).
+            # SQLite gives the ids of deleted triggers anew, and Airflow finds tasks by them: the late event
+            # of a trigger that was overtaken by Airflow's own resumption may come here.
             self.log.warning("An event of another task came here, and is ignored: %s", dict(event))
             return self._wait(context, name, question, until)
         if event.get("event") == "error":
