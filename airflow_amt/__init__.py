@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         AmtUnknownOwnerError,
         AmtValidationError,
     )
+    from airflow_amt.hooks.sla import AmtSlaHook
     from airflow_amt.hooks.tuning import AmtHook
     from airflow_amt.links.tuning import AmtTuningJobLink
     from airflow_amt.operators.ask import AmtAskOperator
     from airflow_amt.operators.best import AmtBestTrainingJobOperator
     from airflow_amt.operators.branch import AmtOutcomeBranchOperator
+    from airflow_amt.operators.enforce import AmtEnforcePolicyOperator
     from airflow_amt.operators.export import AmtExportTrainingJobsOperator
     from airflow_amt.operators.reap import AmtReapTuningJobsOperator
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
@@ -39,8 +41,10 @@ if TYPE_CHECKING:
         AmtAwaitedJobFailed,
         AmtAwaitedJobStopped,
         AmtConditionNotMet,
+        AmtEnforceError,
         AmtNoUsableTrainingJob,
         AmtOwnJobEndedError,
+        AmtPolicyBroken,
         AmtReapError,
         AmtTaskKilled,
         AmtTuningJobError,
@@ -101,6 +105,8 @@ __all__ = [
     "AmtAwsError",
     "AmtBestTrainingJobOperator",
     "AmtConditionNotMet",
+    "AmtEnforceError",
+    "AmtEnforcePolicyOperator",
     "AmtError",
     "AmtExportTrainingJobsOperator",
     "AmtFieldError",
@@ -109,12 +115,14 @@ __all__ = [
     "AmtNoUsableTrainingJob",
     "AmtOutcomeBranchOperator",
     "AmtOwnJobEndedError",
+    "AmtPolicyBroken",
     "AmtReapError",
     "AmtReapTuningJobsOperator",
     "AmtRequestError",
     "AmtResourceInUseError",
     "AmtResourceLimitExceededError",
     "AmtResourceNotFoundError",
+    "AmtSlaHook",
     "AmtStopTuningJobOperator",
     "AmtTaskKilled",
     "AmtThrottledError",
@@ -190,8 +198,10 @@ _MODULES = {
             "AmtAwaitedJobFailed",
             "AmtAwaitedJobStopped",
             "AmtConditionNotMet",
+            "AmtEnforceError",
             "AmtNoUsableTrainingJob",
             "AmtOwnJobEndedError",
+            "AmtPolicyBroken",
             "AmtReapError",
             "AmtTaskKilled",
             "AmtTuningJobError",
@@ -247,10 +257,12 @@ _MODULES = {
     "AmtAnswerTrigger": "airflow_amt.triggers.answer",
     "AmtAskOperator": "airflow_amt.operators.ask",
     "AmtBestTrainingJobOperator": "airflow_amt.operators.best",
+    "AmtEnforcePolicyOperator": "airflow_amt.operators.enforce",
     "AmtExportTrainingJobsOperator": "airflow_amt.operators.export",
     "AmtHook": "airflow_amt.hooks.tuning",
     "AmtOutcomeBranchOperator": "airflow_amt.operators.branch",
     "AmtReapTuningJobsOperator": "airflow_amt.operators.reap",
+    "AmtSlaHook": "airflow_amt.hooks.sla",
     "AmtStopTuningJobOperator": "airflow_amt.operators.stop",
     "AmtTuningJobEndedTrigger": "airflow_amt.triggers.ended",
     "AmtTuningJobLink": "airflow_amt.links.tuning",

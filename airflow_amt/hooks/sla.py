@@ -177,9 +177,9 @@ class AmtSlaHook(AmtHook):
     """Hold tuning jobs to an SLA: judge them, and stop those that break it.
 
     Called from a plain ``@task``, ``enforce`` stops a tuning job that breaks a rule and returns the verdict
-    (for XCom: its ``to_dict()``); who asked for it is then the task instance, and deadlines that count from a DAG run's times find them.
-    A rule that demands an answer of people is only told: for an answer, wait for the job with
-    :class:`airflow_amt.operators.tuning.AmtTuningJobOperator`.
+    (for XCom: its ``to_dict()``); who asked for it is then the task instance, and deadlines that count from a
+    DAG run's times find them. A rule that demands an answer of people is only told: for an answer, wait for
+    the job with :class:`airflow_amt.operators.tuning.AmtTuningJobOperator`.
 
     :param sla: as :meth:`SlaSource.parse` takes it: in the code, or ``"variable:<key>"``,
         ``"connection:<id>"``. Default: the extra ``amt_sla`` of the AWS connection itself.
@@ -211,7 +211,11 @@ class AmtSlaHook(AmtHook):
             return SlaSource.parse(self._given)
         if not self.aws_conn_id:
             raise AmtRequestError(
-                [AmtFieldError("sla", None, "an SLA, as there is no connection that could hold one", "give it")]
+                [
+                    AmtFieldError(
+                        "sla", None, "an SLA, as there is no connection that could hold one", "give it"
+                    )
+                ]
             )
         return SlaSource(connection=str(self.aws_conn_id))
 
