@@ -151,16 +151,15 @@ class FakeHook:
             wanted = filters.get("StatusEquals")
             if wanted and wanted != self._status(name):
                 continue
-            if filters.get("NameContains", "") in name:
+            if filters.get("NameContains", "").lower() in name.lower():
                 yield {"HyperParameterTuningJobName": name, "HyperParameterTuningJobArn": ARN + name}
 
     def _status(self, name: str) -> str | None:
         """The status that is to be described next; an error counts as in progress, which is listed."""
-        answers = self.script.get(name) or [None]
-        now = answers[0]
+        now = (self.script.get(name) or [None])[0]
         if isinstance(now, Exception):
             return "InProgress"
-        return now["HyperParameterTuningJobStatus"] if isinstance(now, dict) else now
+        return str(now["HyperParameterTuningJobStatus"]) if isinstance(now, dict) else now
 
     def tags(self, arn: str) -> dict[str, str] | None:
         return self.tags_of.get(arn.removeprefix(ARN), {})

@@ -625,7 +625,8 @@ def test_evaluating_does_nothing() -> None:
     verdict, levels = watch.guard.evaluate_rules(description, progress)
     assert verdict.action is Action.WARN
     ((title, level),) = levels
-    assert (title, level.share) == ("max_failed_training_jobs", pytest.approx(4 / 6))
+    assert title == "max_failed_training_jobs"
+    assert level.share == pytest.approx(4 / 6)
     assert hook.named("stop") == hook.named("add_tags") == []
 
 
