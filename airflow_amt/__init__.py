@@ -26,11 +26,13 @@ if TYPE_CHECKING:
         AmtUnknownOwnerError,
         AmtValidationError,
     )
+    from airflow_amt.hooks.sla import AmtSlaHook
     from airflow_amt.hooks.tuning import AmtHook
     from airflow_amt.links.tuning import AmtTuningJobLink
     from airflow_amt.operators.ask import AmtAskOperator
     from airflow_amt.operators.best import AmtBestTrainingJobOperator
     from airflow_amt.operators.branch import AmtOutcomeBranchOperator
+    from airflow_amt.operators.enforce import AmtEnforcePolicyOperator
     from airflow_amt.operators.export import AmtExportTrainingJobsOperator
     from airflow_amt.operators.reap import AmtReapTuningJobsOperator
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
@@ -41,8 +43,10 @@ if TYPE_CHECKING:
         AmtAwaitedJobFailed,
         AmtAwaitedJobStopped,
         AmtConditionNotMet,
+        AmtEnforceError,
         AmtNoUsableTrainingJob,
         AmtOwnJobEndedError,
+        AmtPolicyBroken,
         AmtReapError,
         AmtTaskKilled,
         AmtTuningJobError,
@@ -104,6 +108,8 @@ __all__ = [
     "AmtBestTrainingJobOperator",
     "AmtConditionNotMet",
     "AmtDeadlineError",
+    "AmtEnforceError",
+    "AmtEnforcePolicyOperator",
     "AmtError",
     "AmtExportTrainingJobsOperator",
     "AmtFieldError",
@@ -112,12 +118,14 @@ __all__ = [
     "AmtNoUsableTrainingJob",
     "AmtOutcomeBranchOperator",
     "AmtOwnJobEndedError",
+    "AmtPolicyBroken",
     "AmtReapError",
     "AmtReapTuningJobsOperator",
     "AmtRequestError",
     "AmtResourceInUseError",
     "AmtResourceLimitExceededError",
     "AmtResourceNotFoundError",
+    "AmtSlaHook",
     "AmtStopTuningJobOperator",
     "AmtTaskKilled",
     "AmtThrottledError",
@@ -197,8 +205,10 @@ _MODULES = {
             "AmtAwaitedJobFailed",
             "AmtAwaitedJobStopped",
             "AmtConditionNotMet",
+            "AmtEnforceError",
             "AmtNoUsableTrainingJob",
             "AmtOwnJobEndedError",
+            "AmtPolicyBroken",
             "AmtReapError",
             "AmtTaskKilled",
             "AmtTuningJobError",
@@ -257,10 +267,12 @@ _MODULES = {
         ("stop_tuning_jobs", "stop_tuning_jobs_sync", "tuning_deadline"), "airflow_amt.callbacks"
     ),
     "AmtBestTrainingJobOperator": "airflow_amt.operators.best",
+    "AmtEnforcePolicyOperator": "airflow_amt.operators.enforce",
     "AmtExportTrainingJobsOperator": "airflow_amt.operators.export",
     "AmtHook": "airflow_amt.hooks.tuning",
     "AmtOutcomeBranchOperator": "airflow_amt.operators.branch",
     "AmtReapTuningJobsOperator": "airflow_amt.operators.reap",
+    "AmtSlaHook": "airflow_amt.hooks.sla",
     "AmtStopTuningJobOperator": "airflow_amt.operators.stop",
     "AmtTuningJobEndedTrigger": "airflow_amt.triggers.ended",
     "AmtTuningJobLink": "airflow_amt.links.tuning",

@@ -159,6 +159,10 @@ class Policing:
             self._call(context, report)
         guard.told(progress.arn, [one.id for one in look.news], asked)
 
+    def tell_report(self, context: Context, report: Mapping[str, Any]) -> None:
+        """Call the callbacks with the report of a step that is due, or was done."""
+        self._call(context, self._with_task(context, report))
+
     def tell_stop(self, context: Context, outcome: TuningOutcome) -> None:
         """Call the callbacks if this task stopped the job by policy."""
         if outcome.policy is None or outcome.evidence.get("requested_by") != self.requested_by:

@@ -37,6 +37,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_amt.operators.export",
                     "airflow_amt.operators.reap",
                     "airflow_amt.operators.ask",
+                    "airflow_amt.operators.enforce",
                 ],
             }
         ],

@@ -13,7 +13,10 @@
     │                                          (also AirflowFailException)
     ├── AmtTaskKilled                      this task was killed while it waited
     ├── AmtNoUsableTrainingJob             no training job has what was asked for (also AirflowFailException)
-    └── AmtReapError                       the reaper could not judge or stop every tuning job
+    ├── AmtReapError                       the reaper could not judge or stop every tuning job
+    ├── AmtEnforceError                    not every tuning job could be held to a stop policy
+    └── AmtPolicyBroken                    a stop policy ended a tuning job and fails the task that looked
+                                               (also AirflowFailException)
 
     AmtJobExistsError, AirflowException
     └── AmtOwnJobEndedError                the given name is taken by this task's own job, which is over
@@ -35,8 +38,10 @@ __all__ = [
     "AmtAwaitedJobFailed",
     "AmtAwaitedJobStopped",
     "AmtConditionNotMet",
+    "AmtEnforceError",
     "AmtNoUsableTrainingJob",
     "AmtOwnJobEndedError",
+    "AmtPolicyBroken",
     "AmtReapError",
     "AmtTaskKilled",
     "AmtTuningJobError",
@@ -182,6 +187,63 @@ class AmtReapError(AmtError, AirflowException):
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """Return class path and arguments, for Airflow's own serialisation of exceptions."""
         return f"{type(self).__module__}.{type(self).__name__}", (list(self.errors), self.result), {}
+
+
+class AmtEnforceError(AmtError, AirflowException):
+    """Not every tuning job could be held to the stop policies; what could be done is done.
+
+    :param errors: what went wrong, one sentence each.
+    :param result: what was done, as the operator returns it.
+    """
+
+    def __init__(self, errors: Sequence[str], result: Mapping[str, Any]) -> None:
+        self.errors = tuple(errors)
+        self.result: dict[str, Any] = dict(result)
+        super().__init__(self.errors, self.result)
+
+    def __str__(self) -> str:
+        return (
+            f"Of {self.result.get('matched')} tuning jobs, {self.result.get('stopped')} were stopped; "
+            f"{len(self.errors)} errors:{_numbered(self.errors)}"
+        )
+
+    def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Return class path and arguments, for Airflow's own serialisation of exceptions."""
+        return f"{type(self).__module__}.{type(self).__name__}", (list(self.errors), self.result), {}
+
+
+class AmtPolicyBroken(AmtError, AirflowFailException):  # noqa: N818 - named as Airflow names its task failures
+    """A stop policy with ``stop_and_fail`` ended tuning jobs: no retry, which would find them over.
+
+    :param jobs: the jobs, each as in ``jobs`` of the result.
+    :param errors: what went wrong beside that, one sentence each.
+    :param result: what was done, as the operator returns it.
+    """
+
+    def __init__(
+        self, jobs: Sequence[Mapping[str, Any]], errors: Sequence[str], result: Mapping[str, Any]
+    ) -> None:
+        self.jobs = tuple(dict(one) for one in jobs)
+        self.errors = tuple(errors)
+        self.result: dict[str, Any] = dict(result)
+        super().__init__(self.jobs, self.errors, self.result)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{one.get('tuning_job_name')}, policy {one.get('rule')}: {one.get('reason')}"
+            for one in self.jobs
+        ]
+        more = f"\nBeside that, {len(self.errors)} errors:{_numbered(self.errors)}" if self.errors else ""
+        return f"Stop policies ended {len(lines)} tuning jobs and fail the task:{_numbered(lines)}{more}"
+
+    def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """Return class path and arguments, for Airflow's own serialisation of exceptions."""
+        path = f"{type(self).__module__}.{type(self).__name__}"
+        return path, (list(self.jobs), list(self.errors), self.result), {}
+
+
+def _numbered(lines: Sequence[str]) -> str:
+    return "".join(f"\n  {number}. {line}" for number, line in enumerate(lines, 1))
 
 
 class AmtOwnJobEndedError(AmtJobExistsError, AirflowException):

@@ -7,6 +7,8 @@ was told and answered is in the job's tags, and a stop that was decided is decid
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -292,7 +294,7 @@ class Guard:
         """
         told = tuple(dict.fromkeys([*self.memory.told, *ids]))
         self.memory = replace(self.memory, told=told, asked=asked or self.memory.asked)
-        self._hook().add_tags(arn, {POLICY_TOLD_TAG: _fitting(told)})
+        self._hook().add_tags(arn, {POLICY_TOLD_TAG: _told_words(told)})
 
     def _take_answer(self, arn: str) -> None:
         """Take what people answered to the open question, if they did, and note it in the job's tags."""
@@ -316,7 +318,7 @@ class Guard:
         self._log.info(
             "Tuning job %s, policy %s: the answer is %s.", self._name, answer.rule, answer.encode()
         )
-        self._hook().add_tags(arn, {POLICY_ANSWERS_TAG: _fitting([one.encode() for one in answers])})
+        self._hook().add_tags(arn, {POLICY_ANSWERS_TAG: _answer_words(answers)})
 
     def _decide(
         self, sla: Sla, description: Mapping[str, Any], situation: Situation
@@ -409,7 +411,8 @@ class Guard:
         return [self._usages.get(one.name, one) for one in estimates]
 
     def _news(self, verdict: Verdict) -> tuple[Due, ...]:
-        news = [one for one in verdict.warnings if one.id not in self.memory.told]
+        told = self.memory.told
+        news = [one for one in verdict.warnings if one.id not in told and _digest(one.id) not in told]
         if self.memory.asked is None:
             # One at a time: people see one question of a task.
             news += [one for one in verdict.questions if not self._was_asked(one)][:1]
@@ -557,6 +560,37 @@ def _known_then(progress: TuningProgress, saving: Saving | None) -> dict[str, An
             "currency": saving.currency,
         }
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _told_words(ids: Sequence[str]) -> str:
+    """Return ids of steps as a tag's value; where it cannot hold them, those of warnings as digests.
+
+    One that did not fit would be told again by each process that looks.
+    """
+    if len(" ".join(ids)) > MAX_TAG_VALUE_LENGTH:
+        # Questions stay as they are: of a rule they are counted.
+        ids = tuple(dict.fromkeys(one if f":{Action.ASK.value}@" in one else _digest(one) for one in ids))
+    return _fitting(ids)
+
+
+def _digest(told: str) -> str:
+    """Return a step's id in six letters, a digest as it is."""
+    if ":" not in told:
+        return told
+    return base64.b32encode(hashlib.sha256(told.encode()).digest()).decode().lower()[:6]
+
+
+def _answer_words(answers: Sequence[Answer]) -> str:
+    """Return answers as a tag's value; where it cannot hold them, the first ones without who gave them.
+
+    What was answered counts on: a limit that people raised must stay raised.
+    """
+    words = [one.encode() for one in answers]
+    for position, one in enumerate(answers):
+        if len(" ".join(words)) <= MAX_TAG_VALUE_LENGTH:
+            break
+        words[position] = replace(one, by="").encode()
+    return _fitting(words)
 
 
 def _fitting(words: Sequence[str]) -> str:

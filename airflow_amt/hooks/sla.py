@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
@@ -175,10 +176,10 @@ class SlaReader:
 class AmtSlaHook(AmtHook):
     """Hold tuning jobs to an SLA: judge them, and stop those that break it.
 
-    Called from a plain ``@task``, ``enforce`` stops a tuning job that breaks a rule and returns the verdict;
-    who asked for it is then the task instance, and deadlines that count from a DAG run's times find them.
-    A rule that demands an answer of people is only told: for an answer, wait for the job with
-    :class:`airflow_amt.operators.tuning.AmtTuningJobOperator`.
+    Called from a plain ``@task``, ``enforce`` stops a tuning job that breaks a rule and returns the verdict
+    (for XCom: its ``to_dict()``); who asked for it is then the task instance, and deadlines that count from a
+    DAG run's times find them. A rule that demands an answer of people is only told: for an answer, wait for
+    the job with :class:`airflow_amt.operators.tuning.AmtTuningJobOperator`.
 
     :param sla: as :meth:`SlaSource.parse` takes it: in the code, or ``"variable:<key>"``,
         ``"connection:<id>"``. Default: the extra ``amt_sla`` of the AWS connection itself.
@@ -208,7 +209,20 @@ class AmtSlaHook(AmtHook):
         """
         if self._given is not None:
             return SlaSource.parse(self._given)
-        return SlaSource(connection=str(self.aws_conn_id or ""))
+        if not self.aws_conn_id:
+            raise AmtRequestError(
+                [
+                    AmtFieldError(
+                        "sla", None, "an SLA, as there is no connection that could hold one", "give it"
+                    )
+                ]
+            )
+        return SlaSource(connection=str(self.aws_conn_id))
+
+    @cached_property
+    def _sla_reader(self) -> SlaReader:
+        # One for all jobs: the last good SLA counts on for those that are looked at later.
+        return SlaReader(self.sla, log=self.log)
 
     def evaluate(self, tuning_job_name: str) -> Verdict:
         """Judge a tuning job, and do nothing.
@@ -217,13 +231,15 @@ class AmtSlaHook(AmtHook):
         :raises AmtAwsError: AWS refused a call.
         """
         guard = self._guard(tuning_job_name)
-        return guard.evaluate(*self._read(tuning_job_name))
+        with bearing(persistent(self.log)):
+            return guard.evaluate(*self._read(tuning_job_name))
 
     def enforce(self, tuning_job_name: str) -> Verdict:
         """Judge a tuning job, and stop it if a rule demands it.
 
         :return: the verdict; :attr:`Verdict.stops` says whether the job is to be ended. It is, when this
-            returns: calls that are throttled are repeated for half a minute.
+            returns: calls that are throttled are repeated for half a minute. A task hands it on as
+            ``verdict.to_dict()``: Airflow gives objects of other packages back to nobody.
         :raises AmtRequestError: there is no SLA that could be used.
         :raises AmtAwsError: AWS refused a call.
         """
@@ -244,8 +260,8 @@ class AmtSlaHook(AmtHook):
         :raises AmtAwsError: AWS refused a call.
         """
         guard = self._guard(tuning_job_name, tells=tells or on_news is not None)
-        description, progress = self._read(tuning_job_name)
         with bearing(persistent(self.log)):
+            description, progress = self._read(tuning_job_name)
             look = guard.look(description, progress)
             if look.news and on_news is not None:
                 on_news(look)
@@ -262,8 +278,9 @@ class AmtSlaHook(AmtHook):
         :raises AmtAwsError: AWS refused a call.
         """
         guard = self._guard(tuning_job_name)
-        description, progress = self._read(tuning_job_name)
-        verdict, levels = guard.evaluate_rules(description, progress)
+        with bearing(persistent(self.log)):
+            description, progress = self._read(tuning_job_name)
+            verdict, levels = guard.evaluate_rules(description, progress)
         return {
             "tuning_job_name": progress.name,
             "status": progress.status,
@@ -281,8 +298,7 @@ class AmtSlaHook(AmtHook):
         }
 
     def _read(self, name: str) -> tuple[dict[str, Any], TuningProgress]:
-        with bearing(persistent(self.log)):
-            description = self.describe_tuning_job(name)
+        description = self.describe_tuning_job(name)
         return description, TuningProgress.from_describe(description)
 
     def _guard(self, name: str, *, tells: bool = False) -> Guard:
@@ -294,7 +310,7 @@ class AmtSlaHook(AmtHook):
         return Guard(
             lambda: self,
             name,
-            SlaReader(self.sla, log=self.log),
+            self._sla_reader,
             log=self.log,
             requested_by=requested_by or "AmtSlaHook",
             run=run,

@@ -10,8 +10,10 @@ from airflow_amt._compat import AirflowException, AirflowFailException
 from airflow_amt.exceptions import AmtError
 from airflow_amt.task_exceptions import (
     AmtConditionNotMet,
+    AmtEnforceError,
     AmtNoUsableTrainingJob,
     AmtOwnJobEndedError,
+    AmtPolicyBroken,
     AmtReapError,
     AmtTaskKilled,
     AmtTuningJobError,
@@ -34,6 +36,12 @@ EXAMPLES: list[AirflowException] = [
     AmtTaskKilled("churn-model", "the tuning job is being stopped"),
     AmtConditionNotMet({**OUTCOME, "condition": {"reason": "The target is not reached."}}),
     AmtReapError(["churn-model could not be stopped"], {"owned": 2, "stopped": 1}),
+    AmtEnforceError(["churn-model could not be stopped"], {"matched": 2, "stopped": 1}),
+    AmtPolicyBroken(
+        [{"tuning_job_name": "churn-model", "rule": "budget", "reason": "51 of 50 EUR are spent."}],
+        ["other could not be read"],
+        {"matched": 2, "stopped": 1},
+    ),
     AmtNoUsableTrainingJob("churn-model", "none completed with an objective."),
     AmtOwnJobEndedError("churn-model", {"airflow-amt:dag-id": "mine"}, {}, "Completed"),
 ]
@@ -61,5 +69,7 @@ def test_airflows_own_serialisation_gives_them_back(error: AirflowException) -> 
 
 @each
 def test_only_errors_about_a_job_that_is_over_forbid_a_retry(error: AirflowException) -> None:
-    final = type(error).__name__.startswith(("AmtAwaited", "AmtConditionNotMet", "AmtNoUsable"))
+    final = type(error).__name__.startswith(
+        ("AmtAwaited", "AmtConditionNotMet", "AmtNoUsable", "AmtPolicyBroken")
+    )
     assert isinstance(error, AirflowFailException) is final
