@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from airflow_amt.hooks.guard import Guard
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.tuning import TuningOutcome
+    from airflow_amt.tuning.policies import Sla
     from airflow_amt.watch.polling import Reading
 
 #: XCom keys. The outcome is there also when the task fails.
@@ -149,7 +150,7 @@ class TuningJobTask(LazyHook):
 
 def policies_argument(given: Any) -> Any:
     """Return an SLA, as a DAG's author gave it, in a form in which Airflow can render, show and store it."""
-    if given is None or isinstance(given, (str, dict)):
+    if given is None or isinstance(given, (str, dict, type)):
         return given
     return sla_to_json(given)
 
@@ -158,7 +159,7 @@ def sla_to_json(given: Any) -> Any:
     """Return the dict of an SLA, a policy or a rule; of anything else, the same with those within it so."""
     if isinstance(given, (list, tuple)):
         return [sla_to_json(one) for one in given]
-    return given.to_dict() if hasattr(given, "to_dict") else given
+    return given.to_dict() if hasattr(given, "to_dict") and not isinstance(given, type) else given
 
 
 def policing_of(task: Any, context: Context, memory: Mapping[str, Any] | None) -> Policing | None:
@@ -197,26 +198,30 @@ def ask_settings(task: Any) -> AskSettings:
     )
 
 
-def check_policies(task: Any, *, read: bool = True) -> None:
-    """Check a task's SLA, and what goes with it.
+def check_policies(task: Any, *, read: bool = True) -> Sla | None:
+    """Check a task's SLA, and what goes with it; return it.
 
-    :param read: whether one that Airflow keeps is read.
+    :param read: whether one that Airflow keeps is read; it is ``None`` otherwise.
     :raises AmtRequestError: it cannot be used.
     """
-    if task.policies is not None:
-        from airflow_amt._policing import checked_sla
+    if task.policies is not None or task.on_policy_callback is not None:
+        from airflow_amt._policing import checked_callbacks, checked_sla
 
-        checked_sla(
+        checked_callbacks(task.on_policy_callback)
+        found = checked_sla(
             task.policies, ask=ask_settings(task), deferrable=task.deferrable, log=task.log, read=read
         )
+        return None if found is None else found[1]
+    return None
 
 
 def resumption(name: str, trigger: AmtTuningJobTrigger, guard: Guard | None) -> dict[str, Any] | None:
     """Return what a task gets when Airflow itself resumes it, without its trigger's event.
 
-    Airflow 3.3 does so when a person answers the question of a deferred task. ``None`` if none is open.
+    Airflow 3.3 does so when a person answers the question of a deferred task, also the question of a try
+    before. ``None`` if there can be none.
     """
-    if guard is None or guard.memory.asked is None:
+    if guard is None or not guard.tells:
         return None
     state = {**(trigger.state or {}), "memory": guard.memory.to_dict()}
     return {"resume": {"tuning_job_name": name, "state": state}}

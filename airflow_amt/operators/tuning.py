@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from airflow.sdk import BaseOperator
 
 from airflow_amt import _compat, tuning, watch
+from airflow_amt._policing import has_policies
 from airflow_amt._tasks import (
     CONNECTION_FIELDS,
     NAME_KEY,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from airflow_amt._claim import Claimed, Store
     from airflow_amt._policing import Policing
     from airflow_amt.tuning import CompletionCriteria, Owner
+    from airflow_amt.tuning.costs import PriceTable
     from airflow_amt.tuning.custody import IfExists, KillDecision
     from airflow_amt.tuning.judgement import OutcomePolicy
     from airflow_amt.tuning.naming import Waits
@@ -370,6 +372,7 @@ class AmtTuningJobOperator(WaitingOperator):
         self._job_arn: str | None = None
         self._task_key = ("", "", "", -1)
         self._label = ""
+        self._reads_policies = True
         self._store: Store | None = None
         self._try_number = 1
         self._try_id = ""
@@ -479,7 +482,8 @@ class AmtTuningJobOperator(WaitingOperator):
             )
             if verdict is watch.polling.Verdict.ENDED:
                 return self._finish(context, name, state["known_stop"], policing)
-            state["known_stop"] = self._stop_at_deadline(name, state["limit"])
+            # Where a policy has stopped it in the same moment, that is what counts.
+            state["known_stop"] = self._stop_at_deadline(name, state["limit"]) or state["known_stop"]
             deadline = None
 
     def _stop_at_deadline(self, name: str, limit: str | None) -> dict[str, str] | None:
@@ -865,7 +869,17 @@ class AmtTuningJobOperator(WaitingOperator):
         request, s3_operations = self._request(owner, problems)
         _collect(problems, self._interval)
         _collect(problems, self._policy)
+        self._reads_policies = read_policies
         _collect(problems, lambda: check_policies(self, read=read_policies))
+        if has_policies(self.policies) and not self.wait_for_completion:
+            problems.append(
+                AmtFieldError(
+                    "policies",
+                    self.policies,
+                    "only for a task that waits: with wait_for_completion=False nobody looks at the job",
+                    "leave wait_for_completion out, or hold the job to them by AmtTuningJobSensor",
+                )
+            )
         if request:
             _collect(problems, lambda: self._plan(request))
         limit = _collect(
@@ -921,17 +935,25 @@ class AmtTuningJobOperator(WaitingOperator):
                 ]
             )
         prices = limits.get("prices")
-        if prices is None and isinstance(self.policies, Mapping):
-            prices = self.policies.get("prices")
         plan = tuning.planning.planned(
             request,
-            prices=None if prices is None else tuning.costs.PriceTable.parse(prices),
+            prices=self._policy_prices()
+            if prices is None
+            else tuning.costs.PriceTable.parse(prices, path="plan_limits.prices"),
             **{
                 name: None if (value := limits.get(name)) is None else _number(f"plan_limits.{name}", value)
                 for name in _PLAN_LIMITS
             },
         )
         self.log.info("%s", plan.summary())
+
+    def _policy_prices(self) -> PriceTable | None:
+        """Return the prices of the SLA, wherever that is kept; ``None`` without one that can be used."""
+        try:
+            sla = check_policies(self, read=self._reads_policies)
+        except AmtRequestError:
+            return None  # that check has its own turn
+        return None if sla is None else sla.prices
 
     def _given(self) -> Mapping[str, Any]:
         """Return the request that the author of the DAG gave; empty if it is none."""
