@@ -95,16 +95,19 @@ class Policing:
         deferrable: bool,
         log: Any,
         memory: Mapping[str, Any] | None = None,
+        last: Sla | None = None,
     ) -> Policing | None:
         """Check what a task was given; ``None`` if that is no SLA.
 
         :param memory: what is known of earlier looks, of a task that goes on.
+        :param last: the SLA that this process has read before, if it did.
         :raises AmtRequestError: it is not well formed, is not where it should be kept, or does not go with
             the task.
         """
         from airflow_amt.hooks.guard import Memory
 
-        found = checked_sla(given, ask=ask, deferrable=deferrable, log=log, last=Memory.parse(memory).sla)
+        last = Memory.parse(memory).sla or last
+        found = checked_sla(given, ask=ask, deferrable=deferrable, log=log, last=last)
         if found is None:
             return None
         source, sla = found
@@ -118,7 +121,7 @@ class Policing:
         return Guard(
             hook,
             name,
-            SlaReader(self._source, log=self.log, last=None if memory is None else memory.sla),
+            SlaReader(self._source, log=self.log, last=(memory and memory.sla) or self.sla),
             log=self.log,
             requested_by=self.requested_by,
             run=self._run,

@@ -162,12 +162,15 @@ def sla_to_json(given: Any) -> Any:
     return given.to_dict() if hasattr(given, "to_dict") and not isinstance(given, type) else given
 
 
-def policing_of(task: Any, context: Context, memory: Mapping[str, Any] | None) -> Policing | None:
+def policing_of(
+    task: Any, context: Context, memory: Mapping[str, Any] | None, last: Sla | None = None
+) -> Policing | None:
     """Return what holds a task's tuning job to its SLA; ``None`` without one.
 
     :param task: has ``policies``, ``on_policy_callback``, ``ask_timeout``, ``ask_default``,
         ``ask_assigned_users``, ``deferrable`` and ``log``.
     :param memory: what is known of earlier looks, of a task that goes on.
+    :param last: the SLA that this process has read before, if it did.
     :raises AmtRequestError: the SLA cannot be used.
     """
     from airflow_amt._policing import Policing
@@ -180,6 +183,7 @@ def policing_of(task: Any, context: Context, memory: Mapping[str, Any] | None) -
         deferrable=task.deferrable,
         log=task.log,
         memory=memory,
+        last=last,
     )
 
 

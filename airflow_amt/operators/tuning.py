@@ -53,10 +53,10 @@ if TYPE_CHECKING:
     from airflow_amt._claim import Claimed, Store
     from airflow_amt._policing import Policing
     from airflow_amt.tuning import CompletionCriteria, Owner
-    from airflow_amt.tuning.costs import PriceTable
     from airflow_amt.tuning.custody import IfExists, KillDecision
     from airflow_amt.tuning.judgement import OutcomePolicy
     from airflow_amt.tuning.naming import Waits
+    from airflow_amt.tuning.policies import Sla
     from airflow_amt.watch.polling import Verdict
 
 #: Version of the dict that the operator returns when it does not wait.
@@ -372,7 +372,8 @@ class AmtTuningJobOperator(WaitingOperator):
         self._job_arn: str | None = None
         self._task_key = ("", "", "", -1)
         self._label = ""
-        self._reads_policies = True
+        # As it was before the job was created: not to be read may not end the task then.
+        self._sla: Sla | None = None
         self._store: Store | None = None
         self._try_number = 1
         self._try_id = ""
@@ -507,7 +508,7 @@ class AmtTuningJobOperator(WaitingOperator):
         :param memory: what is known of earlier looks, of a task that goes on.
         :raises AmtRequestError: the SLA cannot be used.
         """
-        return None if self.policies is None else policing_of(self, context, memory)
+        return None if self.policies is None else policing_of(self, context, memory, self._sla)
 
     def _finish(
         self,
@@ -869,8 +870,7 @@ class AmtTuningJobOperator(WaitingOperator):
         request, s3_operations = self._request(owner, problems)
         _collect(problems, self._interval)
         _collect(problems, self._policy)
-        self._reads_policies = read_policies
-        _collect(problems, lambda: check_policies(self, read=read_policies))
+        self._sla = _collect(problems, lambda: check_policies(self, read=read_policies))
         if has_policies(self.policies) and not self.wait_for_completion:
             problems.append(
                 AmtFieldError(
@@ -937,7 +937,7 @@ class AmtTuningJobOperator(WaitingOperator):
         prices = limits.get("prices")
         plan = tuning.planning.planned(
             request,
-            prices=self._policy_prices()
+            prices=(None if self._sla is None else self._sla.prices)
             if prices is None
             else tuning.costs.PriceTable.parse(prices, path="plan_limits.prices"),
             **{
@@ -946,14 +946,6 @@ class AmtTuningJobOperator(WaitingOperator):
             },
         )
         self.log.info("%s", plan.summary())
-
-    def _policy_prices(self) -> PriceTable | None:
-        """Return the prices of the SLA, wherever that is kept; ``None`` without one that can be used."""
-        try:
-            sla = check_policies(self, read=self._reads_policies)
-        except AmtRequestError:
-            return None  # that check has its own turn
-        return None if sla is None else sla.prices
 
     def _given(self) -> Mapping[str, Any]:
         """Return the request that the author of the DAG gave; empty if it is none."""
