@@ -31,9 +31,18 @@ OUTCOME_KEY = "outcome"
 CONNECTION_FIELDS = ("aws_conn_id", "region_name", "verify")
 
 
-def next_read_at(reading: Reading) -> str:
-    """Return when a trigger is to read first what the task has just read; ISO 8601."""
-    return (datetime.now(UTC) + timedelta(seconds=reading.delay_seconds)).isoformat()
+#: Shortest time for which a task that is held to an SLA stays deferred, in seconds, unless its interval is
+#: shorter: a step can be due at once, but Airflow fails a task that resumes before its scheduler has heard of
+#: the deferral (see ``first_read_at`` of the trigger).
+_SHORTEST_DEFERRAL_SECONDS = 10.0
+
+
+def next_read_at(reading: Reading, *, at_least: float = 0.0) -> str:
+    """Return when a trigger is to read first what the task has just read; ISO 8601.
+
+    :param at_least: seconds from now.
+    """
+    return (datetime.now(UTC) + timedelta(seconds=max(reading.delay_seconds, at_least))).isoformat()
 
 
 class TuningJobTask(LazyHook):
@@ -63,7 +72,9 @@ class TuningJobTask(LazyHook):
         from airflow_amt.triggers.tuning import AmtTuningJobTrigger
 
         kind: Any = AmtTuningJobTrigger
+        at_least = 0.0
         if guarded is not None:
+            at_least = min(check_interval, _SHORTEST_DEFERRAL_SECONDS)
             from airflow_amt.triggers.guarded import AmtGuardedTuningJobTrigger
 
             kind = AmtGuardedTuningJobTrigger
@@ -71,7 +82,7 @@ class TuningJobTask(LazyHook):
             tuning_job_name=name,
             check_interval=check_interval,
             deadline=None if deadline is None else deadline.isoformat(),
-            first_read_at=next_read_at(reading),
+            first_read_at=next_read_at(reading, at_least=at_least),
             stop_on_kill=stop_on_kill,
             state={**(state or {}), "deadline": None if deadline is None else deadline.isoformat()},
             **self.connection_arguments(),
@@ -209,12 +220,25 @@ def check_policies(task: Any, *, read: bool = True) -> Sla | None:
     :raises AmtRequestError: it cannot be used.
     """
     if task.policies is not None or task.on_policy_callback is not None:
-        from airflow_amt._policing import checked_callbacks, checked_sla
+        from airflow_amt._policing import AskSettings, checked_callbacks, checked_sla
 
-        checked_callbacks(task.on_policy_callback)
-        found = checked_sla(
-            task.policies, ask=ask_settings(task), deferrable=task.deferrable, log=task.log, read=read
-        )
+        problems: list[AmtFieldError] = []
+        found = None
+        try:
+            checked_callbacks(task.on_policy_callback)
+        except AmtRequestError as error:
+            problems.extend(error.problems)
+        try:
+            ask = ask_settings(task)
+        except AmtRequestError as error:
+            problems.extend(error.problems)
+            ask = AskSettings(default=task.ask_default, assigned_users=task.ask_assigned_users)
+        try:
+            found = checked_sla(task.policies, ask=ask, deferrable=task.deferrable, log=task.log, read=read)
+        except AmtRequestError as error:
+            problems.extend(error.problems)
+        if problems:
+            raise AmtRequestError(problems)
         return None if found is None else found[1]
     return None
 

@@ -934,17 +934,30 @@ class AmtTuningJobOperator(WaitingOperator):
                     )
                 ]
             )
+        most = {
+            name: None if (value := limits.get(name)) is None else _number(f"plan_limits.{name}", value)
+            for name in _PLAN_LIMITS
+        }
         prices = limits.get("prices")
-        plan = tuning.planning.planned(
-            request,
-            prices=(None if self._sla is None else self._sla.prices)
-            if prices is None
-            else tuning.costs.PriceTable.parse(prices, path="plan_limits.prices"),
-            **{
-                name: None if (value := limits.get(name)) is None else _number(f"plan_limits.{name}", value)
-                for name in _PLAN_LIMITS
-            },
-        )
+        if prices is not None:
+            prices = tuning.costs.PriceTable.parse(prices, path="plan_limits.prices")
+        elif self._sla is not None:
+            prices = self._sla.prices
+        if prices is None and self._sla is None and has_policies(self.policies):
+            # The SLA cannot be used, which is told, or Airflow keeps it and it is not read here.
+            most["max_cost"] = None
+        if prices is None and most["max_cost"] is not None:
+            raise AmtRequestError(
+                [
+                    AmtFieldError(
+                        "plan_limits.prices",
+                        None,
+                        "prices, for a limit in money",
+                        'give {"currency": "EUR", "per_hour": {"ml.m5.xlarge": 0.26}}, or an SLA with prices',
+                    )
+                ]
+            )
+        plan = tuning.planning.planned(request, prices=prices, **most)
         self.log.info("%s", plan.summary())
 
     def _given(self) -> Mapping[str, Any]:

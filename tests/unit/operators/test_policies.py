@@ -22,7 +22,9 @@ from airflow_amt.watch import polling
 from tests.unit.people import FakePeople, RefusedError, install
 from tests.unit.requests import create_request
 from tests.unit.tasks import (
+    CREATED_AT,
     DENIED,
+    OWNER,
     THROTTLED,
     FakeHook,
     describe,
@@ -405,7 +407,7 @@ def test_a_task_on_a_worker_cannot_come_to_ask(monkeypatch: pytest.MonkeyPatch, 
         ({"plan_limits": 50}, "plan_limits"),
         ({"plan_limits": {"max_price": 5}}, "plan_limits"),
         ({"plan_limits": {"max_cost": "dear"}}, "plan_limits.max_cost"),
-        ({"plan_limits": {"max_cost": 5}}, "cost"),
+        ({"plan_limits": {"max_cost": 5}}, "plan_limits.prices"),
         ({"plan_limits": {"max_cost": 5, "prices": 3}}, "plan_limits.prices"),
     ],
 )
@@ -415,6 +417,32 @@ def test_a_mistake_is_named_before_a_job_is_created(options: dict[str, Any], fie
         run(hook, **options)
     assert any(one.field.startswith(field) for one in caught.value.problems), str(caught.value)
     assert hook.named("create") == []
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    wrong = {"ask_default": "yes", "ask_timeout": "1h", "ask_assigned_users": [7], "on_policy_callback": "f"}
+    with pytest.raises(AmtRequestError) as caught:
+        run(FakeHook(), policies=ASK, **wrong)
+    fields = {one.field for one in caught.value.problems}
+    assert fields == {*wrong, "deferrable", "ask_assigned_users[0]"} - {"ask_assigned_users"}
+
+
+def test_a_plan_in_money_waits_for_prices_that_airflow_keeps() -> None:
+    """`airflow-amt check` reads no Variable."""
+    task = operator(policies="variable:nightly", plan_limits={"max_cost": 1})
+    task._checked(OWNER, read_policies=False)
+
+
+def test_a_task_stays_deferred_until_the_scheduler_has_heard_of_it(people: FakePeople) -> None:
+    """A step that is due in a second would resume it before."""
+    soon = Deadline(after=datetime.now(UTC) - CREATED_AT + timedelta(seconds=2))
+    task = operator(deferrable=True, policies=soon, check_interval=30)
+    use_hook(task, FakeHook())
+    before = datetime.now(UTC)
+    with pytest.raises(TaskDeferred) as caught:
+        task.execute(task_context())
+    first_read_at = caught.value.trigger.serialize()[1]["first_read_at"]
+    assert (datetime.fromisoformat(first_read_at) - before).total_seconds() >= 10
 
 
 @pytest.mark.parametrize("form", ["object", "dict", "json", "variable"])
