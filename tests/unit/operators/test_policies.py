@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from airflow.sdk import DAG
@@ -22,6 +22,7 @@ from airflow_amt.watch import polling
 from tests.unit.people import FakePeople, RefusedError, install
 from tests.unit.requests import create_request
 from tests.unit.tasks import (
+    ARN,
     CREATED_AT,
     DENIED,
     OWNER,
@@ -89,7 +90,7 @@ def run(hook: FakeHook, context: Any = None, **options: Any) -> tuple[Any, list[
 
 
 def stopped(hook: FakeHook) -> list[tuple[str, str | None]]:
-    return [(one.stopped_by, one.policy and one.policy.rule) for one in hook.stops]
+    return [(one.stopped_by, None if one.policy is None else one.policy.rule) for one in hook.stops]
 
 
 class Callback:
@@ -157,7 +158,7 @@ def test_a_stop_of_another_task_is_not_told() -> None:
 
     def created(request: Mapping[str, Any]) -> str:
         arn = create(request)
-        hook.tags_of[NAME] |= theirs
+        hook.add_tags(arn, theirs)
         return arn
 
     hook.create_tuning_job = created  # type: ignore[method-assign]
@@ -195,7 +196,7 @@ def test_people_are_told_of_a_warning_once(deferrable: bool) -> None:
     heard = Callback()
     _, events = run(hook, policies=WARN, deferrable=deferrable, on_policy_callback=heard)
     assert [one["id"] for one in heard.reports] == ["half:warn@0.5"]
-    assert hook.tags_of[NAME][TOLD] == "half:warn@0.5"
+    assert (hook.tags(ARN + NAME) or {})[TOLD] == "half:warn@0.5"
     assert [one["event"] for one in events] == (["ended"] if deferrable else [])
 
 
@@ -231,7 +232,7 @@ def test_tags_that_cannot_be_written_end_no_task(error: Exception, deferrable: b
 def test_tags_that_were_throttled_are_written_at_the_next_look() -> None:
     hook = Tagging(THROTTLED, OK, script={NAME: [*["InProgress"] * 6, "Completed"]})
     run(hook, policies=WARN, on_policy_callback=Callback())
-    assert hook.tags_of[NAME][TOLD] == "half:warn@0.5"
+    assert (hook.tags(ARN + NAME) or {})[TOLD] == "half:warn@0.5"
 
 
 # --- what is missing ---------------------------------------------------------------------------
@@ -258,7 +259,7 @@ def test_a_job_that_is_over_is_not_listed_for_its_policies() -> None:
 
 
 def defer(hook: FakeHook, context: Any, **options: Any) -> TaskDeferred:
-    task = operator(deferrable=True, policies=ASK, **options)
+    task = operator(**{"deferrable": True, "policies": ASK, **options})
     use_hook(task, hook)
     with pytest.raises(TaskDeferred) as caught:
         task.execute(context)
@@ -327,6 +328,28 @@ def test_an_answer_to_the_question_of_an_earlier_try_ends_no_task(people: FakePe
     assert people.details == {}
     with pytest.raises(TaskDeferred):
         resume(hook, context, deferral, airflows_event("Continue"))
+
+
+def test_the_next_try_asks_again(people: FakePeople) -> None:
+    hook, first = FakeHook(), task_context()
+    defer(hook, first)
+    # A try that ended left word of what was told and answered, and no memory.
+    hook.add_tags(ARN + NAME, {TOLD: "half:ask@0.5", "airflow-amt:policy-answers": "other=continue:Ada"})
+    second = task_context(try_number=2)
+    memory = defer(hook, second).trigger.serialize()[1]["memory"]
+    assert len(hook.named("create")) == 1
+    assert memory["asked"]["number"] == 1
+    assert set(people.details) == {str(first["ti"].id), str(second["ti"].id)}
+
+
+def test_the_next_try_stops_as_a_person_decided_though_the_rule_is_kept_again(people: FakePeople) -> None:
+    before = describe(TrainingJobStatusCounters={"Completed": 1}, ObjectiveStatusCounters={"Succeeded": 1})
+    hook = FakeHook(script={NAME: [before]})
+    context = task_context()
+    defer(hook, context)
+    hook.add_tags(ARN + NAME, {"airflow-amt:policy-answers": "half=stop:Ada"})
+    defer(hook, task_context(try_number=2))
+    assert stopped(hook) == [("policy", "half")]
 
 
 def test_nobody_answers_and_the_default_counts(people: FakePeople, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,7 +512,7 @@ def test_an_sla_that_cannot_be_read_any_more_counts_on(
 
 def test_templates_within_an_sla_are_rendered() -> None:
     task = operator(policies={"type": "minimum_jobs", "count": "{{ two }}"})
-    task.render_template_fields({"two": 2})
+    task.render_template_fields(cast("Any", {"two": 2}))
     hook = FakeHook()
     use_hook(task, hook)
     assert task.execute(task_context())["evidence"]["policy"] == "minimum_jobs"

@@ -159,7 +159,7 @@ def test_airflow_resumes_it_with_an_answer(monkeypatch: pytest.MonkeyPatch) -> N
     task = sensor(policies=ASK, deferrable=True)
     use_hook(task, hook)
     with pytest.raises(TaskDeferred) as again:
-        task.resume_execution("execute_complete", {**caught.value.kwargs, "event": event}, context)
+        task.resume_execution("execute_complete", {**(caught.value.kwargs or {}), "event": event}, context)
     assert [one.stopped_by for one in hook.stops] == ["policy"]
     # The stop travels on.
     trigger = stored(again.value.trigger)

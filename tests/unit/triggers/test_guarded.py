@@ -18,7 +18,7 @@ from airflow_amt.tuning.asking import AskFacts, build_question
 from airflow_amt.tuning.policies import Answer, MinimumJobs, Rule, Sla
 from airflow_amt.watch import polling
 from tests.unit.people import AT, FakePeople, RefusedError, install
-from tests.unit.tasks import THROTTLED, FakeHook, fired, stored, use_hook
+from tests.unit.tasks import ARN, THROTTLED, FakeHook, fired, stored, use_hook
 
 NAME = "churn-model"
 LABEL = "churn manual tune"
@@ -118,7 +118,7 @@ def test_an_answer_is_taken_at_the_next_read(people: FakePeople, choice: str) ->
     expected = {"Continue": "continue", "Raise the limit": "raise"}.get(choice, "stop")
     assert answer["choice"] == expected
     assert event["status"] == ("Stopped" if expected == "stop" else "Completed")
-    assert hook.tags_of[NAME]["airflow-amt:policy-answers"] == Answer.parse(answer).encode()
+    assert hook.tags(ARN + NAME) == {"airflow-amt:policy-answers": Answer.parse(answer).encode()}
 
 
 def test_an_answer_that_a_process_before_noted_counts_once(people: FakePeople) -> None:
