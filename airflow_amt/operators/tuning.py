@@ -31,6 +31,7 @@ from airflow_amt._tasks import (
     policing_of,
     resumed_state,
     resumption,
+    sla_to_json,
 )
 from airflow_amt.exceptions import (
     AmtAwsError,
@@ -367,7 +368,11 @@ class AmtTuningJobOperator(WaitingOperator):
         self.ask_timeout = ask_timeout
         self.ask_default = ask_default
         self.ask_assigned_users = ask_assigned_users
-        self.plan_limits = plan_limits
+        self.plan_limits = (
+            {name: sla_to_json(value) for name, value in plan_limits.items()}
+            if isinstance(plan_limits, dict)
+            else plan_limits
+        )
         self._job_name: str | None = None
         self._job_arn: str | None = None
         self._task_key = ("", "", "", -1)

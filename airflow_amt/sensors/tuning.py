@@ -218,7 +218,8 @@ class AmtTuningJobSensor(WatchingSensor):
 
     Known limitations: with ``mode="reschedule"`` every poke is a new process, so transient errors are not
     counted and only ``timeout`` bounds them; nothing but the job's tags tells a poke what people were told
-    before, so without the permission to read and write these they are told at each poke. ``silent_fail`` has no effect on a deferrable sensor.
+    before, so without the permission to read and write these they are told at each poke. ``silent_fail`` has
+    no effect on a deferrable sensor.
 
     :param tuning_job_name: the tuning job (templated).
     :param aws_conn_id: connection (templated).

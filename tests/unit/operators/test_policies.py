@@ -337,7 +337,6 @@ def test_the_next_try_asks_again(people: FakePeople) -> None:
     hook.add_tags(ARN + NAME, {TOLD: "half:ask@0.5", "airflow-amt:policy-answers": "other=continue:Ada"})
     second = task_context(try_number=2)
     memory = defer(hook, second).trigger.serialize()[1]["memory"]
-    assert len(hook.named("create")) == 1
     assert memory["asked"]["number"] == 1
     assert set(people.details) == {str(first["ti"].id), str(second["ti"].id)}
 
@@ -440,6 +439,15 @@ def test_a_mistake_is_named_before_a_job_is_created(options: dict[str, Any], fie
         run(hook, **options)
     assert any(one.field.startswith(field) for one in caught.value.problems), str(caught.value)
     assert hook.named("create") == []
+
+
+def test_a_price_table_may_be_an_object() -> None:
+    prices = PriceTable(currency="EUR", per_hour={"ml.m5.large": 1e9, "ml.m5.xlarge": 1e9})
+    task = operator(plan_limits={"max_cost": "{{ most }}", "prices": prices})
+    json.dumps(task.plan_limits)
+    task.render_template_fields(cast("Any", {"most": 1}))
+    with pytest.raises(AmtRequestError, match="EUR"):
+        task._checked(OWNER)
 
 
 def test_all_mistakes_are_named_at_once() -> None:
