@@ -54,6 +54,7 @@ class Policing:
     :param context: the task's.
     :param callbacks: called with the context, in which ``policy`` holds the report.
     :param ask: how people are asked.
+    :param deferrable: whether the task waits in the triggerer; only then people can answer.
     :param log: the task's.
     """
 
@@ -65,19 +66,23 @@ class Policing:
         context: Context,
         callbacks: Callbacks,
         ask: AskSettings,
+        deferrable: bool,
         log: Any,
     ) -> None:
-        from airflow_amt.hooks.sla import asks, run_times
+        from airflow_amt.hooks.guard import asks
+        from airflow_amt.hooks.sla import run_times
 
         self._source = source
         self.sla = sla
         self._callbacks = _listed(callbacks)
         self._ask = ask
+        self._deferrable = deferrable
         self.log = log
         self.requested_by = tuning.naming.task_label(context["ti"])
         self._run: RunTimes = run_times(context)
-        #: Whether a worker has to tell people something while the job runs.
-        self.tells = bool(self._callbacks) or asks(sla)
+        #: Whether a worker has to tell people something while the job runs, or may have to: an
+        #: SLA that Airflow keeps can change.
+        self.tells = bool(self._callbacks) or asks(sla) or source.sla is None
 
     @classmethod
     def of(
@@ -90,20 +95,23 @@ class Policing:
         deferrable: bool,
         log: Any,
         memory: Mapping[str, Any] | None = None,
+        last: Sla | None = None,
     ) -> Policing | None:
         """Check what a task was given; ``None`` if that is no SLA.
 
         :param memory: what is known of earlier looks, of a task that goes on.
+        :param last: the SLA that this process has read before, if it did.
         :raises AmtRequestError: it is not well formed, is not where it should be kept, or does not go with
             the task.
         """
         from airflow_amt.hooks.guard import Memory
 
-        found = checked_sla(given, ask=ask, deferrable=deferrable, log=log, last=Memory.parse(memory).sla)
+        last = Memory.parse(memory).sla or last
+        found = checked_sla(given, ask=ask, deferrable=deferrable, log=log, last=last)
         if found is None:
             return None
         source, sla = found
-        return cls(source, sla, context=context, callbacks=callbacks, ask=ask, log=log)
+        return cls(source, sla, context=context, callbacks=callbacks, ask=ask, deferrable=deferrable, log=log)
 
     def guard(self, hook: Callable[[], AmtHook], name: str, memory: Memory | None = None) -> Guard:
         """Return what looks at the tuning job in this process."""
@@ -113,7 +121,7 @@ class Policing:
         return Guard(
             hook,
             name,
-            SlaReader(self._source, log=self.log, last=None if memory is None else memory.sla),
+            SlaReader(self._source, log=self.log, last=(memory and memory.sla) or self.sla),
             log=self.log,
             requested_by=self.requested_by,
             run=self._run,
@@ -154,7 +162,10 @@ class Policing:
         for due in look.news:
             report = self._with_task(context, look.reports[due.id])
             self.log.warning("Tuning job %s, policy %s: %s", report["tuning_job_name"], due.rule, due.reason)
-            if due.action.value == "ask":
+            if due.action.value == "ask" and not self._deferrable:
+                # The SLA was changed while the task waited; from its beginning on that is refused.
+                self.log.error("A task that waits on a worker cannot ask people: set deferrable=True.")
+            elif due.action.value == "ask":
                 asked = self._ask_people(context, due, report, guard)
             self._call(context, report)
         guard.told(progress.arn, [one.id for one in look.news], asked)
@@ -165,7 +176,9 @@ class Policing:
 
     def tell_stop(self, context: Context, outcome: TuningOutcome) -> None:
         """Call the callbacks if this task stopped the job by policy."""
-        if outcome.policy is None or outcome.evidence.get("requested_by") != self.requested_by:
+        # What is read back from a tag is not always what was written.
+        by_this_task = (self.requested_by, tuning.naming.tag_value(self.requested_by))
+        if outcome.policy is None or outcome.evidence.get("requested_by") not in by_this_task:
             return
         self._call(context, self._with_task(context, tuning.report.stop_report(outcome)))
 
@@ -175,7 +188,12 @@ class Policing:
         from airflow_amt.tuning.asking import Question
 
         asked = guard.memory.asked
-        if asked is not None:
+        if asked is None:
+            self.log.warning(
+                "Somebody answered (%s) when no question was open; it changes nothing.",
+                ", ".join(human.chosen) or "nothing",
+            )
+        else:
             guard.given = understood(human, Question.from_dict(asked.shown), asked.rule, self.log)
 
     def _ask_people(self, context: Context, due: Due, report: Mapping[str, Any], guard: Guard) -> Any:
@@ -189,7 +207,8 @@ class Policing:
         consumed = report.get("consumed") or {}
         jobs = report["training_jobs"]
         until_due = due.evidence.get("due")
-        rule = next((r for t, r in zip(self.sla.titles, self.sla.rules, strict=True) if t == due.rule), None)
+        sla = guard.memory.sla or self.sla
+        rule = next((r for t, r in zip(sla.titles, sla.rules, strict=True) if t == due.rule), None)
         question = build_question(
             AskFacts(
                 tuning_job_name=report["tuning_job_name"],
@@ -211,9 +230,19 @@ class Policing:
             raisable=rule is None or rule.raisable,
             assigned_users=self._ask.assigned_users,
         )
-        shown: Question = _human.raise_question(context["ti"].id, question)
-        url = _human.question_url(context["ti"])
-        self.log.info("People are asked%s: %s", f" at {url}" if url else "", shown.subject)
+        shown: Question = question
+        try:
+            shown = _human.raise_question(context["ti"].id, question)
+        except Exception:
+            # Whatever the supervisor raises: the job must not run on without its task because of it.
+            self.log.exception(
+                "The question cannot be put to people: %s, without an answer it is %s.",
+                "there is no time limit, so the job goes on" if until is None else f"at {until.isoformat()}",
+                self._ask.default,
+            )
+        else:
+            url = _human.question_url(context["ti"])
+            self.log.info("People are asked%s: %s", f" at {url}" if url else "", shown.subject)
         return Asked(
             question=due.id,
             rule=due.rule,
@@ -235,6 +264,11 @@ class Policing:
                 self.log.exception("The policy callback %s failed", callback)
 
 
+def has_policies(given: Any) -> bool:
+    """Whether a task was given an SLA, also as a template renders none."""
+    return given is not None and not (isinstance(given, str) and given.strip() in ("", "None"))
+
+
 def checked_sla(
     given: Any, *, ask: AskSettings, deferrable: bool, log: Any, last: Sla | None = None, read: bool = True
 ) -> tuple[SlaSource, Sla] | None:
@@ -245,17 +279,13 @@ def checked_sla(
     :raises AmtRequestError: it is not well formed, is not where it should be kept, or does not go with the
         task.
     """
-    if given is None or (isinstance(given, str) and given.strip() in ("", "None")):
+    if not has_policies(given):
         return None
-    from airflow_amt.hooks.sla import SlaReader, SlaSource, asks
+    from airflow_amt.hooks.guard import asks
+    from airflow_amt.hooks.sla import SlaReader, SlaSource
     from airflow_amt.tuning.asking import parse_default, parse_users
 
     source = SlaSource.parse(given)
-    if source.sla is None and not read:
-        return None
-    sla = SlaReader(source, log=log, last=last)()
-    if not asks(sla):
-        return source, sla
     problems: list[AmtFieldError] = []
     try:
         if parse_default(ask.default, field_name="ask_default") is None:
@@ -270,7 +300,11 @@ def checked_sla(
         parse_users(ask.assigned_users, field_name="ask_assigned_users")
     except AmtRequestError as error:
         problems.extend(error.problems)
-    if not deferrable:
+    if source.sla is None and not read:
+        _raise(problems)
+        return None
+    sla = SlaReader(source, log=log, last=last)()
+    if asks(sla) and not deferrable:
         problems.append(
             AmtFieldError(
                 "deferrable",
@@ -280,9 +314,33 @@ def checked_sla(
                 "set deferrable=True, or use warn in place of ask",
             )
         )
+    _raise(problems)
+    return source, sla
+
+
+def checked_callbacks(callbacks: Any) -> None:
+    """Check what is to be called.
+
+    :raises AmtRequestError: some of it is nothing that can be called.
+    """
+    several = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+    _raise(
+        [
+            AmtFieldError(
+                "on_policy_callback",
+                one,
+                "a function that takes the context, a notifier, or a list of them",
+                "give the function itself, not its name",
+            )
+            for one in several
+            if one is not None and not callable(one)
+        ]
+    )
+
+
+def _raise(problems: Sequence[AmtFieldError]) -> None:
     if problems:
         raise AmtRequestError(problems)
-    return source, sla
 
 
 def _listed(callbacks: Callbacks) -> list[Callable[..., Any]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from airflow_amt.hooks.guard import Guard
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
     from airflow_amt.tuning import TuningOutcome
+    from airflow_amt.tuning.policies import Sla
     from airflow_amt.watch.polling import Reading
 
 #: XCom keys. The outcome is there also when the task fails.
@@ -30,9 +31,18 @@ OUTCOME_KEY = "outcome"
 CONNECTION_FIELDS = ("aws_conn_id", "region_name", "verify")
 
 
-def next_read_at(reading: Reading) -> str:
-    """Return when a trigger is to read first what the task has just read; ISO 8601."""
-    return (datetime.now(UTC) + timedelta(seconds=reading.delay_seconds)).isoformat()
+#: Shortest time for which a task that is held to an SLA stays deferred, in seconds, unless its interval is
+#: shorter: a step can be due at once, but Airflow fails a task that resumes before its scheduler has heard of
+#: the deferral (see ``first_read_at`` of the trigger).
+_SHORTEST_DEFERRAL_SECONDS = 10.0
+
+
+def next_read_at(reading: Reading, *, at_least: float = 0.0) -> str:
+    """Return when a trigger is to read first what the task has just read; ISO 8601.
+
+    :param at_least: seconds from now.
+    """
+    return (datetime.now(UTC) + timedelta(seconds=max(reading.delay_seconds, at_least))).isoformat()
 
 
 class TuningJobTask(LazyHook):
@@ -62,7 +72,9 @@ class TuningJobTask(LazyHook):
         from airflow_amt.triggers.tuning import AmtTuningJobTrigger
 
         kind: Any = AmtTuningJobTrigger
+        at_least = 0.0
         if guarded is not None:
+            at_least = min(check_interval, _SHORTEST_DEFERRAL_SECONDS)
             from airflow_amt.triggers.guarded import AmtGuardedTuningJobTrigger
 
             kind = AmtGuardedTuningJobTrigger
@@ -70,7 +82,7 @@ class TuningJobTask(LazyHook):
             tuning_job_name=name,
             check_interval=check_interval,
             deadline=None if deadline is None else deadline.isoformat(),
-            first_read_at=next_read_at(reading),
+            first_read_at=next_read_at(reading, at_least=at_least),
             stop_on_kill=stop_on_kill,
             state={**(state or {}), "deadline": None if deadline is None else deadline.isoformat()},
             **self.connection_arguments(),
@@ -149,7 +161,7 @@ class TuningJobTask(LazyHook):
 
 def policies_argument(given: Any) -> Any:
     """Return an SLA, as a DAG's author gave it, in a form in which Airflow can render, show and store it."""
-    if given is None or isinstance(given, (str, dict)):
+    if given is None or isinstance(given, (str, dict, type)):
         return given
     return sla_to_json(given)
 
@@ -158,15 +170,18 @@ def sla_to_json(given: Any) -> Any:
     """Return the dict of an SLA, a policy or a rule; of anything else, the same with those within it so."""
     if isinstance(given, (list, tuple)):
         return [sla_to_json(one) for one in given]
-    return given.to_dict() if hasattr(given, "to_dict") else given
+    return given.to_dict() if hasattr(given, "to_dict") and not isinstance(given, type) else given
 
 
-def policing_of(task: Any, context: Context, memory: Mapping[str, Any] | None) -> Policing | None:
+def policing_of(
+    task: Any, context: Context, memory: Mapping[str, Any] | None, last: Sla | None = None
+) -> Policing | None:
     """Return what holds a task's tuning job to its SLA; ``None`` without one.
 
     :param task: has ``policies``, ``on_policy_callback``, ``ask_timeout``, ``ask_default``,
         ``ask_assigned_users``, ``deferrable`` and ``log``.
     :param memory: what is known of earlier looks, of a task that goes on.
+    :param last: the SLA that this process has read before, if it did.
     :raises AmtRequestError: the SLA cannot be used.
     """
     from airflow_amt._policing import Policing
@@ -179,6 +194,7 @@ def policing_of(task: Any, context: Context, memory: Mapping[str, Any] | None) -
         deferrable=task.deferrable,
         log=task.log,
         memory=memory,
+        last=last,
     )
 
 
@@ -197,26 +213,43 @@ def ask_settings(task: Any) -> AskSettings:
     )
 
 
-def check_policies(task: Any, *, read: bool = True) -> None:
-    """Check a task's SLA, and what goes with it.
+def check_policies(task: Any, *, read: bool = True) -> Sla | None:
+    """Check a task's SLA, and what goes with it; return it.
 
-    :param read: whether one that Airflow keeps is read.
+    :param read: whether one that Airflow keeps is read; it is ``None`` otherwise.
     :raises AmtRequestError: it cannot be used.
     """
-    if task.policies is not None:
-        from airflow_amt._policing import checked_sla
+    if task.policies is not None or task.on_policy_callback is not None:
+        from airflow_amt._policing import AskSettings, checked_callbacks, checked_sla
 
-        checked_sla(
-            task.policies, ask=ask_settings(task), deferrable=task.deferrable, log=task.log, read=read
-        )
+        problems: list[AmtFieldError] = []
+        found = None
+        try:
+            checked_callbacks(task.on_policy_callback)
+        except AmtRequestError as error:
+            problems.extend(error.problems)
+        try:
+            ask = ask_settings(task)
+        except AmtRequestError as error:
+            problems.extend(error.problems)
+            ask = AskSettings(default=task.ask_default, assigned_users=task.ask_assigned_users)
+        try:
+            found = checked_sla(task.policies, ask=ask, deferrable=task.deferrable, log=task.log, read=read)
+        except AmtRequestError as error:
+            problems.extend(error.problems)
+        if problems:
+            raise AmtRequestError(problems)
+        return None if found is None else found[1]
+    return None
 
 
 def resumption(name: str, trigger: AmtTuningJobTrigger, guard: Guard | None) -> dict[str, Any] | None:
     """Return what a task gets when Airflow itself resumes it, without its trigger's event.
 
-    Airflow 3.3 does so when a person answers the question of a deferred task. ``None`` if none is open.
+    Airflow 3.3 does so when a person answers the question of a deferred task, also the question of a try
+    before. ``None`` if there can be none.
     """
-    if guard is None or guard.memory.asked is None:
+    if guard is None or not guard.tells:
         return None
     state = {**(trigger.state or {}), "memory": guard.memory.to_dict()}
     return {"resume": {"tuning_job_name": name, "state": state}}

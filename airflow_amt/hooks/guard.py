@@ -16,7 +16,14 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_amt import _compat
-from airflow_amt.exceptions import AmtAccessDeniedError, AmtFieldError, AmtRequestError, AmtValidationError
+from airflow_amt.exceptions import (
+    AmtAccessDeniedError,
+    AmtAwsError,
+    AmtFieldError,
+    AmtRequestError,
+    AmtValidationError,
+)
+from airflow_amt.hooks.errors import is_transient
 from airflow_amt.tuning.asking import HumanAnswer, Question, explain, read_answer
 from airflow_amt.tuning.costs import TrainingJobUsage
 from airflow_amt.tuning.history import TrainingJobResult, iso
@@ -215,7 +222,12 @@ class Guard:
         self._listed: tuple[tuple[Any, ...], list[TrainingJobResult]] | None = None
         self._usages: dict[str, TrainingJobUsage] = {}
         self._may_describe = True
+        self._may_list = True
         self._read_tags = False
+        # What is known and not yet in the job's tags.
+        self._unsaved: dict[str, str] = {}
+        # Steps of which this guard has told.
+        self._said: set[str] = set()
         self._settled = False
         self._last_unknown: tuple[str, ...] = ()
         #: An answer that Airflow resumed the task with; the next look takes it.
@@ -261,10 +273,12 @@ class Guard:
         """
         if progress.status in (TuningJobStatus.STOPPING.value, TuningJobStatus.STOPPED.value):
             return self._settle(progress)
+        if progress.is_terminal:
+            return Look(verdict=Verdict(reason=f"The tuning job is {progress.status}."))
+        self._save(progress.arn, {})
         sla = self._sla()
         situation = self._situation(sla, description, progress)
-        if not progress.is_terminal:
-            self._take_answer(progress.arn)
+        self._take_answer(sla, progress.arn)
         verdict, situation = self._decide(sla, description, situation)
         self._tell_unknown(verdict)
         saving = Saving.of(progress, situation.consumption)
@@ -293,10 +307,27 @@ class Guard:
         :param asked: the question that is open now.
         """
         told = tuple(dict.fromkeys([*self.memory.told, *ids]))
+        self._said.update(ids)
         self.memory = replace(self.memory, told=told, asked=asked or self.memory.asked)
-        self._hook().add_tags(arn, {POLICY_TOLD_TAG: _told_words(told)})
+        self._save(arn, {POLICY_TOLD_TAG: _told_words(told)})
 
-    def _take_answer(self, arn: str) -> None:
+    def _save(self, arn: str, tags: Mapping[str, str]) -> None:
+        """Write what is known into the job's tags; what cannot be written now is tried at the next look."""
+        self._unsaved.update(tags)
+        if not self._unsaved:
+            return
+        try:
+            self._hook().add_tags(arn, self._unsaved)
+        except AmtAwsError as error:
+            # Whoever goes on with the task gets the same from this process; deciding does not wait for it.
+            self._log.warning(
+                "The tags %s cannot be written, which is tried again: %s", ", ".join(self._unsaved), error
+            )
+            if is_transient(error):
+                return
+        self._unsaved = {}
+
+    def _take_answer(self, sla: Sla, arn: str) -> None:
         """Take what people answered to the open question, if they did, and note it in the job's tags."""
         asked = self.memory.asked
         if asked is None:
@@ -318,19 +349,26 @@ class Guard:
         self._log.info(
             "Tuning job %s, policy %s: the answer is %s.", self._name, answer.rule, answer.encode()
         )
-        self._hook().add_tags(arn, {POLICY_ANSWERS_TAG: _answer_words(answers)})
+        if answer.rule not in sla.titles:
+            self._log.warning(
+                "The SLA has no rule %s any more, so this answer changes nothing: its rules are %s.",
+                answer.rule,
+                ", ".join(sla.titles),
+            )
+        self._save(arn, {POLICY_ANSWERS_TAG: _answer_words(answers)})
 
     def _decide(
         self, sla: Sla, description: Mapping[str, Any], situation: Situation
     ) -> tuple[Verdict, Situation]:
         """Decide; what is due is decided again once all is known that could change it."""
         verdict = decide(sla, situation, answers=self.memory.answers)
-        if not verdict.due:
+        # A person's decision to stop counts also when the rule is kept again.
+        if not verdict.due and not asks(sla):
             return verdict, situation
         arn = situation.progress.arn
         known = self.memory.answers
         self._load_tags(arn)
-        if _uses_billing(sla):
+        if verdict.due and _uses_billing(sla):
             situation = self._situation(sla, description, situation.progress, all_of_them=True)
         elif known == self.memory.answers:
             return verdict, situation
@@ -348,7 +386,8 @@ class Guard:
         jobs: Sequence[TrainingJobResult] | None = None
         usages: Sequence[TrainingJobUsage] | None = None
         if sla.uses_training_jobs or sla.uses_costs:
-            jobs = self._training_jobs(progress)
+            jobs = self._listable_training_jobs(progress)
+        if jobs is not None:
             usages = self._consumed(sla, description, jobs, now, all_of_them=all_of_them)
         return Situation(
             progress=progress,
@@ -358,6 +397,17 @@ class Guard:
             prices=sla.prices,
             run=self._run,
         )
+
+    def _listable_training_jobs(self, progress: TuningProgress) -> list[TrainingJobResult] | None:
+        """Return the training jobs; ``None`` if that is not permitted: other rules still count."""
+        if not self._may_list:
+            return None
+        try:
+            return self._training_jobs(progress)
+        except AmtAccessDeniedError as error:
+            self._may_list = False
+            self._log.warning("Training jobs cannot be listed, which some rules need: %s", error)
+            return None
 
     def _training_jobs(self, progress: TuningProgress) -> list[TrainingJobResult]:
         counters = (progress.training_jobs, progress.objectives)
@@ -422,6 +472,8 @@ class Guard:
         """Whether people were asked and have answered; the question of a try that ended is asked again."""
         if due.id not in self.memory.told:
             return False
+        if due.id in self._said:
+            return True  # whether or not anybody can answer here
         asked = sum(one.startswith(f"{due.rule}:{Action.ASK.value}@") for one in self.memory.told)
         return asked <= sum(one.rule == due.rule for one in self.memory.answers)
 
@@ -527,6 +579,11 @@ def understood(
         raise_by=decision.raise_by or 0.0,
         by=decision.by or NOBODY,
     )
+
+
+def asks(sla: Sla) -> bool:
+    """Whether a rule of it asks people."""
+    return any(step.action is Action.ASK for rule in sla.rules for step in rule.steps)
 
 
 def _uses_billing(sla: Sla) -> bool:

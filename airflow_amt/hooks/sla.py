@@ -16,7 +16,7 @@ from airflow_amt.hooks.guard import Guard, Look
 from airflow_amt.hooks.patience import bearing, persistent
 from airflow_amt.hooks.tuning import AmtHook
 from airflow_amt.tuning.naming import task_label
-from airflow_amt.tuning.policies import Action, RunTimes, Sla, Verdict, parse_sla
+from airflow_amt.tuning.policies import RunTimes, Sla, Verdict, parse_sla
 from airflow_amt.tuning.progress import TuningProgress
 
 if TYPE_CHECKING:
@@ -330,8 +330,3 @@ def run_times(context: Mapping[str, Any]) -> RunTimes:
         queued_at=getattr(run, "run_after", None),
         data_interval_end=getattr(run, "data_interval_end", None),
     )
-
-
-def asks(sla: Sla) -> bool:
-    """Whether a rule of it asks people."""
-    return any(step.action is Action.ASK for rule in sla.rules for step in rule.steps)

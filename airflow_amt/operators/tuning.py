@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from airflow.sdk import BaseOperator
 
 from airflow_amt import _compat, tuning, watch
+from airflow_amt._policing import has_policies
 from airflow_amt._tasks import (
     CONNECTION_FIELDS,
     NAME_KEY,
@@ -30,6 +31,7 @@ from airflow_amt._tasks import (
     policing_of,
     resumed_state,
     resumption,
+    sla_to_json,
 )
 from airflow_amt.exceptions import (
     AmtAwsError,
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from airflow_amt.tuning.custody import IfExists, KillDecision
     from airflow_amt.tuning.judgement import OutcomePolicy
     from airflow_amt.tuning.naming import Waits
+    from airflow_amt.tuning.policies import Sla
     from airflow_amt.watch.polling import Verdict
 
 #: Version of the dict that the operator returns when it does not wait.
@@ -365,11 +368,17 @@ class AmtTuningJobOperator(WaitingOperator):
         self.ask_timeout = ask_timeout
         self.ask_default = ask_default
         self.ask_assigned_users = ask_assigned_users
-        self.plan_limits = plan_limits
+        self.plan_limits = (
+            {name: sla_to_json(value) for name, value in plan_limits.items()}
+            if isinstance(plan_limits, dict)
+            else plan_limits
+        )
         self._job_name: str | None = None
         self._job_arn: str | None = None
         self._task_key = ("", "", "", -1)
         self._label = ""
+        # As it was before the job was created: not to be read may not end the task then.
+        self._sla: Sla | None = None
         self._store: Store | None = None
         self._try_number = 1
         self._try_id = ""
@@ -479,7 +488,8 @@ class AmtTuningJobOperator(WaitingOperator):
             )
             if verdict is watch.polling.Verdict.ENDED:
                 return self._finish(context, name, state["known_stop"], policing)
-            state["known_stop"] = self._stop_at_deadline(name, state["limit"])
+            # Where a policy has stopped it in the same moment, that is what counts.
+            state["known_stop"] = self._stop_at_deadline(name, state["limit"]) or state["known_stop"]
             deadline = None
 
     def _stop_at_deadline(self, name: str, limit: str | None) -> dict[str, str] | None:
@@ -503,7 +513,7 @@ class AmtTuningJobOperator(WaitingOperator):
         :param memory: what is known of earlier looks, of a task that goes on.
         :raises AmtRequestError: the SLA cannot be used.
         """
-        return None if self.policies is None else policing_of(self, context, memory)
+        return None if self.policies is None else policing_of(self, context, memory, self._sla)
 
     def _finish(
         self,
@@ -865,7 +875,16 @@ class AmtTuningJobOperator(WaitingOperator):
         request, s3_operations = self._request(owner, problems)
         _collect(problems, self._interval)
         _collect(problems, self._policy)
-        _collect(problems, lambda: check_policies(self, read=read_policies))
+        self._sla = _collect(problems, lambda: check_policies(self, read=read_policies))
+        if has_policies(self.policies) and not self.wait_for_completion:
+            problems.append(
+                AmtFieldError(
+                    "policies",
+                    self.policies,
+                    "only for a task that waits: with wait_for_completion=False nobody looks at the job",
+                    "leave wait_for_completion out, or hold the job to them by AmtTuningJobSensor",
+                )
+            )
         if request:
             _collect(problems, lambda: self._plan(request))
         limit = _collect(
@@ -920,17 +939,30 @@ class AmtTuningJobOperator(WaitingOperator):
                     )
                 ]
             )
+        most = {
+            name: None if (value := limits.get(name)) is None else _number(f"plan_limits.{name}", value)
+            for name in _PLAN_LIMITS
+        }
         prices = limits.get("prices")
-        if prices is None and isinstance(self.policies, Mapping):
-            prices = self.policies.get("prices")
-        plan = tuning.planning.planned(
-            request,
-            prices=None if prices is None else tuning.costs.PriceTable.parse(prices),
-            **{
-                name: None if (value := limits.get(name)) is None else _number(f"plan_limits.{name}", value)
-                for name in _PLAN_LIMITS
-            },
-        )
+        if prices is not None:
+            prices = tuning.costs.PriceTable.parse(prices, path="plan_limits.prices")
+        elif self._sla is not None:
+            prices = self._sla.prices
+        if prices is None and self._sla is None and has_policies(self.policies):
+            # The SLA cannot be used, which is told, or Airflow keeps it and it is not read here.
+            most["max_cost"] = None
+        if prices is None and most["max_cost"] is not None:
+            raise AmtRequestError(
+                [
+                    AmtFieldError(
+                        "plan_limits.prices",
+                        None,
+                        "prices, for a limit in money",
+                        'give {"currency": "EUR", "per_hour": {"ml.m5.xlarge": 0.26}}, or an SLA with prices',
+                    )
+                ]
+            )
+        plan = tuning.planning.planned(request, prices=prices, **most)
         self.log.info("%s", plan.summary())
 
     def _given(self) -> Mapping[str, Any]:

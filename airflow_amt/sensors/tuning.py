@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from airflow_amt._policing import Policing
     from airflow_amt.hooks.guard import Guard
     from airflow_amt.triggers.tuning import AmtTuningJobTrigger
+    from airflow_amt.tuning.policies import Sla
     from airflow_amt.watch.polling import Reading, TuningJobReader
 
 
@@ -216,7 +217,9 @@ class AmtTuningJobSensor(WatchingSensor):
     killed.
 
     Known limitations: with ``mode="reschedule"`` every poke is a new process, so transient errors are not
-    counted and only ``timeout`` bounds them. ``silent_fail`` has no effect on a deferrable sensor.
+    counted and only ``timeout`` bounds them; nothing but the job's tags tells a poke what people were told
+    before, so without the permission to read and write these they are told at each poke. ``silent_fail`` has
+    no effect on a deferrable sensor.
 
     :param tuning_job_name: the tuning job (templated).
     :param aws_conn_id: connection (templated).
@@ -250,11 +253,12 @@ class AmtTuningJobSensor(WatchingSensor):
         self.ask_default = ask_default
         self.ask_assigned_users = ask_assigned_users
         self._policing: Policing | None = None
+        self._sla: Sla | None = None
 
     def execute(self, context: Context) -> Any:
         """Poke, or read once and defer."""
         try:
-            check_policies(self)
+            self._sla = check_policies(self)
         except AmtError as error:
             self.give_up(error)
         return super().execute(context)
@@ -263,7 +267,7 @@ class AmtTuningJobSensor(WatchingSensor):
         """Return what reads the tuning job in this process, and holds it to the SLA."""
         if self.policies is None:
             return self.new_reader(deadline)
-        self._policing = policing_of(self, context, self._state.get("memory"))
+        self._policing = policing_of(self, context, self._state.get("memory"), self._sla)
         if self._policing is None:
             return self.new_reader(deadline)
         guard = self._policing.resumed_guard(lambda: self.hook, self.tuning_job_name, self._state)

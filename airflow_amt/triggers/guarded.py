@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Version of the stored arguments and of the event.
 GUARDED_TRIGGER_VERSION = 1
+
+_ANSWER_ATTEMPTS = 3
+_ANSWER_PAUSE_SECONDS = 2.0
 
 
 class AmtGuardedTuningJobTrigger(AmtTuningJobTrigger):
@@ -124,20 +128,36 @@ class AmtGuardedTuningJobTrigger(AmtTuningJobTrigger):
     def payload(self, kind: EventKind, reading: Reading | None, error: AmtAwsError | None) -> dict[str, Any]:
         """Return the event's payload, JSON-safe."""
         payload = super().payload(kind, reading, error)
-        known = {} if self.guard.stop is None else {"known_stop": self.guard.stop.tags()}
+        guard: Guard | None = vars(self).get("guard")  # none, if that could not be built
+        known = {} if guard is None or guard.stop is None else {"known_stop": guard.stop.tags()}
+        memory = self.memory if guard is None else guard.memory.to_dict()
         return {
             **payload,
             "version": GUARDED_TRIGGER_VERSION,
-            "state": {**(self.state or {}), **known, "memory": self.guard.memory.to_dict()},
+            "state": {**(self.state or {}), **known, "memory": memory},
         }
 
     def is_resumed(self, state: str | None) -> bool:
-        """Whether Airflow ends the trigger because a person answered, and the task goes on (3.3)."""
+        """Whether Airflow ends the trigger because a person answered, and the task goes on (3.3).
+
+        Also the question of a try before this one, of which the trigger knows nothing. If it cannot be told,
+        the task is taken to go on: a job that runs on can still be stopped.
+        """
         from airflow_amt import _human
 
-        if self.guard.memory.asked is None or self.task_instance is None:
+        if not self.tells or self.task_instance is None:
             return False
-        return _human.was_answered(self.task_instance.id, state)
+        for attempt in range(1, _ANSWER_ATTEMPTS + 1):
+            try:
+                return _human.was_answered(self.task_instance.id, state)
+            except Exception:
+                # Whatever the supervisor raises.
+                self.log.exception(
+                    "Reading what people answered failed (%d of %d)", attempt, _ANSWER_ATTEMPTS
+                )
+            if attempt < _ANSWER_ATTEMPTS:
+                time.sleep(_ANSWER_PAUSE_SECONDS)
+        return True
 
     def _answer(self, asked: Asked) -> Answer | None:
         from airflow_amt import _human

@@ -144,7 +144,12 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 self.version,
                 ", ".join(sorted(self._newer)),
             )
-        reader = self.new_reader()
+        try:
+            reader = self.new_reader()
+        except Exception as error:
+            # What is stored may be of another release, or name a function that this triggerer has not.
+            self.log.exception("Tuning job %s cannot be watched", self.tuning_job_name)
+            return await self.event(EventKind.ERROR, None, self._not_read(error))
         await asyncio.sleep(self._seconds_to_first_read())
         while True:
             try:
@@ -223,7 +228,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
     def _stop_if_killed(self) -> None:
         state = self._task_state()
         if self.is_resumed(state):
-            self.log.info("The task goes on (%s), because a person answered its question.", state)
+            self.log.info("The task goes on (%s): a person answered its question, as far as known.", state)
             return
         decision = decide_on_kill(state, place=Place.TRIGGERER)
         if not decision.stop:

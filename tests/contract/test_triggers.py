@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 
+from airflow_amt.hooks.guard import Memory
+from airflow_amt.hooks.sla import SlaSource
 from airflow_amt.triggers.answer import ANSWER_TRIGGER_VERSION, AmtAnswerTrigger
 from airflow_amt.triggers.ended import TRIGGER_VERSION as ENDED_TRIGGER_VERSION
 from airflow_amt.triggers.ended import AmtTuningJobEndedTrigger
+from airflow_amt.triggers.guarded import GUARDED_TRIGGER_VERSION, AmtGuardedTuningJobTrigger
 from airflow_amt.triggers.progress import PROGRESS_TRIGGER_VERSION, AmtTuningProgressTrigger
 from airflow_amt.triggers.quota import QUOTA_TRIGGER_VERSION, AmtQuotaTrigger
 from airflow_amt.triggers.tuning import TRIGGER_VERSION, AmtTuningJobTrigger
 from airflow_amt.tuning import parse_condition
+from airflow_amt.tuning.policies import RunTimes
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -27,6 +31,7 @@ TRIGGERS = [
     (AmtTuningJobEndedTrigger, ENDED_TRIGGER_VERSION, "ended-trigger"),
     (AmtQuotaTrigger, QUOTA_TRIGGER_VERSION, "quota-trigger"),
     (AmtAnswerTrigger, ANSWER_TRIGGER_VERSION, "answer-trigger"),
+    (AmtGuardedTuningJobTrigger, GUARDED_TRIGGER_VERSION, "guarded-trigger"),
 ]
 
 
@@ -99,6 +104,16 @@ ARGUMENTS: dict[type[Any], dict[str, Any]] = {
         "lookback": 60.0,
         "version": ENDED_TRIGGER_VERSION,
     },
+    AmtGuardedTuningJobTrigger: {
+        **COMMON,
+        "stop_on_kill": True,
+        "sla": {"variable": "nightly_sla"},
+        "run": {"logical_date": "2026-01-01T00:00:00+00:00"},
+        "memory": {"version": 1, "told": ["budget:warn@0.8"], "answers": [], "asked": None, "sla": None},
+        "requested_by": "churn manual__2026-01-01 tune",
+        "tells": True,
+        "version": GUARDED_TRIGGER_VERSION,
+    },
     AmtQuotaTrigger: {
         "moment": "2026-01-01T00:00:00+00:00",
         "state": {"waits_for": "quota"},
@@ -124,6 +139,14 @@ def test_all_arguments_go_through_json_and_back(kind: type[Any]) -> None:
     assert kwargs == arguments
     again = revive({"classpath": classpath, "kwargs": json.loads(json.dumps(kwargs))})
     assert again.serialize() == (classpath, kwargs)
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("guarded-trigger-v*.json")), ids=lambda path: path.stem)
+def test_a_stored_sla_of_every_release_can_be_read(path: Path) -> None:
+    arguments = load(path)["kwargs"]
+    assert SlaSource.parse(arguments["sla"]).to_dict() == arguments["sla"]
+    assert RunTimes.parse(arguments["run"]).to_dict() == arguments["run"]
+    assert Memory.parse(arguments["memory"]).to_dict() == arguments["memory"]
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*trigger-v*.json")), ids=lambda path: path.stem)
