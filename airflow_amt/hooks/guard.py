@@ -229,6 +229,7 @@ class Guard:
         # Steps of which this guard has told.
         self._said: set[str] = set()
         self._settled = False
+        self._recorded = False
         self._last_unknown: tuple[str, ...] = ()
         #: An answer that Airflow resumed the task with; the next look takes it.
         self.given: Answer | None = None
@@ -517,9 +518,15 @@ class Guard:
         _compat.count("amt.tuning_jobs.stopped_by_policy", {"policy": code})
 
     def _settle(self, progress: TuningProgress) -> Look:
-        """See, once, whether a stop of ours whose answer was lost is why the job is being stopped."""
+        """See, once, whether a stop of ours whose answer was lost is why the job is being stopped.
+
+        A stop of ours that AWS accepted, and that could not be recorded then, is recorded now.
+        """
         verdict = Verdict(reason=f"The tuning job is {progress.status}.")
         if self._settled:
+            if self.stop is not None and not self._recorded:
+                self._hook().record_stop(progress.arn, self.stop)
+                self._recorded = True
             return Look(verdict=verdict)
         accepted = self._hook().stop_tuning_job(
             self._name, stopped_by=STOPPED_BY, requested_by=self._requested_by
@@ -530,6 +537,8 @@ class Guard:
             stop = Stop.from_tags(self._hook().tags(progress.arn) or {})
         if stop is not None:
             self._take_note(stop)
+            self._hook().record_stop(progress.arn, stop)
+            self._recorded = True
         return Look(verdict=verdict, stop=stop)
 
     def _load_tags(self, arn: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from airflow_amt.exceptions import AmtAccessDeniedError, AmtAwsError, AmtValidat
 from airflow_amt.hooks.errors import CallSource, from_botocore_error, from_client_error, is_refusal
 from airflow_amt.hooks.patience import attempt
 from airflow_amt.tuning import TrainingJobResult, TuningJobStatus, TuningOutcome, infer_outcome
-from airflow_amt.tuning.naming import INTENT_TAGS, STOPPED_BY_TAG, from_tag_list, to_tag_list
+from airflow_amt.tuning.naming import STOPPED_BY_TAG, from_tag_list, to_tag_list
 from airflow_amt.tuning.stops import PolicyStop, Stop
 
 #: Largest page of both List operations (SageMaker API, ``MaxResults``).
@@ -26,7 +27,14 @@ _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".api.amazonw
 #: HTTP status from which on AWS may have done what it answers with an error to.
 _SERVER_FAULT = 500
 
-_STOP_STATUSES = (TuningJobStatus.STOPPING.value, TuningJobStatus.STOPPED.value)
+#: Waits, in seconds, for somebody else who stops the same job and precedes: to record it, or to withdraw.
+_CLAIM_WAITS = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+#: Waits, in seconds, for the stopper of a job to put itself on record: longer than it may wait for others.
+_SETTLE_WAITS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+_STOPPED = TuningJobStatus.STOPPED.value
+_STOP_STATUSES = (TuningJobStatus.STOPPING.value, _STOPPED)
 
 _BOTOCORE_ERRORS = (BotoCoreError, ResponseParserError)
 
@@ -133,10 +141,12 @@ class AmtHook(AwsBaseHook):
         """Stop a tuning job if it is in progress, and leave in its tags who did it.
 
         An intent is written before the stop call, and the record after AWS accepted it
-        (:mod:`airflow_amt.tuning.stops`): of several that stop a job at once, the one whose call was accepted
-        is on record. A call of ours whose answer was lost is told from somebody else's by its intent, also
-        when this is called again, by another process. A refusal to tag is logged and does not keep the job
-        from being stopped. If the stop is refused, the intent is withdrawn.
+        (:mod:`airflow_amt.tuning.stops`). AWS may accept the calls of several, so between the two the job is
+        read once more: whoever finds it no longer in progress then leaves it to the others, and of those who
+        do not, each sees the intents of all, and the record is that of the one who precedes. A call of ours
+        whose answer was lost is told from somebody else's by its intent, also when this is called again, by
+        another process. A refusal to tag is logged and does not keep the job from being stopped. If the stop
+        is refused, the intent is withdrawn.
 
         :param name: the tuning job.
         :param stopped_by: ``operator``, ``policy``, ``on_kill``, ``deadline`` or ``reaper``.
@@ -153,29 +163,41 @@ class AmtHook(AwsBaseHook):
         status = description.get("HyperParameterTuningJobStatus")
         if status != TuningJobStatus.IN_PROGRESS.value:
             self.log.info("Tuning job %s is %s: there is nothing to stop.", name, status)
-            return status in _STOP_STATUSES and self._settle_lost_answer(arn, stop)
+            return status in _STOP_STATUSES and self._settle_lost_answer(name, arn, stop)
         tagged = self._add_intent(name, arn, stop)
+        if tagged:
+            status = self._status_or_withdraw(name, arn, stop)
+            if status != TuningJobStatus.IN_PROGRESS.value:
+                self.log.info("Tuning job %s is %s meanwhile: there is nothing to stop.", name, status)
+                self._withdraw_intent(name, arn, stop)
+                return False
         try:
-            answer_lost = self._call_stop(name)
+            self._call_stop(name)
         except _StopRefusedError as refusal:
             if isinstance(refusal.error, AmtValidationError):
                 status = self.describe_tuning_job(name).get("HyperParameterTuningJobStatus")
                 if status in _STOP_STATUSES and refusal.answer_lost:
                     # An attempt before this one was accepted: by now the job is no longer in progress.
-                    return self._record_if_none(arn, stop)
+                    return self._claim(name, arn, stop)
                 if status != TuningJobStatus.IN_PROGRESS.value:
                     # It ended, or somebody else stopped it, between the two calls.
-                    if tagged and status in _STOP_STATUSES:
+                    if tagged:
                         self._withdraw_intent(name, arn, stop)
                     return False
             if tagged and is_refusal(refusal.error) and not refusal.answer_lost:
                 self._withdraw_intent(name, arn, stop)
             raise refusal.error from None
         self.log.info("Tuning job %s is being stopped (%s).", name, stopped_by)
-        if answer_lost:
-            return self._record_if_none(arn, stop)
-        self._record(arn, stop)
-        return True
+        return self._claim(name, arn, stop)
+
+    def record_stop(self, arn: str, stop: Stop) -> None:
+        """Make sure that a stop that AWS accepted is on record; one that is there already stays.
+
+        :raises AmtAwsError: the tags cannot be read or written now.
+        """
+        tags = self.tags(arn)
+        if tags is not None and STOPPED_BY_TAG not in tags:
+            self.add_tags(arn, stop.tags())
 
     def expand_role(self, role: str, region_name: str | None = None) -> str:
         """Return the ARN of a role that is given by name (``iam:GetRole``); an ARN is returned as it is."""
@@ -196,6 +218,8 @@ class AmtHook(AwsBaseHook):
         description = self.describe_tuning_job(name)
         arn = description.get("HyperParameterTuningJobArn")
         tags = self.tags(arn) if arn else None
+        if arn and not known_stop and description.get("HyperParameterTuningJobStatus") == _STOPPED:
+            tags = self._settled_tags(str(arn), tags)
         if known_stop:
             tags = {**(tags or {}), **known_stop}
         try:
@@ -228,8 +252,8 @@ class AmtHook(AwsBaseHook):
             raise from_botocore_error(operation, error, self._source()) from error
         return answer
 
-    def _call_stop(self, name: str) -> bool:
-        """Make the stop call; return whether an answer to an attempt before the last one was lost.
+    def _call_stop(self, name: str) -> None:
+        """Make the stop call.
 
         :raises _StopRefusedError: the last attempt failed.
         """
@@ -262,7 +286,6 @@ class AmtHook(AwsBaseHook):
             raise _StopRefusedError(error, answer_lost=bool(lost)) from error
         finally:
             events.unregister(event, look)
-        return bool(lost)
 
     def _add_intent(self, name: str, arn: str, stop: Stop) -> bool:
         try:
@@ -275,52 +298,80 @@ class AmtHook(AwsBaseHook):
                 name,
                 error,
             )
-            return False
+            # Without an answer it may be there.
+            return not is_refusal(error)
         return True
+
+    def _status_or_withdraw(self, name: str, arn: str, stop: Stop) -> str:
+        """Return the job's status after the intent was written, which is withdrawn if that cannot be read."""
+        try:
+            return str(self.describe_tuning_job(name).get("HyperParameterTuningJobStatus"))
+        except AmtAwsError:
+            self._withdraw_intent(name, arn, stop)
+            raise
 
     def _record(self, arn: str, stop: Stop) -> None:
         """Write the record of a stop that AWS accepted."""
         try:
-            self._call_once("add_tags", ResourceArn=arn, Tags=to_tag_list(stop.tags()))
+            self._call("add_tags", ResourceArn=arn, Tags=to_tag_list(stop.tags()))
         except AmtAwsError as error:
             # The intent says the same; whoever stopped the job knows it anyway.
             self.log.warning("That %s was stopped cannot be recorded in its tags: %s", arn, error)
 
-    def _record_if_none(self, arn: str, stop: Stop) -> bool:
-        """Record a stop of which an answer was lost, unless somebody else's is on record."""
-        tags = self.tags(arn) or {}
-        recorded = tags.get(STOPPED_BY_TAG)
-        if recorded is not None:
-            return False
+    def _claim(self, name: str, arn: str, stop: Stop) -> bool:
+        """Record a stop that AWS accepted, unless it is somebody else's; return whether it is the caller's.
+
+        Whoever else has written an intent, and precedes, has stopped the job too, or withdraws: that is
+        waited for, and not for ever, since it may have died.
+        """
+        for wait in (*_CLAIM_WAITS, None):
+            unread = False
+            try:
+                tags = self.tags(arn) or {}
+            except AmtAwsError as error:
+                self.log.warning("Who else stops tuning job %s cannot be read: %s", name, error)
+                tags, unread = {}, True
+            if STOPPED_BY_TAG in tags:
+                if stop.recorded_in(tags):
+                    return True
+                self.log.info("Tuning job %s is stopped by somebody else as well, who is on record.", name)
+                self._withdraw_intent(name, arn, stop)
+                return False
+            if wait is None or not (unread or any(one.precedes(stop) for one in Stop.intents(tags))):
+                break
+            time.sleep(wait)
         self._record(arn, stop)
         return True
 
-    def _settle_lost_answer(self, arn: str, stop: Stop) -> bool:
+    def _settle_lost_answer(self, name: str, arn: str, stop: Stop) -> bool:
         """Record the caller's own stop, made before, of which it never heard that AWS accepted it."""
-        tags = self.tags(arn) or {}
-        intended = Stop.intended(tags)
-        if (
-            STOPPED_BY_TAG in tags
-            or intended is None
-            or stop.requested_by is None
-            or (intended.stopped_by, intended.requested_by) != (stop.stopped_by, stop.requested_by)
-        ):
+        if stop.requested_by is None:
             return False
-        self._record(arn, intended)
-        return True
+        tags = self.tags(arn) or {}
+        intended = stop.own_intent(tags)
+        if STOPPED_BY_TAG in tags or intended is None:
+            return False
+        return self._claim(name, arn, intended)
+
+    def _settled_tags(self, arn: str, tags: dict[str, str] | None) -> dict[str, str] | None:
+        """Return a stopped job's tags once its stopper has put itself on record, which it is about to do."""
+        for wait in _SETTLE_WAITS:
+            if tags is None or STOPPED_BY_TAG in tags or Stop.intended(tags) is None:
+                break
+            time.sleep(wait)
+            tags = self.tags(arn)
+        return tags
 
     def _withdraw_intent(self, name: str, arn: str, stop: Stop) -> None:
         # Else a stop by somebody else would be put down to this provider.
         try:
-            tags = self.tags(arn)
-            if tags is None or stop.same_as(Stop.intended(tags)):
-                self._call_once("delete_tags", ResourceArn=arn, TagKeys=list(INTENT_TAGS))
+            self._call("delete_tags", ResourceArn=arn, TagKeys=list(stop.intent_keys()))
         except AmtAwsError as error:
             self.log.warning(
                 "Tuning job %s was not stopped by this task, yet its tags (%s) say that it was to be, and "
                 "cannot be removed: if somebody else stops it, it will look as if this provider had: %s",
                 name,
-                ", ".join(INTENT_TAGS),
+                ", ".join(stop.intent_keys()),
                 error,
             )
 

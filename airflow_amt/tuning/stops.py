@@ -1,19 +1,22 @@
 """The record of a stop: who stopped a tuning job, why, and what was known then; kept in the job's tags.
 
 Two sets of tags. The *intent* is written before the stop call, so that the reason is there whatever becomes
-of the process. The *record*, in plain words, is written by the one whose call AWS accepted: of several that
-decide at once only one does, and the others never touch its record.
+of the process. Each stopper has intent tags of its own, so that none overwrites or removes another's. The
+*record*, in plain words, is written by the one who stopped the job: of several that decide at once, also where
+AWS accepted the calls of all, only one does (:meth:`Stop.precedes` tells which), and the others never touch
+its record.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +37,9 @@ STOPPERS = ("operator", "policy", "on_kill", "deadline", "reaper")
 
 #: Code of a stop that a callback of Airflow's ``DeadlineAlert`` makes; others are those of policies.
 DEADLINE_ALERT = "deadline_alert"
+
+
+_SLOT_LENGTH = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +123,26 @@ class Stop:
             text = _pack({**body, "detail": (self.detail or "")[:MAX_TAG_VALUE_LENGTH], "policy": policy})
         size = MAX_TAG_VALUE_LENGTH
         # All of them each time: what is left of an earlier intent would garble this one.
-        return {key: text[index * size : (index + 1) * size] for index, key in enumerate(INTENT_TAGS)}
+        return {key: text[index * size : (index + 1) * size] for index, key in enumerate(self.intent_keys())}
+
+    @property
+    def slot(self) -> str:
+        """What tells the stopper's intent tags from those of others."""
+        who = f"{self.stopped_by}\n{self.requested_by or ''}"
+        return hashlib.sha256(who.encode()).hexdigest()[:_SLOT_LENGTH]
+
+    def intent_keys(self) -> tuple[str, ...]:
+        """Return the keys of the stopper's intent tags."""
+        return tuple(f"{prefix}-{self.slot}" for prefix in INTENT_TAGS)
+
+    def recorded_in(self, tags: Mapping[str, str]) -> bool:
+        """Whether the record is that of the same stopper."""
+        mine = self.tags()
+        return all(tags.get(key) == mine.get(key) for key in (STOPPED_BY_TAG, STOPPED_FOR_TAG))
+
+    def precedes(self, other: Stop) -> bool:
+        """Whether the record is this one's where both have stopped a job; the same for whoever asks."""
+        return self.slot < other.slot
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Stop | None:
@@ -145,31 +170,37 @@ class Stop:
 
     @classmethod
     def intended(cls, tags: Mapping[str, str]) -> Stop | None:
-        """Read the intent alone; ``None`` if there is none, or what is there cannot be read."""
-        text = "".join(tags.get(key, "") for key in INTENT_TAGS)
-        body = _unpack(text)
-        if body is None or not isinstance(body.get("by"), str):
-            return None
-        policy = body.get("policy")
-        return cls(
-            stopped_by=body["by"],
-            detail=body.get("detail"),
-            requested_by=body.get("for"),
-            policy=None
-            if not isinstance(policy, Mapping)
-            else PolicyStop(
-                code=str(policy.get("policy", "")),
-                rule=str(policy.get("rule", "")),
-                action=str(policy.get("action", "stop")),
-                share=policy.get("share"),
-                evidence=dict(policy.get("evidence") or {}),
-            ),
-            confirmed=False,
-        )
+        """Read the intent alone, of several the one that precedes; ``None`` if none is there to be read."""
+        return next(cls.intents(tags), None)
 
-    def same_as(self, other: Stop | None) -> bool:
-        """Whether another one, read from an intent, is this very stop."""
-        return other is not None and other.intent() == self.intent()
+    @classmethod
+    def intents(cls, tags: Mapping[str, str]) -> Iterator[Stop]:
+        """Read all intents, those first that precede; what cannot be read is left out."""
+        first = f"{INTENT_TAGS[0]}-"
+        for slot in sorted(key.removeprefix(first) for key in tags if key.startswith(first)):
+            body = _unpack("".join(tags.get(f"{prefix}-{slot}", "") for prefix in INTENT_TAGS))
+            if body is None or not isinstance(body.get("by"), str):
+                continue
+            policy = body.get("policy")
+            yield cls(
+                stopped_by=body["by"],
+                detail=body.get("detail"),
+                requested_by=body.get("for"),
+                policy=None
+                if not isinstance(policy, Mapping)
+                else PolicyStop(
+                    code=str(policy.get("policy", "")),
+                    rule=str(policy.get("rule", "")),
+                    action=str(policy.get("action", "stop")),
+                    share=policy.get("share"),
+                    evidence=dict(policy.get("evidence") or {}),
+                ),
+                confirmed=False,
+            )
+
+    def own_intent(self, tags: Mapping[str, str]) -> Stop | None:
+        """Return what the same stopper intended, now or at an earlier try; ``None`` if nothing is there."""
+        return next((one for one in self.intents(tags) if one.slot == self.slot), None)
 
 
 def _pack(body: Mapping[str, Any]) -> str:

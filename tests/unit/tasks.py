@@ -138,6 +138,9 @@ class FakeHook:
         self.stops.append(stop)
         return True
 
+    def record_stop(self, arn: str, stop: Stop) -> None:
+        self.calls.append(("record_stop", (arn.removeprefix(ARN), stop)))
+
     def add_tags(self, arn: str, tags: Mapping[str, str]) -> bool:
         self.calls.append(("add_tags", (arn.removeprefix(ARN), dict(tags))))
         known = self.tags_of.get(arn.removeprefix(ARN))
