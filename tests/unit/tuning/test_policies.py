@@ -514,9 +514,13 @@ def test_a_rule_by_one_line() -> None:
     ("make", "field"),
     [
         (lambda: Rule.of(Budget(5), warn_at=seconds(5)), "rule.steps[0].before"),
-        (lambda: Rule.of(Budget(5), warn_at=0), "step.at"),
-        (lambda: Rule.of(Budget(5), warn_at=True), "step.at"),
-        (lambda: Rule.of(Budget(5), ask_at=float("nan")), "step.at"),
+        (lambda: Rule.of(Budget(5), warn_at=0), "rule.warn_at"),
+        (lambda: Rule.of(Budget(5), warn_at=True), "rule.warn_at"),
+        (lambda: Rule.of(Budget(5), ask_at=float("nan")), "rule.ask_at"),
+        (lambda: Rule.of(Deadline(after=seconds(5)), warn_at=seconds(-5)), "rule.warn_at"),
+        # The tuning job is stopped by then.
+        (lambda: Rule.of(Budget(5), warn_at=80), "rule.warn_at"),
+        (lambda: Rule.of(Budget(5), ask_at=1.0), "rule.ask_at"),
         (lambda: Rule.of(Budget(5), action="pause"), "rule.action"),
         (lambda: Rule.of(Budget(5), name="a b"), "rule.name"),
         (lambda: Rule.of(Budget(5), name="a:b"), "rule.name"),
