@@ -543,6 +543,18 @@ def test_bad_rules_are_refused(make: Any, field: str) -> None:
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("action", ["stop", "stop_and_fail"])
+def test_a_warning_after_the_stop_is_refused_in_the_flat_dict_too(action: str) -> None:
+    flat = {"type": "stalled", "duration_seconds": 60, "action": action}
+    with pytest.raises(AmtRequestError) as caught:
+        parse_sla({**flat, "warn_at": "80"})
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.value) == ("sla.rules[0].warn_at", "80")
+    assert action in problem.limit
+    # What only warns may warn again.
+    assert parse_sla({**flat, "action": "warn", "warn_at": 2}).rules[0].steps[0].at == 2.0
+
+
 def test_titles_are_unique() -> None:
     sla = Sla(
         rules=(
