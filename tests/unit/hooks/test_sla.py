@@ -50,7 +50,7 @@ def test_what_is_not_where_it_should_be_is_named_with_an_example(monkeypatch: py
         SlaSource.parse("variable:nightly").load()
     (problem,) = caught.value.problems
     assert problem.field == "Variable 'nightly'"
-    assert parse_sla(problem.fix.removeprefix("put it there, as "))
+    assert parse_sla(problem.fix.removeprefix("put it there, as ")).titles == ("stalled",)
 
 
 def test_the_last_good_one_counts_on_when_an_edit_broke_it(
