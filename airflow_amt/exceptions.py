@@ -68,7 +68,7 @@ class AmtFieldError(AmtError, ValueError):
 
 
 class AmtRequestError(AmtError, ValueError):
-    """A request has one or more bad fields; all of them are listed, and nothing was sent.
+    """A request, or an argument such as an SLA, has one or more bad fields; all are listed, nothing was done.
 
     :param problems: the bad fields, in the order of the request.
     """
@@ -79,9 +79,9 @@ class AmtRequestError(AmtError, ValueError):
 
     def __str__(self) -> str:
         if len(self.problems) == 1:
-            return f"The request was not sent. {self.problems[0]}"
+            return f"Nothing was done. {self.problems[0]}"
         lines = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(self.problems, 1))
-        return f"The request was not sent; {len(self.problems)} fields are wrong:{lines}"
+        return f"Nothing was done; {len(self.problems)} fields are wrong:{lines}"
 
 
 class AmtAwsError(AmtError):

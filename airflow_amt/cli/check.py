@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 #: Version of what ``--json`` prints.
 REPORT_VERSION = 1
 
+#: Of an SLA that Airflow keeps only the place is checked.
+_KEPT = ("variable:", "connection:")
+
 #: Mapped task instances of one operator that are looked at.
 _MOST_MAPPED = 1000
 
@@ -44,7 +47,8 @@ class Findings:
 
     :param where: the file, or DAG, task and map index.
     :param problems: what the operator would refuse.
-    :param not_checked: fields with a template that cannot be rendered here, and what they hold.
+    :param not_checked: fields with a template that cannot be rendered here, or whose content Airflow keeps,
+        and what they hold.
     :param warnings: what it would take but say a word about.
     """
 
@@ -220,6 +224,8 @@ def _check(operator: AmtTuningJobOperator, where: str, dag_id: str) -> Findings:
     not_checked = {
         place.removeprefix("config."): _at(arguments, place) for place in templated_fields(arguments)
     }
+    if isinstance(operator.policies, str) and operator.policies.strip().startswith(_KEPT):
+        not_checked["policies"] = operator.policies
     warnings = []
     if request and is_endless(request) and not _may_be_limited(not_checked):
         warnings.append(_ENDLESS)
@@ -307,4 +313,5 @@ def _print(path: Path, found: Sequence[Findings]) -> None:
         for warning in one.warnings:
             print(f"  warning: {warning}.")
         for place, text in one.not_checked.items():
-            print(f"  not checked, templated: {place}: {text}")
+            why = "templated" if is_template(text) else "kept in Airflow"
+            print(f"  not checked, {why}: {place}: {text}")

@@ -28,6 +28,8 @@ EXTRA_KEY = "amt_sla"
 VARIABLE_PREFIX = "variable:"
 CONNECTION_PREFIX = "connection:"
 
+_EXAMPLE = '{"rules": [{"type": "stalled", "duration_seconds": 3600, "warn_at": 0.5}]}'
+
 #: For how long an SLA that is kept in Airflow counts before it is read again.
 _KEPT_SECONDS = 30.0
 
@@ -62,6 +64,17 @@ class SlaSource:
             for prefix, key in ((VARIABLE_PREFIX, "variable"), (CONNECTION_PREFIX, "connection")):
                 if text.startswith(prefix):
                     return cls._kept(key, text.removeprefix(prefix).strip(), path)
+            if not text.startswith(("{", "[")):
+                raise AmtRequestError(
+                    [
+                        AmtFieldError(
+                            path,
+                            value,
+                            'an SLA as JSON, or where it is kept, "variable:<key>" or "connection:<id>"',
+                            'give for example "variable:nightly_sla"',
+                        )
+                    ]
+                )
         if isinstance(value, Mapping):
             for key in ("variable", "connection"):
                 if set(value) == {key}:
@@ -102,7 +115,7 @@ class SlaSource:
         found = self._read()
         if found is None:
             raise AmtRequestError(
-                [AmtFieldError(str(self), None, "an SLA", "create it, as the JSON of an SLA (see the guide)")]
+                [AmtFieldError(str(self), None, "the JSON of an SLA", f"put it there, as {_EXAMPLE}")]
             )
         return parse_sla(found, path=str(self))
 

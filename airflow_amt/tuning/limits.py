@@ -1228,9 +1228,12 @@ _SEVERAL: Mapping[str, type[AnyOf] | type[AllOf]] = {AnyOf.code: AnyOf, AllOf.co
 POLICY_CODES: tuple[str, ...] = (*_SINGLE, *_SEVERAL)
 
 
-def parse_policy(value: Any, *, path: str = "policy", depth_left: int = MAX_DEPTH) -> Policy:
+def parse_policy(
+    value: Any, *, path: str = "policy", depth_left: int = MAX_DEPTH, beside: Sequence[str] = ()
+) -> Policy:
     """Accept a policy as an object or as its dict.
 
+    :param beside: keys that its dict may have had beside its own; errors name them, too.
     :raises AmtFieldError: it is none.
     """
     if isinstance(value, Policy):
@@ -1246,13 +1249,13 @@ def parse_policy(value: Any, *, path: str = "policy", depth_left: int = MAX_DEPT
     check_version(value, path)
     code = body.pop("type", None)
     if isinstance(code, str) and code in _SINGLE:
-        return parse_parameters(_SINGLE[code], body, path)
+        return parse_parameters(_SINGLE[code], body, path, beside=beside)
     if not isinstance(code, str) or code not in _SEVERAL:
         raise AmtFieldError(
             f"{path}.type", code, f"one of {', '.join(POLICY_CODES)}", "check the type of the policy"
         )
     inner = body.pop("of", None)
-    refuse_unknown(body, ("of",), path)
+    refuse_unknown(body, ("of", *beside), path)
     if not isinstance(inner, list | tuple) or not 1 <= len(inner) <= MAX_POLICIES:
         raise AmtFieldError(
             f"{path}.of", inner, f"a list of 1 to {MAX_POLICIES} policies", "list what to combine"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from airflow_amt.exceptions import AmtFieldError
@@ -61,6 +62,9 @@ def _is_share(value: Any, *, least: float, most: float) -> bool:
     number = finite(value)
     return number is not None and least <= number <= most
 
+
+#: How alike two words are of which one is taken for the other, misspelt (:mod:`difflib`).
+_SIMILAR = 0.75
 
 #: Seconds: a tuning job may run for half a year.
 _LONGEST = 1e9
@@ -135,13 +139,16 @@ def write_parameters(instance: Any) -> dict[str, Any]:
     }
 
 
-def parse_parameters(kind: type[_Parametrised], body: Mapping[str, Any], path: str) -> _Parametrised:
+def parse_parameters(
+    kind: type[_Parametrised], body: Mapping[str, Any], path: str, *, beside: Iterable[str] = ()
+) -> _Parametrised:
     """Build an instance from its stored parameters; numbers may be strings, as templates leave them.
 
+    :param beside: keys that were taken out of the body before; an error about a misspelt one names them.
     :raises AmtFieldError: a parameter is not known, missing or not accepted.
     """
     known = {one.name + kind_of(one).suffix: one for one in _parameters(kind)}
-    refuse_unknown(body, known, path)
+    refuse_unknown(body, (*known, *beside), path)
     values: dict[str, Any] = {}
     for key, one in known.items():
         given = body.get(key)
@@ -164,10 +171,16 @@ def refuse_unknown(body: Mapping[str, Any], known: Iterable[str], path: str) -> 
 
     :raises AmtFieldError: there is one.
     """
+    names = list(known)
     for key, given in body.items():
-        if key not in known:
-            allowed = ", ".join(known) or "nothing but its type"
-            raise AmtFieldError(f"{path}.{key}", given, f"not known here; known: {allowed}", "leave it out")
+        if key not in names:
+            allowed = ", ".join(names) or "nothing but its type"
+            # "duration" first of all stands for "duration_seconds".
+            close = [one for one in names if one.startswith(f"{key}_")] or get_close_matches(
+                str(key), names, 1, _SIMILAR
+            )
+            fix = f"write {close[0]}" if close else "leave it out"
+            raise AmtFieldError(f"{path}.{key}", given, f"not known here; known: {allowed}", fix)
 
 
 def _parameters(kind: type[Any]) -> Iterator[Field[Any]]:

@@ -244,12 +244,15 @@ class Rule:
         :param name: see :class:`Rule`.
         :raises AmtFieldError: one of them is not accepted.
         """
+        last = Step(action=Action.parse(action, path="rule.action"))
         steps = [
-            Step(action=kind, before=when) if isinstance(when, timedelta) else Step(action=kind, at=when)
-            for kind, when in ((Action.WARN, warn_at), (Action.ASK, ask_at))
+            _step_before(last, kind, when, path, shown=when, timed=isinstance(when, timedelta))
+            for kind, when, path in (
+                (Action.WARN, warn_at, "rule.warn_at"),
+                (Action.ASK, ask_at, "rule.ask_at"),
+            )
             if when is not None
         ]
-        last = Step(action=Action.parse(action, path="rule.action"))
         if last not in steps:
             steps.append(last)
         return cls(policy=policy, steps=tuple(steps), name=name)
@@ -271,6 +274,26 @@ class Rule:
             "steps": [one.to_dict() for one in self.steps],
             **({"name": self.name} if self.name else {}),
         }
+
+
+def _step_before(last: Step, action: Action, when: Any, path: str, *, shown: Any, timed: bool) -> Step:
+    """Return a step of the short form, in which the last one is at the limit.
+
+    :param when: a share, or a time span before a deadline.
+    :param shown: the same as it was given.
+    :param timed: which of the two.
+    :raises AmtFieldError: it is none, or would come too late: a tuning job that is stopped warns no more.
+    """
+    if timed:
+        if not DURATION.accepts(when):
+            raise AmtFieldError(path, shown, DURATION.limit, DURATION.fix)
+        return Step(action=action, before=when)
+    if not _STEP_SHARE.accepts(when):
+        raise AmtFieldError(path, shown, _STEP_SHARE.limit, _STEP_SHARE.fix)
+    if last.action.stops and when >= last.at:
+        limit = f"a share below 1, as the tuning job is stopped at 1 ({last.action.value})"
+        raise AmtFieldError(path, shown, limit, _STEP_SHARE.fix)
+    return Step(action=action, at=when)
 
 
 def _check_name(path: str, name: Any) -> None:
@@ -797,12 +820,12 @@ def _rules_and_prices(value: Any, path: str, problems: list[AmtFieldError]) -> t
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
             problems.append(
                 AmtFieldError(
                     path,
                     value,
-                    "an SLA, its dict or the JSON text of that",
+                    f"an SLA, its dict or the JSON text of that ({error})",
                     'give {"rules": [{"type": "budget", "limit": 50}], "prices": {...}}',
                 )
             )
@@ -816,8 +839,18 @@ def _rules_and_prices(value: Any, path: str, problems: list[AmtFieldError]) -> t
         _collect(problems, check_version, value, path)
         _collect(problems, refuse_unknown, value, ("version", "rules", "prices"), path)
         rules, prices = value.get("rules"), value.get("prices")
-    else:
+    elif isinstance(value, list | tuple):
         rules = value
+    else:
+        problems.append(
+            AmtFieldError(
+                path,
+                value,
+                "an SLA, a policy, a rule, a list of them, or the dict or JSON text of one",
+                'give for example {"type": "stalled", "duration_seconds": 3600}',
+            )
+        )
+        return (), None
     if not isinstance(rules, list | tuple) or not 1 <= len(rules) <= MAX_RULES:
         problems.append(
             AmtFieldError(f"{path}.rules", rules, f"a list of 1 to {MAX_RULES} rules", "list what must hold")
@@ -871,7 +904,7 @@ def _parse_rule(value: Any, path: str, problems: list[AmtFieldError]) -> Rule | 
     _collect(problems, _check_name, f"{path}.name", name)
     if flat:
         beside = {key: body.pop(key) for key in _FLAT if key in body}
-        policy = _collect(problems, parse_policy, body, path=path)
+        policy = _collect(problems, parse_policy, body, path=path, beside=_FLAT)
         steps = _flat_steps(beside, path, problems)
     else:
         _collect(problems, refuse_unknown, body, ("policy", "steps", "version"), path)
@@ -904,17 +937,28 @@ def _parse_rule(value: Any, path: str, problems: list[AmtFieldError]) -> Rule | 
 
 
 def _flat_steps(beside: Mapping[str, Any], path: str, problems: list[AmtFieldError]) -> list[Step | None]:
+    action = beside.get("action")
+    wrong_action: list[AmtFieldError] = []
+    last = _collect(wrong_action, _parse_step, {"action": Action.STOP if action is None else action}, path)
     steps: list[Step | None] = []
     for key, (kind, when) in _FLAT_STEPS.items():
         given = beside.get(key)
         if given is None:
             continue
-        try:
-            steps.append(_parse_step({"action": kind, when: given}, path))
-        except AmtFieldError as error:
-            problems.append(AmtFieldError(f"{path}.{key}", error.value, error.limit, error.fix))
-    action = beside.get("action")
-    last = _collect(problems, _parse_step, {"action": Action.STOP if action is None else action}, path)
+        reads = DURATION.read if when == "before_seconds" else _STEP_SHARE.read
+        found = _collect(
+            problems,
+            _step_before,
+            # With a wrong action nobody knows what is too late.
+            last or Step(action=Action.WARN),
+            kind,
+            reads(given),
+            f"{path}.{key}",
+            shown=given,
+            timed=when == "before_seconds",
+        )
+        steps.append(found)
+    problems += wrong_action
     return steps if last in steps else [*steps, last]
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,31 @@ def test_a_run_in_time_knows_nothing_of_its_deadline(
     )
     assert (result["dag_run_state"], result["task_state"]) == ("success", "success")
     assert "-00" in result["value"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "conf"),
+    [
+        # About 70 s of training are spent first, of jobs that take seconds: there is a model by then.
+        ("budget", {"budget": 0.01, "floor": 2.0}),
+        # Each result can be better than the one before for a while, but not 500 times in a row.
+        ("not_improving", {"patience": 1, "minimum_jobs": 2, "floor": 0.05}),
+    ],
+)
+def test_a_stop_policy_ends_the_search_and_keeps_the_model(
+    airflow_db: Path, tmp_path: Path, trainers: RunningServer, policy: str, conf: dict[str, Any]
+) -> None:
+    # Far away in Madrid, too, whenever the test runs.
+    due = (datetime.now(UTC) + timedelta(hours=12)).strftime("%H:%M")
+    result = run_example(
+        airflow_db,
+        tmp_path,
+        "amt_stop_policies",
+        "use",
+        conf={"due": due, "check_interval_seconds": 1, **conf},
+        aws_default=trainers.endpoint,
+    )
+    assert (result["dag_run_state"], result["task_state"]) == ("success", "success")
+    assert result["value"]["policy"] == policy
+    assert result["value"]["saved_training_jobs"] > 0
+    assert 0 < result["value"]["objective"] <= 1

@@ -104,7 +104,7 @@ class Stage:
             endpoint_url=self.gate.address(actor),
             region_name=REGION,
             aws_access_key_id="embedded",
-            aws_secret_access_key="embedded",  # noqa: S106 - the server checks no signature
+            aws_secret_access_key="embedded",
         )
 
     def calls(self, job: str, operation: str) -> list[dict[str, Any]]:
@@ -550,9 +550,7 @@ def policy_and_stop_operator(scene: Scene) -> str:
     scene.plan("0.4 hang")
     if way.startswith("sensor"):
         scene.create()
-    policy = scene.start(
-        scene.task(way, "a", good_enough(), scene.connect("a", conductor.script())).run
-    )
+    policy = scene.start(scene.task(way, "a", good_enough(), scene.connect("a", conductor.script())).run)
     scene.wait_for_objective()
     connection = scene.connect("b", conductor.script())
     context = task_context(dag_id="dag_b", task_id=f"{scene.name}-b")
@@ -599,13 +597,14 @@ def policy_and_console(scene: Scene) -> str:
     from botocore.exceptions import ClientError
 
     way = scene.turn(WAYS)
-    conductor = Conductor({"a": "Tags", "console": "Stop"}, [*scene.random.choices("a", k=scene.random.randrange(4)), "console", *["a"] * 20])
+    conductor = Conductor(
+        {"a": "Tags", "console": "Stop"},
+        [*scene.random.choices("a", k=scene.random.randrange(4)), "console", *["a"] * 20],
+    )
     scene.plan("0.4 hang")
     if way.startswith("sensor"):
         scene.create()
-    policy = scene.start(
-        scene.task(way, "a", good_enough(), scene.connect("a", conductor.script())).run
-    )
+    policy = scene.start(scene.task(way, "a", good_enough(), scene.connect("a", conductor.script())).run)
     scene.wait_for_objective()
     scene.connect("console", conductor.script())
     client = scene.stage.client_at(f"{scene.name}-console")
@@ -907,6 +906,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print what happened as one line")
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+
     def say(line: str) -> None:
         sys.stderr.write(line + "\n")
 

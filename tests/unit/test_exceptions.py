@@ -45,7 +45,7 @@ def test_every_public_error_has_an_example() -> None:
 
 
 def test_messages_name_field_value_limit_and_fix() -> None:
-    assert str(EXAMPLES[1]).startswith("The request was not sent; 2 fields are wrong:\n  1. a.b: 'xxx")
+    assert str(EXAMPLES[1]).startswith("Nothing was done; 2 fields are wrong:\n  1. a.b: 'xxx")
     assert str(EXAMPLES[1]).endswith("2. c: a missing value is not accepted: required. Fix: add it.")
     assert "airflow-amt:dag-id=mine" in str(EXAMPLES[2])
     assert "no airflow-amt ownership tags" in str(EXAMPLES[2])

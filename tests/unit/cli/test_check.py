@@ -278,3 +278,23 @@ def test_the_example_dags_have_no_problem(capsys: pytest.CaptureFixture[str]) ->
     for path in examples:
         exit_code, found = checked(path, capsys)
         assert (exit_code, [one["problems"] for one in found if one["problems"]]) == (0, [])
+
+
+def test_an_sla_that_airflow_keeps_is_named_as_not_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = dag_file(
+        tmp_path,
+        """
+AmtTuningJobOperator(task_id="kept", config=REQUEST, policies="variable:nightly_sla")
+AmtTuningJobOperator(task_id="misspelt", config=REQUEST, policies="varible:nightly_sla")
+AmtTuningJobOperator(task_id="wrong", config=REQUEST, policies={"type": "stalled", "duration": 5})
+""",
+    )
+    exit_code, (kept, misspelt, wrong) = checked(path, capsys)
+    assert exit_code == 1
+    assert (kept["problems"], kept["not_checked"]) == ([], {"policies": "variable:nightly_sla"})
+    assert fields_of(misspelt) == ["policies"]
+    assert fields_of(wrong) == ["policies.rules[0].duration"]
+    assert main(["check", str(path)]) == 1
+    assert "not checked, kept in Airflow: policies: variable:nightly_sla" in capsys.readouterr().out

@@ -309,7 +309,7 @@ def test_planned_returns_the_plan_or_refuses_with_every_limit() -> None:
     assert [one.field for one in refused.value.problems] == ["compute_seconds", "billable_seconds", "cost"]
     assert "to at most 2, or" in refused.value.problems[1].fix
     assert "at most 1.49 EUR" in str(refused.value)
-    assert "The request was not sent" in str(refused.value)
+    assert "Nothing was done" in str(refused.value)
 
 
 def test_a_cost_limit_without_the_prices_is_a_refusal() -> None:

@@ -514,9 +514,13 @@ def test_a_rule_by_one_line() -> None:
     ("make", "field"),
     [
         (lambda: Rule.of(Budget(5), warn_at=seconds(5)), "rule.steps[0].before"),
-        (lambda: Rule.of(Budget(5), warn_at=0), "step.at"),
-        (lambda: Rule.of(Budget(5), warn_at=True), "step.at"),
-        (lambda: Rule.of(Budget(5), ask_at=float("nan")), "step.at"),
+        (lambda: Rule.of(Budget(5), warn_at=0), "rule.warn_at"),
+        (lambda: Rule.of(Budget(5), warn_at=True), "rule.warn_at"),
+        (lambda: Rule.of(Budget(5), ask_at=float("nan")), "rule.ask_at"),
+        (lambda: Rule.of(Deadline(after=seconds(5)), warn_at=seconds(-5)), "rule.warn_at"),
+        # The tuning job is stopped by then.
+        (lambda: Rule.of(Budget(5), warn_at=80), "rule.warn_at"),
+        (lambda: Rule.of(Budget(5), ask_at=1.0), "rule.ask_at"),
         (lambda: Rule.of(Budget(5), action="pause"), "rule.action"),
         (lambda: Rule.of(Budget(5), name="a b"), "rule.name"),
         (lambda: Rule.of(Budget(5), name="a:b"), "rule.name"),
@@ -537,6 +541,18 @@ def test_bad_rules_are_refused(make: Any, field: str) -> None:
     with pytest.raises(AmtFieldError) as caught:
         make()
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("action", ["stop", "stop_and_fail"])
+def test_a_warning_after_the_stop_is_refused_in_the_flat_dict_too(action: str) -> None:
+    flat = {"type": "stalled", "duration_seconds": 60, "action": action}
+    with pytest.raises(AmtRequestError) as caught:
+        parse_sla({**flat, "warn_at": "80"})
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.value) == ("sla.rules[0].warn_at", "80")
+    assert action in problem.limit
+    # What only warns may warn again.
+    assert parse_sla({**flat, "action": "warn", "warn_at": 2}).rules[0].steps[0].at == 2.0
 
 
 def test_titles_are_unique() -> None:
