@@ -886,6 +886,8 @@ class AmtTuningJobOperator(WaitingOperator):
                 )
             )
         if request:
+            if self._sla is not None:
+                problems += tuning.planning.unpriced(request, self._sla)
             _collect(problems, lambda: self._plan(request))
         limit = _collect(
             problems, lambda: optional_seconds("max_ingestion_time", self.max_ingestion_time, at_least=0)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.costs import (
@@ -45,6 +45,9 @@ from airflow_amt.tuning.request import (
     search_space_size,
     training_job_definitions,
 )
+
+if TYPE_CHECKING:
+    from airflow_amt.tuning.policies import Sla
 
 #: Version of :meth:`Plan.to_dict`.
 PLAN_VERSION = 1
@@ -484,6 +487,33 @@ def planned(
     if problems:
         raise AmtRequestError(problems)
     return made
+
+
+def unpriced(request: Mapping[str, Any], sla: Sla) -> list[AmtFieldError]:
+    """List what is wrong if a rule counts money and an instance type of the request has no price.
+
+    :param request: a ``CreateHyperParameterTuningJob`` request.
+    :param sla: the rules that its tuning job is to be held to.
+    """
+    prices = sla.prices
+    if prices is None or not any(
+        part.uses_costs and getattr(part, "unit", "") == "money"
+        for rule in sla.rules
+        for part in rule.policy.parts
+    ):
+        return []
+    missing = [kind for kind in instance_types(request) if kind not in prices.per_hour]
+    if not missing:
+        return []
+    return [
+        AmtFieldError(
+            "policies.prices.per_hour",
+            ", ".join(sorted(prices.per_hour)),
+            f"a price of {', '.join(missing)}, on which training jobs may run: without it a budget in money "
+            "cannot be told",
+            "add it (`airflow-amt prices --request` makes the table), or use billable_seconds",
+        )
+    ]
 
 
 def instance_types(request: Mapping[str, Any]) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_amt.exceptions import AmtRequestError
+from airflow_amt.tuning import policies
 from airflow_amt.tuning.costs import STOP_SECONDS, PriceTable
-from airflow_amt.tuning.planning import Plan, check_plan, instance_types, plan, planned
+from airflow_amt.tuning.planning import Plan, check_plan, instance_types, plan, planned, unpriced
 from airflow_amt.tuning.request import estimated_max_compute
 from tests.unit.requests import create_request, set_path
 
@@ -579,3 +580,25 @@ def test_what_the_plan_cannot_do_without_is_named(changes: dict[str, Any], field
 def test_an_expectation_that_is_no_time_is_refused(seconds: Any) -> None:
     with pytest.raises(AmtRequestError, match="expected_training_seconds"):
         plan(request_of(), expected_training_seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("per_hour", "unit", "told"),
+    [
+        ({"ml.m5.large": 0.1}, "money", False),
+        ({"ml.c5.large": 0.1}, "money", True),
+        ({"ml.c5.large": 0.1}, "billable_seconds", False),
+    ],
+)
+def test_a_budget_in_money_needs_a_price_of_each_instance_type(
+    per_hour: dict[str, float], unit: str, told: bool
+) -> None:
+    sla = policies.Sla(
+        rules=(policies.Rule(policy=policies.Budget(5, unit=unit)),),
+        prices=PriceTable(currency="EUR", per_hour=per_hour),
+    )
+    found = unpriced(create_request(), sla)
+    assert bool(found) is told
+    for problem in found:
+        assert problem.field == "policies.prices.per_hour"
+        assert "ml.m5.large" in problem.limit
