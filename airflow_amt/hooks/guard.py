@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from logging import Logger
@@ -369,7 +369,9 @@ class Guard:
         arn = situation.progress.arn
         known = self.memory.answers
         self._load_tags(arn)
-        if verdict.due and _uses_billing(sla):
+        # A stop for another reason does not wait for what training jobs are billed for.
+        reasons = {verdict.rule} if verdict.stops else {one.rule for one in verdict.due}
+        if _uses_billing(sla, among=reasons):
             situation = self._situation(sla, description, situation.progress, all_of_them=True)
         elif known == self.memory.answers:
             return verdict, situation
@@ -457,6 +459,11 @@ class Guard:
                 # Of what was deleted meanwhile, the estimate stays.
                 self._log.info("Training job %s cannot be described: %s", job.name, error)
                 self._usages[job.name] = estimated[job.name]
+            except AmtAwsError as error:
+                if all_of_them or not is_transient(error):
+                    raise
+                self._log.info("What training jobs are billed for is estimated for now: %s", error)
+                break
             else:
                 self._usages[job.name] = TrainingJobUsage.from_describe(told, now=now)
         return [self._usages.get(one.name, one) for one in estimates]
@@ -595,11 +602,15 @@ def asks(sla: Sla) -> bool:
     return any(step.action is Action.ASK for rule in sla.rules for step in rule.steps)
 
 
-def _uses_billing(sla: Sla) -> bool:
-    """Whether what training jobs are billed for matters."""
+def _uses_billing(sla: Sla, *, among: Collection[str | None] | None = None) -> bool:
+    """Whether what training jobs are billed for matters.
+
+    :param among: titles of the rules that count; all by default.
+    """
     return any(
         part.uses_costs and getattr(part, "unit", "") != "compute_seconds"
-        for rule in sla.rules
+        for title, rule in zip(sla.titles, sla.rules, strict=True)
+        if among is None or title in among
         for part in rule.policy.parts
     )
 

@@ -152,12 +152,12 @@ class Stop:
             return cls.intended(tags)
         policy = None
         if POLICY_TAG in tags:
-            facts = _from_pairs(tags[POLICY_TAG])
-            share = facts.get("share")
+            facts = _words(tags[POLICY_TAG])
+            share = _value(facts.get("share", ""))
             policy = PolicyStop(
-                code=str(facts.get("code", "")),
-                rule=str(facts.get("rule", "")),
-                action=str(facts.get("action", "stop")),
+                code=facts.get("code", ""),
+                rule=facts.get("rule", ""),
+                action=facts.get("action", "stop"),
                 share=float(share) if isinstance(share, (int, float)) else None,
                 evidence=_from_pairs(tags.get(POLICY_EVIDENCE_TAG, "")),
             )
@@ -238,11 +238,15 @@ def _pairs(facts: Mapping[str, Any]) -> str:
 
 
 def _from_pairs(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    return {key: _value(value) for key, value in _words(text).items()}
+
+
+def _words(text: str) -> dict[str, str]:
+    found: dict[str, str] = {}
     for pair in text.split():
         key, equals, value = pair.partition("=")
         if equals:
-            found[key] = _value(value)
+            found[key] = value
     return found
 
 

@@ -249,6 +249,72 @@ def test_other_rules_count_where_training_jobs_may_not_be_listed(deferrable: boo
     assert result["evidence"]["policy"] == "minimum_jobs"
 
 
+def many(count: int) -> list[dict[str, Any]]:
+    """Training jobs that ended, each after an hour on one instance."""
+    return [
+        {
+            "TrainingJobName": f"{NAME}-{number:03}",
+            "TrainingJobStatus": "Completed",
+            "CreationTime": CREATED_AT,
+            "TrainingStartTime": CREATED_AT,
+            "TrainingEndTime": CREATED_AT + timedelta(hours=1),
+            "FinalHyperParameterTuningJobObjectiveMetric": {"MetricName": "accuracy", "Value": 0.9},
+        }
+        for number in range(count)
+    ]
+
+
+def ended(count: int) -> dict[str, Any]:
+    return describe(
+        TrainingJobStatusCounters={"Completed": count}, ObjectiveStatusCounters={"Succeeded": count}
+    )
+
+
+def billed(name: str, seconds: int = 60) -> dict[str, Any]:
+    return {
+        "TrainingJobName": name,
+        "TrainingJobStatus": "Completed",
+        "BillableTimeInSeconds": seconds,
+        "TrainingTimeInSeconds": 3600,
+        "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1},
+    }
+
+
+BILLED = Rule(policy=Budget(750 * 3600.0 * 0.9, unit="billable_seconds", counting="spent"), name="billed")
+
+
+def test_a_budget_is_decided_by_what_all_training_jobs_are_billed_for() -> None:
+    """By their estimates it would be used up; that is told from the bill, read once for each."""
+    hook = FakeHook(script={NAME: [*[ended(750)] * 4, "Completed"]}, training_jobs_of={NAME: many(750)})
+    hook.described = {one["TrainingJobName"]: billed(one["TrainingJobName"]) for one in many(750)}
+    run(hook, policies=BILLED)
+    assert hook.stops == []
+    described = hook.named("describe_training_job")
+    assert len(described) == len(set(described)) == 750
+
+
+def test_a_stop_for_another_reason_waits_for_no_bill() -> None:
+    hook = FakeHook(script={NAME: [ended(750)]}, training_jobs_of={NAME: many(750)})
+    hook.described = {one["TrainingJobName"]: billed(one["TrainingJobName"]) for one in many(750)}
+    run(hook, policies=Sla(rules=(Rule(policy=NOW), BILLED)))
+    assert stopped(hook) == [("policy", "minimum_jobs")]
+    assert len(hook.named("describe_training_job")) == 25
+
+
+def test_a_bill_that_is_throttled_keeps_no_other_rule_from_counting() -> None:
+    hook = FakeHook(script={NAME: [ended(3)]}, training_jobs_of={NAME: many(3)})
+    hook.described = dict.fromkeys([one["TrainingJobName"] for one in many(3)], THROTTLED)
+    result, _ = run(hook, policies=Sla(rules=(Rule(policy=NOW), BILLED)))
+    assert result["evidence"]["policy"] == "minimum_jobs"
+    assert len(hook.named("describe_training_job")) == 1
+
+
+def test_the_name_of_a_rule_stays_as_it_is() -> None:
+    hook = FakeHook()
+    result, _ = run(hook, policies=Rule(policy=NOW, name="007"), deferrable=True)
+    assert result["evidence"]["rule"] == "007"
+
+
 def test_a_job_that_is_over_is_not_listed_for_its_policies() -> None:
     hook = FakeHook(script={NAME: ["Completed"]})
     run(hook, policies=Budget(1.0, unit="compute_seconds"))
