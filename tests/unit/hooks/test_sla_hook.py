@@ -162,7 +162,7 @@ def test_the_last_good_one_of_another_process_counts_on(kept: Kept, clock: Clock
 
 def test_without_any_good_one_it_is_an_error(kept: Kept, clock: Clock) -> None:
     kept.text = None
-    with pytest.raises(AmtRequestError, match="create it"):
+    with pytest.raises(AmtRequestError, match="Variable 'nightly'"):
         SlaReader(SOURCE, log=loud_log())()
     kept.error = ConnectionError("the API server is away")
     with pytest.raises(AmtRequestError, match="ConnectionError: the API server is away"):
