@@ -118,52 +118,6 @@ def test_fan_out_compares_the_models_of_three_tuning_jobs(
 
 
 @pytest.mark.parametrize(
-    ("conf", "task_id", "approval"),
-    [
-        # Any classifier reaches it with the first training job or soon after.
-        ({"target_accuracy": 0.05, "good_enough": 0.05}, "approve", "Approved"),
-        ({"target_accuracy": 0.99999, "good_enough": 0.05}, "register", "PendingManualApproval"),
-        ({"target_accuracy": 0.99999, "good_enough": 0.99999}, "reject", None),
-    ],
-    ids=["target-reached", "good-enough", "not-good-enough"],
-)
-def test_platform_registers_what_is_good_enough_and_approves_what_reached_its_target(
-    airflow_db: Path,
-    tmp_path: Path,
-    trainers: RunningServer,
-    registry: Any,
-    conf: dict[str, Any],
-    task_id: str,
-    approval: str | None,
-) -> None:
-    report = tmp_path / "report" / "jobs.csv"
-    group = f"digits-{task_id}"
-    result = run_example(
-        airflow_db,
-        tmp_path,
-        "amt_platform",
-        task_id,
-        conf={**conf, "max_training_jobs": 2, "package_group": group, "report": report.as_uri()},
-        aws_default=trainers.endpoint,
-        models=registry.meta.endpoint_url,
-    )
-    assert (result["dag_run_state"], result["task_state"]) == ("success", "success")
-    rows = list(csv.DictReader(report.read_text().splitlines()))
-    # A training job that was stopped when another one reached the target may have no objective, and no rank.
-    ranks = [row["rank"] for row in rows if row["rank"]]
-    assert ranks in (["1"], ["1", "2"])
-    if approval is None:
-        groups = registry.list_model_package_groups()["ModelPackageGroupSummaryList"]
-        assert group not in {one["ModelPackageGroupName"] for one in groups}
-        return
-    package = registry.describe_model_package(ModelPackageName=result["value"])
-    assert package["ModelApprovalStatus"] == approval
-    (container,) = package["InferenceSpecification"]["Containers"]
-    assert container["ModelDataUrl"] == f"s3://models/platform/{rows[0]['name']}/output/model.tar.gz"
-    assert container["Image"] == "airflow-amt.local/sklearn-digits:latest"
-
-
-@pytest.mark.parametrize(
     ("variable", "task_id", "action"),
     [
         (None, "enforce", None),  # the default in the example
@@ -231,3 +185,49 @@ def test_tuning_jobs_of_others_are_held_to_what_a_variable_says(
     assert looked["action"] == action
     stopped = description["HyperParameterTuningJobStatus"] in ("Stopping", "Stopped")
     assert stopped is (action == "stop")
+
+
+@pytest.mark.parametrize(
+    ("conf", "task_id", "approval"),
+    [
+        # Any classifier reaches it with the first training job or soon after.
+        ({"target_accuracy": 0.05, "good_enough": 0.05}, "approve", "Approved"),
+        ({"target_accuracy": 0.99999, "good_enough": 0.05}, "register", "PendingManualApproval"),
+        ({"target_accuracy": 0.99999, "good_enough": 0.99999}, "reject", None),
+    ],
+    ids=["target-reached", "good-enough", "not-good-enough"],
+)
+def test_platform_registers_what_is_good_enough_and_approves_what_reached_its_target(
+    airflow_db: Path,
+    tmp_path: Path,
+    trainers: RunningServer,
+    registry: Any,
+    conf: dict[str, Any],
+    task_id: str,
+    approval: str | None,
+) -> None:
+    report = tmp_path / "report" / "jobs.csv"
+    group = f"digits-{task_id}"
+    result = run_example(
+        airflow_db,
+        tmp_path,
+        "amt_platform",
+        task_id,
+        conf={**conf, "max_training_jobs": 2, "package_group": group, "report": report.as_uri()},
+        aws_default=trainers.endpoint,
+        models=registry.meta.endpoint_url,
+    )
+    assert (result["dag_run_state"], result["task_state"]) == ("success", "success")
+    rows = list(csv.DictReader(report.read_text().splitlines()))
+    # A training job that was stopped when another one reached the target may have no objective, and no rank.
+    ranks = [row["rank"] for row in rows if row["rank"]]
+    assert ranks in (["1"], ["1", "2"])
+    if approval is None:
+        groups = registry.list_model_package_groups()["ModelPackageGroupSummaryList"]
+        assert group not in {one["ModelPackageGroupName"] for one in groups}
+        return
+    package = registry.describe_model_package(ModelPackageName=result["value"])
+    assert package["ModelApprovalStatus"] == approval
+    (container,) = package["InferenceSpecification"]["Containers"]
+    assert container["ModelDataUrl"] == f"s3://models/platform/{rows[0]['name']}/output/model.tar.gz"
+    assert container["Image"] == "airflow-amt.local/sklearn-digits:latest"
