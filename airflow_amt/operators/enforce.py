@@ -147,19 +147,20 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
 
     def _enforce(self, context: Context) -> EnforceReport:
         from airflow_amt._policing import AskSettings, Policing
-        from airflow_amt.hooks.sla import SlaSource
         from airflow_amt.watch.enforcing import Enforcer
 
         checked = self._checked()
-        policing = Policing(
+        policing = Policing.of(
             # As it is now: all jobs of this run are judged by the same rules.
-            SlaSource(sla=checked.sla),
             checked.sla,
             context=context,
             callbacks=self.on_policy_callback,
             ask=AskSettings(),
+            deferrable=False,
             log=self.log,
         )
+        if policing is None:
+            raise ValueError("an SLA that was checked is none")
         return Enforcer(
             self.hook,
             lambda name: policing.guard(lambda: self.hook, name),
