@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from airflow.sdk import BaseOperator
 
 from airflow_amt._lazy_hook import LazyHook
-from airflow_amt._tasks import CONNECTION_FIELDS, require_name, sla_argument
+from airflow_amt._tasks import CONNECTION_FIELDS, require_name, sla_to_json
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
     by name, by a part of the name, by tags. Run it in a DAG of its own, every five minutes or so.
 
     How it works: of the tuning jobs in progress that are selected, each is described and judged by the same
-    code as in ``AmtTuningJobOperator(sla=...)``. A job that is stopped carries ``airflow-amt:stopped-by =
-    policy`` and the evidence; what people were warned of is in its tags, too, so that the next run does not
-    warn again. The SLA is read once, at the start.
+    code as in ``AmtTuningJobOperator(policies=...)``. A job that is stopped carries
+    ``airflow-amt:stopped-by = policy`` and the evidence; what people were warned of is in its tags, too, so
+    that the next run does not warn again. The SLA is read once, at the start.
 
     What fails for one job keeps no other from being looked at; the task fails in the end, and a retry looks
     at all of them again. A rule with ``stop_and_fail`` that ended a job fails the task without a retry.
@@ -56,8 +56,8 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
     At least one of the four selectors is needed, and all that are given must hold. ``None``, and an empty
     text, is one that is not given; an empty list of names selects nothing.
 
-    :param sla: stop policies, as :class:`airflow_amt.operators.tuning.AmtTuningJobOperator` takes them: in
-        the code, or ``"variable:<key>"``, ``"connection:<id>"`` (templated).
+    :param policies: stop policies, as :class:`airflow_amt.operators.tuning.AmtTuningJobOperator` takes them:
+        in the code, or ``"variable:<key>"``, ``"connection:<id>"`` (templated).
     :param tuning_job_names: one name or a list, or text with commas or a JSON list (templated).
     :param name_prefix: how names begin (templated). Case does not matter, as for AWS.
     :param name_contains: what names contain (templated), likewise.
@@ -81,7 +81,7 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
     """
 
     template_fields: Sequence[str] = (
-        "sla",
+        "policies",
         "tuning_job_names",
         "name_prefix",
         "name_contains",
@@ -90,13 +90,13 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
         "on_missing",
         *CONNECTION_FIELDS,
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"sla": "json", "tags": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = {"policies": "json", "tags": "json"}
     ui_color = "#ededed"
 
     def __init__(
         self,
         *,
-        sla: Any,
+        policies: Any,
         tuning_job_names: str | Sequence[str] | None = None,
         name_prefix: str | None = None,
         name_contains: str | None = None,
@@ -111,7 +111,8 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.sla = sla_argument(sla)
+        # As Airflow can render, show and store it.
+        self.policies = policies if isinstance(policies, (str, dict)) else sla_to_json(policies)
         self.tuning_job_names = tuning_job_names
         self.name_prefix = name_prefix
         self.name_contains = name_contains
@@ -146,19 +147,20 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
 
     def _enforce(self, context: Context) -> EnforceReport:
         from airflow_amt._policing import AskSettings, Policing
-        from airflow_amt.hooks.sla import SlaSource
         from airflow_amt.watch.enforcing import Enforcer
 
         checked = self._checked()
-        policing = Policing(
+        policing = Policing.of(
             # As it is now: all jobs of this run are judged by the same rules.
-            SlaSource(sla=checked.sla),
             checked.sla,
             context=context,
             callbacks=self.on_policy_callback,
             ask=AskSettings(),
+            deferrable=False,
             log=self.log,
         )
+        if policing is None:
+            raise ValueError("an SLA that was checked is none")
         return Enforcer(
             self.hook,
             lambda name: policing.guard(lambda: self.hook, name),
@@ -187,7 +189,7 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
                 )
             )
         selection = self._selection(problems)
-        sla = _parse_sla(self.sla, self.log, problems)
+        sla = _parse_sla(self.policies, self.log, problems)
         if problems or sla is None:
             raise AmtRequestError(problems)
         return _Checked(
@@ -245,17 +247,19 @@ def _parse_sla(given: Any, log: Any, problems: list[AmtFieldError]) -> Sla | Non
 
     if _is_not_given(given):
         problems.append(
-            AmtFieldError("sla", given, "an SLA, or where Airflow keeps it", 'give "variable:nightly_sla"')
+            AmtFieldError(
+                "policies", given, "an SLA, or where Airflow keeps it", 'give "variable:nightly_sla"'
+            )
         )
         return None
     try:
-        sla = SlaReader(SlaSource.parse(given), log=log)()
+        sla = SlaReader(SlaSource.parse(given, path="policies"), log=log)()
     except AmtRequestError as error:
         problems.extend(error.problems)
         return None
     problems.extend(
         AmtFieldError(
-            f"sla, rule {title}",
+            f"policies, rule {title}",
             Action.ASK.value,
             "warn, stop or stop_and_fail: nobody here waits for an answer of people",
             "wait for the job with AmtTuningJobOperator or AmtTuningJobSensor, which ask; or use warn",

@@ -184,7 +184,7 @@ def test_a_mapped_task_has_the_defaults_of_any_other(name: str) -> None:
         "AmtOutcomeBranchOperator": {"outcome": {}, "branches": {"failed": "a"}},
         "AmtExportTrainingJobsOperator": {"tuning_job_name": "a", "destination": "b"},
         "AmtReapTuningJobsOperator": {"dag_ids": ["a"]},
-        "AmtEnforcePolicyOperator": {"name_prefix": "a", "sla": "variable:b"},
+        "AmtEnforcePolicyOperator": {"name_prefix": "a", "policies": "variable:b"},
         "AmtTuningJobOperator": {"config": {}},
     }
     (key, value), *fixed = arguments.get(name, {"tuning_job_name": "a"}).items()

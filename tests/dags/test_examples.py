@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -115,6 +116,76 @@ def test_fan_out_compares_the_models_of_three_tuning_jobs(
     assert result["value"]["objective"] == best["FinalHyperParameterTuningJobObjectiveMetric"]["Value"]
     assert result["value"]["tuning_job"] == name
     assert result["value"]["training_job"] == best["TrainingJobName"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "task_id", "action"),
+    [
+        (None, "enforce", None),  # the default in the example
+        ({"rules": [{"type": "deadline", "after_seconds": 1}]}, "enforce", "stop"),
+        (None, "look_at_one", None),
+    ],
+)
+def test_tuning_jobs_of_others_are_held_to_what_a_variable_says(
+    airflow_db: Path,
+    tmp_path: Path,
+    trainers: RunningServer,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: dict[str, Any] | None,
+    task_id: str,
+    action: str | None,
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("AIRFLOW_VAR_TUNING_SLA", json.dumps(variable))
+    client = trainers.client(REGION)
+    name = f"nightly-{task_id.replace('_', '-')}-{action}"
+    client.create_hyper_parameter_tuning_job(
+        HyperParameterTuningJobName=name,
+        HyperParameterTuningJobConfig={
+            "Strategy": "Random",
+            "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "validation:accuracy"},
+            "ResourceLimits": {"MaxNumberOfTrainingJobs": 500, "MaxParallelTrainingJobs": 1},
+            "ParameterRanges": {
+                "ContinuousParameterRanges": [{"Name": "C", "MinValue": "0.001", "MaxValue": "1000"}]
+            },
+        },
+        TrainingJobDefinition={
+            "AlgorithmSpecification": {
+                "TrainingImage": "airflow-amt.local/sklearn-digits:latest",
+                "TrainingInputMode": "File",
+                "MetricDefinitions": [
+                    {"Name": "validation:accuracy", "Regex": "validation accuracy: ([0-9.]+)"}
+                ],
+            },
+            "RoleArn": "arn:aws:iam::000000000000:role/sagemaker-training",
+            "OutputDataConfig": {"S3OutputPath": "s3://models/enforced"},
+            "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 10},
+            "StoppingCondition": {"MaxRuntimeInSeconds": 86400},
+        },
+    )
+    try:
+        result = run_example(
+            airflow_db,
+            tmp_path,
+            "amt_enforce_policies",
+            task_id,
+            conf={"prefix": name, "tuning_job_name": name},
+            aws_default=trainers.endpoint,
+        )
+        description = client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+    finally:
+        with contextlib.suppress(client.exceptions.ClientError):  # it is being stopped already
+            client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+        client.close()
+    assert (result["dag_run_state"], result["task_state"]) == ("success", "success")
+    if task_id == "enforce":
+        (looked,) = result["value"]["jobs"]
+        assert (looked["tuning_job_name"], looked["stopped"]) == (name, action == "stop")
+    else:
+        looked = result["value"]
+    assert looked["action"] == action
+    stopped = description["HyperParameterTuningJobStatus"] in ("Stopping", "Stopped")
+    assert stopped is (action == "stop")
 
 
 @pytest.mark.parametrize(

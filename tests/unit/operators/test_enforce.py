@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -57,22 +57,39 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def operator(hook: Any = None, **options: Any) -> AmtEnforcePolicyOperator:
-    task = AmtEnforcePolicyOperator(task_id="enforce", **{"sla": SLA, "name_prefix": "nightly", **options})
+    task = AmtEnforcePolicyOperator(
+        task_id="enforce", **{"policies": SLA, "name_prefix": "nightly", **options}
+    )
     if hook is not None:
         use_hook(task, hook)
     return task
 
 
-def jobs(**scripts: Any) -> FakeHook:
+class Jobs(FakeHook):
+    """Lists the jobs whose next description is in progress, or an error."""
+
+    def list_tuning_jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        self.calls.append(("list", filters))
+        assert filters["StatusEquals"] == "InProgress"
+        for name, (answer, *_) in sorted(self.script.items()):
+            now = answer["HyperParameterTuningJobStatus"] if isinstance(answer, dict) else answer
+            # As AWS, which does not tell upper from lower case in names.
+            if filters.get("NameContains", "").lower() in name and (
+                now == "InProgress" or isinstance(now, Exception)
+            ):
+                yield {"HyperParameterTuningJobName": name, "HyperParameterTuningJobArn": ARN + name}
+
+
+def jobs(**scripts: Any) -> Jobs:
     """Tuning jobs: by ``_`` for ``-`` in their names, what describing them answers."""
     named = {name.replace("_", "-"): answer for name, answer in scripts.items()}
-    return FakeHook(
+    return Jobs(
         script={name: answer if isinstance(answer, list) else [answer] for name, answer in named.items()},
         tags_of={name: {} for name in named},
     )
 
 
-def three() -> FakeHook:
+def three() -> Jobs:
     return jobs(
         nightly_bad=failed("nightly-bad", 4),
         nightly_good=failed("nightly-good", 0),
@@ -158,7 +175,7 @@ def test_a_callback_that_fails_changes_nothing() -> None:
 @pytest.mark.parametrize("enforce", [False, "False", " false "])
 def test_a_dry_run_only_judges(enforce: Any) -> None:
     hook, told = three(), Told()
-    result = operator(hook, enforce=enforce, on_policy_callback=told, sla=FAILS).execute(task_context())
+    result = operator(hook, enforce=enforce, on_policy_callback=told, policies=FAILS).execute(task_context())
     assert [result[key] for key in ("dry_run", "breached", "stopped", "kept")] == [True, 1, 0, 2]
     assert (result["jobs"][0]["action"], result["jobs"][0]["stopped"]) == ("stop_and_fail", False)
     assert told.reports == []
@@ -249,7 +266,7 @@ def test_stop_and_fail_fails_the_task_after_all_jobs_without_a_retry() -> None:
     hook.script["nightly-aaa"] = [DENIED]
     context = task_context()
     with pytest.raises(AmtPolicyBroken) as caught:
-        operator(hook, sla=FAILS, on_policy_callback=told).execute(context)
+        operator(hook, policies=FAILS, on_policy_callback=told).execute(context)
     assert isinstance(caught.value, AirflowFailException)
     assert [one["tuning_job_name"] for one in caught.value.jobs] == ["nightly-bad", "nightly-zzz"]
     assert caught.value.result == context["ti"].xcom["return_value"]
@@ -261,14 +278,14 @@ def test_stop_and_fail_fails_the_task_after_all_jobs_without_a_retry() -> None:
 def test_somebody_elses_stop_does_not_fail_the_task() -> None:
     # Described in progress; when it is to be stopped, it is being stopped already.
     hook, told = jobs(nightly=[failed("nightly", 5), "Stopping"]), Told()
-    result = operator(hook, sla=FAILS, on_policy_callback=told).execute(task_context())
+    result = operator(hook, policies=FAILS, on_policy_callback=told).execute(task_context())
     assert [result[key] for key in ("matched", "breached", "stopped", "kept")] == [1, 1, 0, 0]
     assert (result["jobs"][0]["action"], result["jobs"][0]["stopped"]) == ("stop_and_fail", False)
     assert told.reports == []
 
 
 def test_a_job_that_ended_before_it_was_described_is_kept() -> None:
-    class Ends(FakeHook):
+    class Ends(Jobs):
         def list_tuning_jobs(self, **filters: Any) -> Any:
             listed = list(super().list_tuning_jobs(**filters))
             self.script = {"nightly-a": ["Completed"]}
@@ -323,7 +340,7 @@ def test_one_busy_moment_between_answers_gives_up_nothing() -> None:
 
 
 def test_a_list_that_fails_is_an_error() -> None:
-    class Broken(FakeHook):
+    class Broken(Jobs):
         def list_tuning_jobs(self, **filters: Any) -> Any:
             raise aws_error("ListHyperParameterTuningJobs", "AccessDeniedException", "not you", 400)
 
@@ -352,7 +369,7 @@ def test_a_stop_whose_answer_was_lost_is_told_from_its_record() -> None:
     policy = PolicyStop(code="budget", rule="money", action="stop_and_fail", share=1.0, evidence={"spent": 5})
     stop = Stop(stopped_by="policy", detail="5 of 5 EUR are spent.", requested_by="me", policy=policy)
 
-    class Lost(FakeHook):
+    class Lost(Jobs):
         def list_tuning_jobs(self, **filters: Any) -> Any:
             listed = list(super().list_tuning_jobs(**filters))
             self.script = {"nightly": ["Stopping"]}
@@ -394,7 +411,7 @@ def test_all_bad_arguments_are_named_before_any_call() -> None:
     hook = three()
     task = operator(
         hook,
-        sla=[{"type": "budget"}, {"type": "nonsense"}],
+        policies=[{"type": "budget"}, {"type": "nonsense"}],
         tuning_job_names=["ok", "not ok", 7],
         name_prefix="a b",
         name_contains="-" * 99,
@@ -413,8 +430,8 @@ def test_all_bad_arguments_are_named_before_any_call() -> None:
         "tags",
         "tags['d']",
         "tags['e']",
-        "sla.rules[0].limit",
-        "sla.rules[1].type",
+        "policies.rules[0].limit",
+        "policies.rules[1].type",
     ]
     assert hook.calls == []
 
@@ -437,16 +454,16 @@ def test_tags_are_a_dict(tags: Any) -> None:
     assert fields(operator(three(), tags=tags)) == ["tags"]
 
 
-@pytest.mark.parametrize("sla", [None, "None", "nonsense", {}, []])
-def test_an_sla_is_needed(sla: Any) -> None:
-    assert all(one.startswith("sla") for one in fields(operator(three(), sla=sla)))
+@pytest.mark.parametrize("policies", [None, "None", "nonsense", {}, []])
+def test_an_sla_is_needed(policies: Any) -> None:
+    assert all(one.startswith("policies") for one in fields(operator(three(), policies=policies)))
 
 
 def test_a_rule_that_asks_is_refused_and_named() -> None:
     hook = three()
-    task = operator(hook, sla=[SLA, Rule.of(MaxFailedTrainingJobs(count=9), ask_at=0.5, name="people")])
+    task = operator(hook, policies=[SLA, Rule.of(MaxFailedTrainingJobs(count=9), ask_at=0.5, name="people")])
     with pytest.raises(
-        AmtRequestError, match=r"sla, rule people: 'ask' is not accepted.*AmtTuningJobOperator"
+        AmtRequestError, match=r"policies, rule people: 'ask' is not accepted.*AmtTuningJobOperator"
     ):
         task.execute(task_context())
     assert hook.calls == []
@@ -454,27 +471,27 @@ def test_a_rule_that_asks_is_refused_and_named() -> None:
 
 def test_an_sla_in_a_variable_is_read_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_VAR_NIGHTLY_SLA", json.dumps({"rules": [SLA.to_dict()]}))
-    assert operator(three(), sla="variable:nightly_sla").execute(task_context())["stopped"] == 1
+    assert operator(three(), policies="variable:nightly_sla").execute(task_context())["stopped"] == 1
     monkeypatch.delenv("AIRFLOW_VAR_NIGHTLY_SLA")
-    assert fields(operator(three(), sla="variable:nightly_sla")) == ["Variable 'nightly_sla'"]
+    assert fields(operator(three(), policies="variable:nightly_sla")) == ["Variable 'nightly_sla'"]
 
 
 def test_an_sla_in_a_connections_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     extra = {"amt_sla": {"rules": [SLA.to_dict()]}}
     monkeypatch.setenv("AIRFLOW_CONN_AWS_ML", json.dumps({"conn_type": "aws", "extra": extra}))
-    assert operator(three(), sla="connection:aws_ml").execute(task_context())["stopped"] == 1
+    assert operator(three(), policies="connection:aws_ml").execute(task_context())["stopped"] == 1
 
 
 def test_a_policy_of_ones_own_that_fails_is_not_known_to_be_broken() -> None:
     rule = Rule.of(Custom("json.loads"))  # takes no situation
-    result = operator(three(), sla=[rule, SLA]).execute(task_context())
+    result = operator(three(), policies=[rule, SLA]).execute(task_context())
     assert (result["stopped"], result["errors"]) == (1, 0)
 
 
 def test_it_can_be_stored_and_its_sla_is_shown_as_json() -> None:
     task = operator()
-    assert json.loads(json.dumps(task.sla)) == SLA.to_dict()
-    assert set(task.template_fields) >= {"sla", "tags", "aws_conn_id", "region_name", "verify"}
+    assert json.loads(json.dumps(task.policies)) == SLA.to_dict()
+    assert set(task.template_fields) >= {"policies", "tags", "aws_conn_id", "region_name", "verify"}
     assert callable(task.dry_run)
 
 
@@ -497,7 +514,7 @@ def test_a_report_in_one_line() -> None:
 
 
 def test_a_stop_that_is_refused_is_an_error() -> None:
-    class Refuses(FakeHook):
+    class Refuses(Jobs):
         def stop_tuning_job(self, name: str, **options: Any) -> bool:
             raise aws_error("StopHyperParameterTuningJob", "AccessDeniedException", "not you", 400)
 

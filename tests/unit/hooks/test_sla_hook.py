@@ -14,11 +14,10 @@ from airflow_amt import _compat
 from airflow_amt.exceptions import AmtAwsError, AmtRequestError
 from airflow_amt.hooks import patience, sla
 from airflow_amt.hooks.guard import Look
-from airflow_amt.hooks.sla import AmtSlaHook, SlaReader, SlaSource, asks, run_times
+from airflow_amt.hooks.sla import AmtSlaHook, SlaReader, SlaSource, run_times
 from airflow_amt.tuning.naming import POLICY_TOLD_TAG
 from airflow_amt.tuning.policies import (
     Action,
-    Budget,
     Deadline,
     MaxFailedTrainingJobs,
     Rule,
@@ -162,7 +161,7 @@ def test_the_last_good_one_of_another_process_counts_on(kept: Kept, clock: Clock
 
 def test_without_any_good_one_it_is_an_error(kept: Kept, clock: Clock) -> None:
     kept.text = None
-    with pytest.raises(AmtRequestError, match="create it"):
+    with pytest.raises(AmtRequestError, match="Variable 'nightly'"):
         SlaReader(SOURCE, log=loud_log())()
     kept.error = ConnectionError("the API server is away")
     with pytest.raises(AmtRequestError, match="ConnectionError: the API server is away"):
@@ -339,8 +338,3 @@ def test_the_times_of_a_run() -> None:
         logical_date=run.logical_date, queued_at=run.run_after, data_interval_end=run.data_interval_end
     )
     assert run_times({}) == RunTimes()
-
-
-def test_whether_an_sla_asks() -> None:
-    assert asks(parse_sla([failures(1), Rule.of(Budget(9, unit="compute_seconds"), ask_at=0.5)]))
-    assert not asks(STRICT)
