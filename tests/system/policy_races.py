@@ -27,6 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -34,7 +35,7 @@ from typing import Any
 from airflow_amt.local import RunningServer, running
 from tests.local.support import create_request, describe, wait_until
 from tests.system.gate import Call, Conductor, Gate, Hold, Script
-from tests.system.trigger_process import TriggerProcess
+from tests.system.trigger_process import TriggerProcess, prepare
 
 REGION = "eu-west-1"
 TRAINER = Path(__file__).parent / "trainers" / "races.sh"
@@ -374,7 +375,7 @@ def judge(scene: Scene, played: Sequence[Played], *, by: Played | None, code: st
         must(by is None or one.error is None, f"{one.label} failed: {one.error!r}")
     status = scene.describe()["HyperParameterTuningJobStatus"]
     must(status == "Stopped", f"the job is {status}")
-    judge_stops(scene, len(set(scene.accepted)))
+    judge_stops(scene, max(1, len(set(scene.accepted))))
     claims = [one.label for one in played if one.claims]
     must(claims == ([] if by is None else [by.label]), f"who says that he stopped it: {claims}")
     reports = [report for one in played for report in one.reports]
@@ -405,10 +406,14 @@ def judge_policy(outcome: Mapping[str, Any], by: Played, code: str) -> None:
 
 
 def judge_stops(scene: Scene, expected: int) -> None:
-    """AWS carried out so many stop calls, and no more."""
+    """AWS carried out so many stop calls, and no more.
+
+    Where answers get lost, calls are repeated, and AMT carries out a second one while the job is Stopping.
+    """
     calls = scene.stage.calls(scene.name, "StopHyperParameterTuningJob")
     done = sum(call["carried_out"] for call in calls)
-    must(done == expected, f"{done} stop calls were carried out: {calls}")
+    lost = any(call["faults"] for call in calls)
+    must(done == expected or (lost and expected <= done), f"{done} stop calls were carried out: {calls}")
 
 
 def same_outcomes(played: Sequence[Played]) -> None:
@@ -496,9 +501,18 @@ PAIRS = (
 )
 
 
+def _winner(scene: Scene, played: Sequence[Played]) -> Played:
+    """Return who has stopped the job: who is on record, of those whose call was accepted."""
+    accepted = {played["ab".index(actor)].label: played["ab".index(actor)] for actor in scene.accepted}
+    recorded = scene.tags().get("airflow-amt:stopped-for", "nobody")
+    must(recorded in accepted, f"accepted were {list(accepted)}, on record is {recorded}")
+    return accepted[recorded]
+
+
 def _enforcers(scene: Scene, pair: Sequence[str], script: Script) -> list[Played]:
     """Let two enforce on one job, side by side; return both."""
-    scene.plan("0.4 hang")
+    # A job that is Stopping for long may be stopped again: AMT accepts that.
+    scene.plan(scene.random.choice(["0.4 hang", "0.4 stubborn"]))
     if not pair[0].startswith("operator"):
         scene.create()
         scene.wait_for_objective()
@@ -520,22 +534,20 @@ def two_dags(scene: Scene) -> str:
     conductor = Conductor({"a": "Tags", "b": "Tags"}, scene.random.choices("ab", k=24))
     played = _enforcers(scene, pair, conductor.script())
     must(conductor.complete, f"not both decided to stop it: {conductor.played}")
-    must(len(scene.accepted) == 1, f"accepted were {scene.accepted}")
     try:
-        judge(scene, played, by=played["ab".index(scene.accepted[0])])
+        judge(scene, played, by=_winner(scene, played))
         same_outcomes(played)
     except WrongError as error:
         error.add_note(f"in the order {conductor.played}")
         raise
-    return "+".join(pair)
+    return f"{'+'.join(pair)}: {len(set(scene.accepted))} accepted"
 
 
 def two_dags_delayed(scene: Scene) -> str:
     """Two enforce while each of their calls is late, each by another time."""
     pair = scene.turn(PAIRS)
     played = _enforcers(scene, pair, Script())
-    must(len(scene.accepted) == 1, f"accepted were {scene.accepted}")
-    judge(scene, played, by=played["ab".index(scene.accepted[0])])
+    judge(scene, played, by=_winner(scene, played))
     same_outcomes(played)
     return "+".join(pair)
 
@@ -572,8 +584,9 @@ def policy_and_stop_operator(scene: Scene) -> str:
     result, _ = scene.start(stop).result(STEP_SECONDS)
     played = policy.result(STEP_SECONDS)
     must(conductor.complete, f"not both wanted to stop it: {conductor.played}")
-    must(len(scene.accepted) == 1, f"accepted were {scene.accepted}")
-    winner = scene.accepted[0]
+    # Of two that were accepted, the one on record.
+    winner = "b" if scene.tags().get("airflow-amt:stopped-by") == "operator" else "a"
+    must(winner in scene.accepted, f"accepted were {scene.accepted}, on record is {winner}")
     try:
         must(result["stopped"] is (winner == "b"), f"the operator says {result['stopped']}: {winner}")
         judge(scene, [played], by=played if winner == "a" else None)
@@ -619,18 +632,20 @@ def policy_and_console(scene: Scene) -> str:
         client.close()
     played = policy.result(STEP_SECONDS)
     must(conductor.complete, f"not both wanted to stop it: {conductor.played}")
-    must(scene.accepted == (["a"] if refused else ["console"]), f"accepted were {scene.accepted}")
+    must(refused is ("console" not in scene.accepted), f"accepted were {scene.accepted}")
+    # AMT may accept both, and tells nobody which came first: then the policy has stopped it as well.
+    ours = "a" in scene.accepted
     try:
-        judge(scene, [played], by=played if refused else None)
-        if not refused:
+        judge(scene, [played], by=played if ours else None)
+        if not ours:
             found = (played.outcome["reason"], played.outcome["certain"])
             must(found == ("stopped_externally", True), f"the outcome is {found}")
-            ours = [key for key in scene.tags() if key.startswith("airflow-amt:stop")]
-            must(not ours, f"the tags say something else: {ours}")
+            left = [key for key in scene.tags() if key.startswith("airflow-amt:stop")]
+            must(not left, f"the tags say something else: {left}")
     except WrongError as error:
         error.add_note(f"in the order {conductor.played}")
         raise
-    return f"{way}: {'policy' if refused else 'console'}"
+    return f"{way}: {' and '.join(sorted({'a': 'policy'}.get(one, one) for one in set(scene.accepted)))}"
 
 
 def _killed(scene: Scene, hold: Hold) -> str:
@@ -647,8 +662,8 @@ def _killed(scene: Scene, hold: Hold) -> str:
     scene.processes.append(first)
     scene.release()
     must(hold.held.wait(STEP_SECONDS), f"{hold.kind} was never called")
+    must(first.is_running, "the trigger ended by itself")
     first.kill()
-    must(first.exit_code == -9, f"the trigger ended with {first.exit_code}")
     hold.release()
     second = TriggerProcess(stored, scene.environment)
     scene.processes.append(second)
@@ -770,6 +785,16 @@ RACES: Mapping[str, Race] = {
 }
 
 
+_MODULES = (
+    "airflow_amt.hooks.sla",
+    "airflow_amt.operators.stop",
+    "airflow_amt.operators.tuning",
+    "airflow_amt.sensors.tuning",
+    "airflow_amt.triggers.guarded",
+    "tests.unit.tasks",
+)
+
+
 # --- the campaign -----------------------------------------------------------------------------------
 
 
@@ -814,6 +839,10 @@ def campaign(
     ended: list[Ended] = []
     faults: dict[str, int] = {}
     (folder / "pipes").mkdir(parents=True)
+    # Airflow is not made for being imported by several threads at once.
+    for module in _MODULES:
+        import_module(module)
+    prepare()
     with (
         running(
             folder / "amt",
