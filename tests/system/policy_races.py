@@ -105,7 +105,7 @@ class Stage:
             endpoint_url=self.gate.address(actor),
             region_name=REGION,
             aws_access_key_id="embedded",
-            aws_secret_access_key="embedded",  # noqa: S106 - the server checks no signature
+            aws_secret_access_key="embedded",
         )
 
     def calls(self, job: str, operation: str) -> list[dict[str, Any]]:
@@ -251,12 +251,13 @@ class Task:
 
     def __init__(self, scene: Scene, way: str, actor: str, sla: Any, connection: str) -> None:
         from airflow_amt.tuning.naming import task_label
-        from tests.unit.tasks import task_context
+        from tests.unit import tasks
 
+        self._deferred_error: type[Any] = vars(tasks)["TaskDeferred"]
         self._scene = scene
         self._way = way
         self.actor = actor
-        self.context = task_context(dag_id=f"dag_{actor}", task_id=f"{scene.name}-{actor}")
+        self.context = tasks.task_context(dag_id=f"dag_{actor}", task_id=f"{scene.name}-{actor}")
         self.played = Played(label=task_label(self.context["ti"]))
         self._options: dict[str, Any] = {
             "aws_conn_id": connection,
@@ -284,7 +285,7 @@ class Task:
 
     def run(self) -> Played:
         """Run it to its end, in this thread."""
-        from tests.unit.tasks import TaskDeferred, fired, stored
+        from tests.unit.tasks import fired, stored
 
         def run() -> None:
             run_step: Callable[[], Any] = lambda: self.make().execute(self.context)  # noqa: E731
@@ -292,7 +293,7 @@ class Task:
                 try:
                     run_step()
                     return
-                except TaskDeferred as deferred:
+                except self._deferred_error as deferred:
                     payload = fired(stored(deferred.trigger))
                 run_step = partial(
                     self.make().resume_execution, "execute_complete", {"event": payload}, self.context
@@ -303,11 +304,9 @@ class Task:
 
     def defer(self) -> tuple[str, dict[str, Any]]:
         """Run it until it defers; return the trigger, as the metadata database stores it."""
-        from tests.unit.tasks import TaskDeferred
-
         try:
             self.make().execute(self.context)
-        except TaskDeferred as deferred:
+        except self._deferred_error as deferred:
             path, arguments = deferred.trigger.serialize()
             return path, json.loads(json.dumps(arguments))
         raise WrongError("the task has not deferred")
@@ -438,7 +437,7 @@ ENDINGS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 def _ends_by_itself(scene: Scene, hold: Hold) -> str:
     """The job completes while the call of a task that stops it is held."""
-    way = scene.turn(WAYS)
+    way: str = scene.turn(WAYS)
     reason = list(ENDINGS)[scene.number // len(WAYS) % len(ENDINGS)]
     sequence, limits = ENDINGS[reason]
     scene.plan(sequence, **limits)
@@ -478,7 +477,7 @@ def two_policies(scene: Scene) -> str:
     """Two rules are broken in one look; the first is the reason."""
     from airflow_amt.tuning.policies import MinimumJobs, Rule, Sla, TargetReached
 
-    way = scene.turn(WAYS)
+    way: str = scene.turn(WAYS)
     rules = [Rule.of(TargetReached(0.35)), Rule.of(MinimumJobs(1))]
     scene.random.shuffle(rules)
     scene.plan("0.4 hang")
@@ -557,14 +556,12 @@ def policy_and_stop_operator(scene: Scene) -> str:
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
     from tests.unit.tasks import run_task, task_context
 
-    way = scene.turn(WAYS)
+    way: str = scene.turn(WAYS)
     conductor = Conductor({"a": "Tags", "b": "Describe"}, scene.random.choices("ab", k=24))
     scene.plan("0.4 hang")
     if way.startswith("sensor"):
         scene.create()
-    policy = scene.start(
-        scene.task(way, "a", good_enough(), scene.connect("a", conductor.script())).run
-    )
+    policy = scene.start(scene.task(way, "a", good_enough(), scene.connect("a", conductor.script())).run)
     scene.wait_for_objective()
     connection = scene.connect("b", conductor.script())
     context = task_context(dag_id="dag_b", task_id=f"{scene.name}-b")
@@ -611,14 +608,15 @@ def policy_and_console(scene: Scene) -> str:
     """A policy and a person at the console stop a job at the same moment."""
     from botocore.exceptions import ClientError
 
-    way = scene.turn(WAYS)
-    conductor = Conductor({"a": "Tags", "console": "Stop"}, [*scene.random.choices("a", k=scene.random.randrange(4)), "console", *["a"] * 20])
+    way: str = scene.turn(WAYS)
+    conductor = Conductor(
+        {"a": "Tags", "console": "Stop"},
+        [*scene.random.choices("a", k=scene.random.randrange(4)), "console", *["a"] * 20],
+    )
     scene.plan("0.4 hang")
     if way.startswith("sensor"):
         scene.create()
-    policy = scene.start(
-        scene.task(way, "a", good_enough(), scene.connect("a", conductor.script())).run
-    )
+    policy = scene.start(scene.task(way, "a", good_enough(), scene.connect("a", conductor.script())).run)
     scene.wait_for_objective()
     scene.connect("console", conductor.script())
     client = scene.stage.client_at(f"{scene.name}-console")
@@ -650,7 +648,7 @@ def policy_and_console(scene: Scene) -> str:
 
 def _killed(scene: Scene, hold: Hold) -> str:
     """The process of the trigger is killed while a call of it is held; another one takes over."""
-    way = scene.turn(("sensor_deferred", "operator_deferred"))
+    way: str = scene.turn(("sensor_deferred", "operator_deferred"))
     scene.plan("await:0.4 hang")
     if way.startswith("sensor"):
         scene.create()
@@ -692,7 +690,7 @@ def killed_before_record(scene: Scene) -> str:
 
 def faulty(scene: Scene) -> str:
     """A policy stops a job while the embedded AMT's faults are on."""
-    way = scene.turn(WAYS)
+    way: str = scene.turn(WAYS)
     scene.plan("0.4 hang")
     if way.startswith("sensor"):
         scene.create()
@@ -704,7 +702,7 @@ def faulty(scene: Scene) -> str:
 
 def slow_stopping(scene: Scene) -> str:
     """The job is Stopping for long, as a training job does not heed that it is to end."""
-    way = scene.turn(WAYS)
+    way: str = scene.turn(WAYS)
     scene.plan("0.4 stubborn")
     if way.startswith("sensor"):
         scene.create()
@@ -936,6 +934,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print what happened as one line")
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+
     def say(line: str) -> None:
         sys.stderr.write(line + "\n")
 

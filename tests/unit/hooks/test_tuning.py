@@ -350,9 +350,7 @@ def test_of_two_that_were_accepted_the_one_that_precedes_is_on_record(
     accept(aws, SECOND)
     answer_tags(aws, {**FIRST.intent(), **SECOND.intent()})
     answer_tags(aws, {**FIRST.intent(), **SECOND.intent(), **FIRST.tags()})
-    aws.add_response(
-        "delete_tags", {}, {"ResourceArn": ARN + NAME, "TagKeys": list(SECOND.intent_keys())}
-    )
+    aws.add_response("delete_tags", {}, {"ResourceArn": ARN + NAME, "TagKeys": list(SECOND.intent_keys())})
     assert hook.stop_tuning_job(NAME, **call_of(SECOND)) is False
     assert waits == [hooks._CLAIM_WAITS[0]]
 
