@@ -2,9 +2,9 @@
 
 Two sets of tags. The *intent* is written before the stop call, so that the reason is there whatever becomes
 of the process. Each stopper has intent tags of its own, so that none overwrites or removes another's. The
-*record*, in plain words, is written by the one who stopped the job: of several that decide at once, also where
-AWS accepted the calls of all, only one does (:meth:`Stop.precedes` tells which), and the others never touch
-its record.
+*record*, in plain words, is written by the one who stopped the job: of several that decide at once, also
+where AWS accepted the calls of all, only one does (:meth:`Stop.precedes` tells which), and the others never
+touch its record.
 """
 
 from __future__ import annotations

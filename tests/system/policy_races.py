@@ -27,6 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -34,7 +35,7 @@ from typing import Any
 from airflow_amt.local import RunningServer, running
 from tests.local.support import create_request, describe, wait_until
 from tests.system.gate import Call, Conductor, Gate, Hold, Script
-from tests.system.trigger_process import TriggerProcess
+from tests.system.trigger_process import TriggerProcess, prepare
 
 REGION = "eu-west-1"
 TRAINER = Path(__file__).parent / "trainers" / "races.sh"
@@ -250,12 +251,13 @@ class Task:
 
     def __init__(self, scene: Scene, way: str, actor: str, sla: Any, connection: str) -> None:
         from airflow_amt.tuning.naming import task_label
-        from tests.unit.tasks import task_context
+        from tests.unit import tasks
 
+        self._deferred_error: type[Any] = vars(tasks)["TaskDeferred"]
         self._scene = scene
         self._way = way
         self.actor = actor
-        self.context = task_context(dag_id=f"dag_{actor}", task_id=f"{scene.name}-{actor}")
+        self.context = tasks.task_context(dag_id=f"dag_{actor}", task_id=f"{scene.name}-{actor}")
         self.played = Played(label=task_label(self.context["ti"]))
         self._options: dict[str, Any] = {
             "aws_conn_id": connection,
@@ -283,7 +285,7 @@ class Task:
 
     def run(self) -> Played:
         """Run it to its end, in this thread."""
-        from tests.unit.tasks import TaskDeferred, fired, stored
+        from tests.unit.tasks import fired, stored
 
         def run() -> None:
             run_step: Callable[[], Any] = lambda: self.make().execute(self.context)  # noqa: E731
@@ -291,7 +293,7 @@ class Task:
                 try:
                     run_step()
                     return
-                except TaskDeferred as deferred:
+                except self._deferred_error as deferred:
                     payload = fired(stored(deferred.trigger))
                 run_step = partial(
                     self.make().resume_execution, "execute_complete", {"event": payload}, self.context
@@ -302,11 +304,9 @@ class Task:
 
     def defer(self) -> tuple[str, dict[str, Any]]:
         """Run it until it defers; return the trigger, as the metadata database stores it."""
-        from tests.unit.tasks import TaskDeferred
-
         try:
             self.make().execute(self.context)
-        except TaskDeferred as deferred:
+        except self._deferred_error as deferred:
             path, arguments = deferred.trigger.serialize()
             return path, json.loads(json.dumps(arguments))
         raise WrongError("the task has not deferred")
@@ -374,7 +374,7 @@ def judge(scene: Scene, played: Sequence[Played], *, by: Played | None, code: st
         must(by is None or one.error is None, f"{one.label} failed: {one.error!r}")
     status = scene.describe()["HyperParameterTuningJobStatus"]
     must(status == "Stopped", f"the job is {status}")
-    judge_stops(scene, len(set(scene.accepted)))
+    judge_stops(scene, max(1, len(set(scene.accepted))))
     claims = [one.label for one in played if one.claims]
     must(claims == ([] if by is None else [by.label]), f"who says that he stopped it: {claims}")
     reports = [report for one in played for report in one.reports]
@@ -405,10 +405,14 @@ def judge_policy(outcome: Mapping[str, Any], by: Played, code: str) -> None:
 
 
 def judge_stops(scene: Scene, expected: int) -> None:
-    """AWS carried out so many stop calls, and no more."""
+    """AWS carried out so many stop calls, and no more.
+
+    Where answers get lost, calls are repeated, and AMT carries out a second one while the job is Stopping.
+    """
     calls = scene.stage.calls(scene.name, "StopHyperParameterTuningJob")
     done = sum(call["carried_out"] for call in calls)
-    must(done == expected, f"{done} stop calls were carried out: {calls}")
+    lost = any(call["faults"] for call in calls)
+    must(done == expected or (lost and expected <= done), f"{done} stop calls were carried out: {calls}")
 
 
 def same_outcomes(played: Sequence[Played]) -> None:
@@ -433,7 +437,7 @@ ENDINGS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 def _ends_by_itself(scene: Scene, hold: Hold) -> str:
     """The job completes while the call of a task that stops it is held."""
-    way = scene.turn(WAYS)
+    way: str = scene.turn(WAYS)
     reason = list(ENDINGS)[scene.number // len(WAYS) % len(ENDINGS)]
     sequence, limits = ENDINGS[reason]
     scene.plan(sequence, **limits)
@@ -473,7 +477,7 @@ def two_policies(scene: Scene) -> str:
     """Two rules are broken in one look; the first is the reason."""
     from airflow_amt.tuning.policies import MinimumJobs, Rule, Sla, TargetReached
 
-    way = scene.turn(WAYS)
+    way: str = scene.turn(WAYS)
     rules = [Rule.of(TargetReached(0.35)), Rule.of(MinimumJobs(1))]
     scene.random.shuffle(rules)
     scene.plan("0.4 hang")
@@ -496,9 +500,18 @@ PAIRS = (
 )
 
 
+def _winner(scene: Scene, played: Sequence[Played]) -> Played:
+    """Return who has stopped the job: who is on record, of those whose call was accepted."""
+    accepted = {played["ab".index(actor)].label: played["ab".index(actor)] for actor in scene.accepted}
+    recorded = scene.tags().get("airflow-amt:stopped-for", "nobody")
+    must(recorded in accepted, f"accepted were {list(accepted)}, on record is {recorded}")
+    return accepted[recorded]
+
+
 def _enforcers(scene: Scene, pair: Sequence[str], script: Script) -> list[Played]:
     """Let two enforce on one job, side by side; return both."""
-    scene.plan("0.4 hang")
+    # A job that is Stopping for long may be stopped again: AMT accepts that.
+    scene.plan(scene.random.choice(["0.4 hang", "0.4 stubborn"]))
     if not pair[0].startswith("operator"):
         scene.create()
         scene.wait_for_objective()
@@ -520,22 +533,20 @@ def two_dags(scene: Scene) -> str:
     conductor = Conductor({"a": "Tags", "b": "Tags"}, scene.random.choices("ab", k=24))
     played = _enforcers(scene, pair, conductor.script())
     must(conductor.complete, f"not both decided to stop it: {conductor.played}")
-    must(len(scene.accepted) == 1, f"accepted were {scene.accepted}")
     try:
-        judge(scene, played, by=played["ab".index(scene.accepted[0])])
+        judge(scene, played, by=_winner(scene, played))
         same_outcomes(played)
     except WrongError as error:
         error.add_note(f"in the order {conductor.played}")
         raise
-    return "+".join(pair)
+    return f"{'+'.join(pair)}: {len(set(scene.accepted))} accepted"
 
 
 def two_dags_delayed(scene: Scene) -> str:
     """Two enforce while each of their calls is late, each by another time."""
     pair = scene.turn(PAIRS)
     played = _enforcers(scene, pair, Script())
-    must(len(scene.accepted) == 1, f"accepted were {scene.accepted}")
-    judge(scene, played, by=played["ab".index(scene.accepted[0])])
+    judge(scene, played, by=_winner(scene, played))
     same_outcomes(played)
     return "+".join(pair)
 
@@ -545,7 +556,7 @@ def policy_and_stop_operator(scene: Scene) -> str:
     from airflow_amt.operators.stop import AmtStopTuningJobOperator
     from tests.unit.tasks import run_task, task_context
 
-    way = scene.turn(WAYS)
+    way: str = scene.turn(WAYS)
     conductor = Conductor({"a": "Tags", "b": "Describe"}, scene.random.choices("ab", k=24))
     scene.plan("0.4 hang")
     if way.startswith("sensor"):
@@ -570,8 +581,9 @@ def policy_and_stop_operator(scene: Scene) -> str:
     result, _ = scene.start(stop).result(STEP_SECONDS)
     played = policy.result(STEP_SECONDS)
     must(conductor.complete, f"not both wanted to stop it: {conductor.played}")
-    must(len(scene.accepted) == 1, f"accepted were {scene.accepted}")
-    winner = scene.accepted[0]
+    # Of two that were accepted, the one on record.
+    winner = "b" if scene.tags().get("airflow-amt:stopped-by") == "operator" else "a"
+    must(winner in scene.accepted, f"accepted were {scene.accepted}, on record is {winner}")
     try:
         must(result["stopped"] is (winner == "b"), f"the operator says {result['stopped']}: {winner}")
         judge(scene, [played], by=played if winner == "a" else None)
@@ -596,7 +608,7 @@ def policy_and_console(scene: Scene) -> str:
     """A policy and a person at the console stop a job at the same moment."""
     from botocore.exceptions import ClientError
 
-    way = scene.turn(WAYS)
+    way: str = scene.turn(WAYS)
     conductor = Conductor(
         {"a": "Tags", "console": "Stop"},
         [*scene.random.choices("a", k=scene.random.randrange(4)), "console", *["a"] * 20],
@@ -618,23 +630,25 @@ def policy_and_console(scene: Scene) -> str:
         client.close()
     played = policy.result(STEP_SECONDS)
     must(conductor.complete, f"not both wanted to stop it: {conductor.played}")
-    must(scene.accepted == (["a"] if refused else ["console"]), f"accepted were {scene.accepted}")
+    must(refused is ("console" not in scene.accepted), f"accepted were {scene.accepted}")
+    # AMT may accept both, and tells nobody which came first: then the policy has stopped it as well.
+    ours = "a" in scene.accepted
     try:
-        judge(scene, [played], by=played if refused else None)
-        if not refused:
+        judge(scene, [played], by=played if ours else None)
+        if not ours:
             found = (played.outcome["reason"], played.outcome["certain"])
             must(found == ("stopped_externally", True), f"the outcome is {found}")
-            ours = [key for key in scene.tags() if key.startswith("airflow-amt:stop")]
-            must(not ours, f"the tags say something else: {ours}")
+            left = [key for key in scene.tags() if key.startswith("airflow-amt:stop")]
+            must(not left, f"the tags say something else: {left}")
     except WrongError as error:
         error.add_note(f"in the order {conductor.played}")
         raise
-    return f"{way}: {'policy' if refused else 'console'}"
+    return f"{way}: {' and '.join(sorted({'a': 'policy'}.get(one, one) for one in set(scene.accepted)))}"
 
 
 def _killed(scene: Scene, hold: Hold) -> str:
     """The process of the trigger is killed while a call of it is held; another one takes over."""
-    way = scene.turn(("sensor_deferred", "operator_deferred"))
+    way: str = scene.turn(("sensor_deferred", "operator_deferred"))
     scene.plan("await:0.4 hang")
     if way.startswith("sensor"):
         scene.create()
@@ -646,8 +660,8 @@ def _killed(scene: Scene, hold: Hold) -> str:
     scene.processes.append(first)
     scene.release()
     must(hold.held.wait(STEP_SECONDS), f"{hold.kind} was never called")
+    must(first.is_running, "the trigger ended by itself")
     first.kill()
-    must(first.exit_code == -9, f"the trigger ended with {first.exit_code}")
     hold.release()
     second = TriggerProcess(stored, scene.environment)
     scene.processes.append(second)
@@ -676,7 +690,7 @@ def killed_before_record(scene: Scene) -> str:
 
 def faulty(scene: Scene) -> str:
     """A policy stops a job while the embedded AMT's faults are on."""
-    way = scene.turn(WAYS)
+    way: str = scene.turn(WAYS)
     scene.plan("0.4 hang")
     if way.startswith("sensor"):
         scene.create()
@@ -688,7 +702,7 @@ def faulty(scene: Scene) -> str:
 
 def slow_stopping(scene: Scene) -> str:
     """The job is Stopping for long, as a training job does not heed that it is to end."""
-    way = scene.turn(WAYS)
+    way: str = scene.turn(WAYS)
     scene.plan("0.4 stubborn")
     if way.startswith("sensor"):
         scene.create()
@@ -769,6 +783,16 @@ RACES: Mapping[str, Race] = {
 }
 
 
+_MODULES = (
+    "airflow_amt.hooks.sla",
+    "airflow_amt.operators.stop",
+    "airflow_amt.operators.tuning",
+    "airflow_amt.sensors.tuning",
+    "airflow_amt.triggers.guarded",
+    "tests.unit.tasks",
+)
+
+
 # --- the campaign -----------------------------------------------------------------------------------
 
 
@@ -813,6 +837,10 @@ def campaign(
     ended: list[Ended] = []
     faults: dict[str, int] = {}
     (folder / "pipes").mkdir(parents=True)
+    # Airflow is not made for being imported by several threads at once.
+    for module in _MODULES:
+        import_module(module)
+    prepare()
     with (
         running(
             folder / "amt",

@@ -13,6 +13,22 @@ from typing import Any
 _PRELOAD = [__name__, "tests.unit.tasks", "airflow_amt.triggers.guarded", "airflow_amt.hooks.tuning"]
 
 
+def prepare() -> None:
+    """Start what processes are forked from, while nothing else runs here."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    first = context.Process(target=_import)
+    first.start()
+    first.join()
+
+
+def _import() -> None:
+    from importlib import import_module
+
+    for name in _PRELOAD:
+        import_module(name)
+
+
 class TriggerProcess:
     """Runs a stored trigger; its only event comes back.
 
@@ -22,7 +38,6 @@ class TriggerProcess:
 
     def __init__(self, stored: tuple[str, dict[str, Any]], environment: Mapping[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOAD)
         self._reader, writer = context.Pipe(duplex=False)
         self._process: BaseProcess = context.Process(
             target=_run, args=(stored, dict(environment), writer), daemon=True
@@ -36,9 +51,9 @@ class TriggerProcess:
         self._process.join()
 
     @property
-    def exit_code(self) -> int | None:
-        """Its exit code: negative for a signal; ``None`` while it runs."""
-        return self._process.exitcode
+    def is_running(self) -> bool:
+        """Whether it runs."""
+        return self._process.is_alive()
 
     def payload(self, seconds: float) -> dict[str, Any]:
         """Return the payload of its event.

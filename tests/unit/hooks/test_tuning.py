@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -18,6 +19,7 @@ from airflow_amt.exceptions import (
     AmtThrottledError,
     AmtValidationError,
 )
+from airflow_amt.hooks import tuning as hooks
 from airflow_amt.hooks.patience import Bearer, bearing
 from airflow_amt.hooks.tuning import AmtHook
 from airflow_amt.tuning import CompletionReason
@@ -197,6 +199,11 @@ def expect_tags(aws: Stubber, tags: dict[str, str]) -> None:
     aws.add_response("add_tags", {"Tags": []}, {"ResourceArn": ARN + NAME, "Tags": to_tag_list(tags)})
 
 
+def expect_intent(aws: Stubber) -> None:
+    expect_tags(aws, STOP.intent())
+    answer_describe(aws, "InProgress")
+
+
 def answer_tags(aws: Stubber, tags: dict[str, str]) -> None:
     aws.add_response("list_tags", {"Tags": to_tag_list(tags)}, {"ResourceArn": ARN + NAME, "MaxResults": 100})
 
@@ -213,8 +220,9 @@ def test_stop_leaves_its_intent_before_it_stops_and_the_record_afterwards(
     hook: AmtHook, aws: Stubber
 ) -> None:
     answer_describe(aws, "InProgress")
-    expect_tags(aws, STOP.intent())
+    expect_intent(aws)
     expect_stop(aws)
+    answer_tags(aws, STOP.intent())
     expect_tags(
         aws,
         {
@@ -261,39 +269,128 @@ def test_a_job_that_is_being_stopped_was_stopped_by_us_if_only_our_intent_is_the
     answer_describe(aws, status)
     answer_tags(aws, tags)
     if ours:
+        # Once more, by the claim.
         intended = Stop.intended(tags)
         assert intended is not None
+        answer_tags(aws, tags)
         expect_tags(aws, intended.tags())
     assert hook.stop_tuning_job(NAME, **CALL) is ours
 
 
 def test_a_job_that_ends_under_our_hands_is_not_an_error(hook: AmtHook, aws: Stubber) -> None:
     answer_describe(aws, "InProgress")
-    expect_tags(aws, STOP.intent())
+    expect_intent(aws)
     refuse_stop(aws)
     answer_describe(aws, "Completed")
+    aws.add_response("delete_tags", {}, REMOVED)
     assert hook.stop_tuning_job(NAME, **CALL) is False
 
 
-@pytest.mark.parametrize("theirs", [False, True], ids=["console", "another-task"])
 def test_a_job_that_somebody_else_stops_under_our_hands_is_not_put_down_to_us(
-    hook: AmtHook, aws: Stubber, theirs: bool
+    hook: AmtHook, aws: Stubber
 ) -> None:
-    other = Stop(stopped_by="policy", requested_by="another task")
     answer_describe(aws, "InProgress")
-    expect_tags(aws, STOP.intent())
+    expect_intent(aws)
     refuse_stop(aws)
     answer_describe(aws, "Stopping")
-    # Another task's intent, over ours, is its own business.
-    answer_tags(aws, {**(other.intent() if theirs else STOP.intent())})
-    if not theirs:
-        aws.add_response("delete_tags", {}, REMOVED)
+    aws.add_response("delete_tags", {}, REMOVED)
     assert hook.stop_tuning_job(NAME, **CALL) is False
+
+
+@pytest.mark.parametrize("status", ["Stopping", "Stopped", "Completed"])
+def test_a_job_that_is_no_longer_in_progress_after_the_intent_is_not_stopped(
+    hook: AmtHook, aws: Stubber, status: str
+) -> None:
+    answer_describe(aws, "InProgress")
+    expect_tags(aws, STOP.intent())
+    answer_describe(aws, status)
+    aws.add_response("delete_tags", {}, REMOVED)
+    assert hook.stop_tuning_job(NAME, **CALL) is False
+
+
+def test_an_intent_is_withdrawn_if_the_job_cannot_be_read_after_it(hook: AmtHook, aws: Stubber) -> None:
+    answer_describe(aws, "InProgress")
+    expect_tags(aws, STOP.intent())
+    aws.add_client_error("describe_hyper_parameter_tuning_job", "ThrottlingException", "Rate exceeded", 400)
+    aws.add_response("delete_tags", {}, REMOVED)
+    with pytest.raises(AmtThrottledError):
+        hook.stop_tuning_job(NAME, **CALL)
+
+
+FIRST, SECOND = sorted(
+    (STOP, Stop(stopped_by="policy", requested_by="another task")), key=lambda one: one.slot
+)
+
+
+def call_of(stop: Stop) -> dict[str, Any]:
+    return {"stopped_by": stop.stopped_by, "detail": stop.detail, "requested_by": stop.requested_by}
+
+
+def accept(aws: Stubber, stop: Stop) -> None:
+    answer_describe(aws, "InProgress")
+    expect_tags(aws, stop.intent())
+    answer_describe(aws, "InProgress")
+    expect_stop(aws)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waited: list[float] = []
+    monkeypatch.setattr(hooks, "time", SimpleNamespace(sleep=waited.append))
+    return waited
+
+
+def test_of_two_that_were_accepted_the_one_that_precedes_is_on_record(
+    hook: AmtHook, aws: Stubber, waits: list[float]
+) -> None:
+    accept(aws, FIRST)
+    answer_tags(aws, {**FIRST.intent(), **SECOND.intent()})
+    expect_tags(aws, FIRST.tags())
+    assert hook.stop_tuning_job(NAME, **call_of(FIRST)) is True
+    accept(aws, SECOND)
+    answer_tags(aws, {**FIRST.intent(), **SECOND.intent()})
+    answer_tags(aws, {**FIRST.intent(), **SECOND.intent(), **FIRST.tags()})
+    aws.add_response("delete_tags", {}, {"ResourceArn": ARN + NAME, "TagKeys": list(SECOND.intent_keys())})
+    assert hook.stop_tuning_job(NAME, **call_of(SECOND)) is False
+    assert waits == [hooks._CLAIM_WAITS[0]]
+
+
+def test_one_that_precedes_and_withdraws_leaves_the_record_to_the_other(
+    hook: AmtHook, aws: Stubber, waits: list[float]
+) -> None:
+    accept(aws, SECOND)
+    answer_tags(aws, {**FIRST.intent(), **SECOND.intent()})
+    answer_tags(aws, SECOND.intent())
+    expect_tags(aws, SECOND.tags())
+    assert hook.stop_tuning_job(NAME, **call_of(SECOND)) is True
+
+
+def test_one_that_precedes_and_died_is_not_waited_for_for_ever(
+    hook: AmtHook, aws: Stubber, waits: list[float]
+) -> None:
+    accept(aws, SECOND)
+    for _ in range(len(hooks._CLAIM_WAITS) + 1):
+        answer_tags(aws, {**FIRST.intent(), **SECOND.intent()})
+    expect_tags(aws, SECOND.tags())
+    assert hook.stop_tuning_job(NAME, **call_of(SECOND)) is True
+    assert waits == list(hooks._CLAIM_WAITS)
+
+
+def test_a_record_is_written_once_and_is_not_given_up(hook: AmtHook, aws: Stubber) -> None:
+    answer_tags(aws, STOP.intent())
+    aws.add_client_error("add_tags", "ThrottlingException", "Rate exceeded", 400)
+    with pytest.raises(AmtThrottledError):
+        hook.record_stop(ARN + NAME, STOP)
+    answer_tags(aws, STOP.intent())
+    expect_tags(aws, STOP.tags())
+    hook.record_stop(ARN + NAME, STOP)
+    answer_tags(aws, STOP.tags())
+    hook.record_stop(ARN + NAME, STOP)
 
 
 REMOVED = {
     "ResourceArn": ARN + NAME,
-    "TagKeys": ["airflow-amt:stopping-1", "airflow-amt:stopping-2", "airflow-amt:stopping-3"],
+    "TagKeys": list(STOP.intent_keys()),
 }
 
 
@@ -301,19 +398,14 @@ REMOVED = {
     ("code", "kind"),
     [("ValidationException", AmtValidationError), ("AccessDeniedException", AmtAccessDeniedError)],
 )
-@pytest.mark.parametrize("readable", [True, False])
 def test_a_refused_stop_of_a_running_job_is_an_error_and_leaves_no_tags(
-    hook: AmtHook, aws: Stubber, code: str, kind: type[AmtAwsError], readable: bool
+    hook: AmtHook, aws: Stubber, code: str, kind: type[AmtAwsError]
 ) -> None:
     answer_describe(aws, "InProgress")
-    expect_tags(aws, STOP.intent())
+    expect_intent(aws)
     refuse_stop(aws, code)
     if kind is AmtValidationError:
         answer_describe(aws, "InProgress")
-    if readable:
-        answer_tags(aws, STOP.intent())
-    else:
-        aws.add_client_error("list_tags", "AccessDeniedException", "no", 400)
     aws.add_response("delete_tags", {}, REMOVED)
     with pytest.raises(kind):
         hook.stop_tuning_job(NAME, **CALL)
@@ -325,9 +417,8 @@ def test_tags_that_cannot_be_removed_do_not_hide_why_the_stop_failed(
     log = loud_log()
     monkeypatch.setattr(AmtHook, "log", log)
     answer_describe(aws, "InProgress")
-    expect_tags(aws, STOP.intent())
+    expect_intent(aws)
     refuse_stop(aws, "AccessDeniedException")
-    answer_tags(aws, STOP.intent())
     aws.add_client_error("delete_tags", "AccessDeniedException", "no sagemaker:DeleteTags", 400)
     with pytest.raises(AmtAccessDeniedError, match="no stop"):
         hook.stop_tuning_job(NAME, **CALL)
@@ -346,7 +437,7 @@ def test_tags_that_were_not_written_are_not_removed(hook: AmtHook, aws: Stubber)
 
 def test_a_stop_without_an_answer_may_have_been_made_so_its_tags_stay(hook: AmtHook, aws: Stubber) -> None:
     answer_describe(aws, "InProgress")
-    expect_tags(aws, STOP.intent())
+    expect_intent(aws)
     refuse_stop(aws, "InternalFailure", 500)
     with pytest.raises(AmtAwsError, match="no stop"):
         hook.stop_tuning_job(NAME, **CALL)
@@ -357,12 +448,14 @@ def test_a_refusal_after_a_lost_answer_is_the_echo_of_our_own_stop(
     hook: AmtHook, aws: Stubber, recorded: bool
 ) -> None:
     answer_describe(aws, "InProgress")
-    expect_tags(aws, STOP.intent())
+    expect_intent(aws)
     refuse_stop(aws, "InternalFailure", 500)
     refuse_stop(aws)
     answer_describe(aws, "Stopping")
     answer_tags(aws, {"airflow-amt:stopped-by": "reaper"} if recorded else STOP.intent())
-    if not recorded:
+    if recorded:
+        aws.add_response("delete_tags", {}, REMOVED)
+    else:
         expect_tags(aws, STOP.tags())
     patience = Patience(interval_seconds=1, log=loud_log())
 
