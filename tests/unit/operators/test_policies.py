@@ -477,7 +477,7 @@ def test_a_task_on_a_worker_cannot_come_to_ask(monkeypatch: pytest.MonkeyPatch, 
     ("options", "field"),
     [
         ({"policies": Budget}, "policies"),
-        ({"policies": 50}, "policies.rules"),
+        ({"policies": 50}, "policies"),
         ({"policies": "budget"}, "policies"),
         ({"policies": "variable:"}, "policies"),
         ({"policies": {"budget": 50}}, "policies.budget"),
