@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from airflow.sdk import BaseOperator
@@ -149,10 +148,10 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
         from airflow_amt._policing import AskSettings, Policing
         from airflow_amt.watch.enforcing import Enforcer
 
-        checked = self._checked()
+        sla, selection, enforce = self._checked()
         policing = Policing.of(
             # As it is now: all jobs of this run are judged by the same rules.
-            checked.sla,
+            sla,
             context=context,
             callbacks=self.on_policy_callback,
             ask=AskSettings(),
@@ -164,16 +163,16 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
         return Enforcer(
             self.hook,
             lambda name: policing.guard(lambda: self.hook, name),
-            selection=checked.selection,
-            dry_run=not checked.enforce,
+            selection=selection,
+            dry_run=not enforce,
             log=self.log,
             tell=lambda report: policing.tell_report(context, report),
-            missing_is_error=checked.missing_is_error,
+            missing_is_error=self.on_missing == "fail",
             cancelled=lambda: self._killed,
         ).run()
 
-    def _checked(self) -> _Checked:
-        """Return the arguments, if all of them can be used.
+    def _checked(self) -> tuple[Sla, Selection, bool]:
+        """Return the SLA, which jobs, and whether to stop them, if all arguments can be used.
 
         :raises AmtRequestError: they cannot; all that is wrong is listed.
         """
@@ -192,9 +191,7 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
         sla = _parse_sla(self.policies, self.log, problems)
         if problems or sla is None:
             raise AmtRequestError(problems)
-        return _Checked(
-            sla=sla, selection=selection, enforce=enforce, missing_is_error=self.on_missing == "fail"
-        )
+        return sla, selection, enforce
 
     def _selection(self, problems: list[AmtFieldError]) -> Selection:
         from airflow_amt.watch.enforcing import Selection
@@ -216,16 +213,6 @@ class AmtEnforcePolicyOperator(LazyHook, BaseOperator):
                 )
             )
         return selection
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Checked:
-    """The arguments of the operator, parsed."""
-
-    sla: Sla
-    selection: Selection
-    enforce: bool
-    missing_is_error: bool
 
 
 def _is_not_given(value: Any) -> bool:
