@@ -264,11 +264,6 @@ class Policing:
                 self.log.exception("The policy callback %s failed", callback)
 
 
-def has_policies(given: Any) -> bool:
-    """Whether a task was given an SLA, also as a template renders none."""
-    return given is not None and not (isinstance(given, str) and given.strip() in ("", "None"))
-
-
 def checked_sla(
     given: Any, *, ask: AskSettings, deferrable: bool, log: Any, last: Sla | None = None, read: bool = True
 ) -> tuple[SlaSource, Sla] | None:
@@ -279,7 +274,7 @@ def checked_sla(
     :raises AmtRequestError: it is not well formed, is not where it should be kept, or does not go with the
         task.
     """
-    if not has_policies(given):
+    if not tuning.values.is_given(given):
         return None
     from airflow_amt.hooks.guard import asks
     from airflow_amt.hooks.sla import SlaReader, SlaSource

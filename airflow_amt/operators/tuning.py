@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from airflow.sdk import BaseOperator
 
 from airflow_amt import _compat, tuning, watch
-from airflow_amt._policing import has_policies
 from airflow_amt._tasks import (
     CONNECTION_FIELDS,
     NAME_KEY,
@@ -876,7 +875,7 @@ class AmtTuningJobOperator(WaitingOperator):
         _collect(problems, self._interval)
         _collect(problems, self._policy)
         self._sla = _collect(problems, lambda: check_policies(self, read=read_policies))
-        if has_policies(self.policies) and not self.wait_for_completion:
+        if tuning.values.is_given(self.policies) and not self.wait_for_completion:
             problems.append(
                 AmtFieldError(
                     "policies",
@@ -950,7 +949,7 @@ class AmtTuningJobOperator(WaitingOperator):
             prices = tuning.costs.PriceTable.parse(prices, path="plan_limits.prices")
         elif self._sla is not None:
             prices = self._sla.prices
-        if prices is None and self._sla is None and has_policies(self.policies):
+        if prices is None and self._sla is None and tuning.values.is_given(self.policies):
             # The SLA cannot be used, which is told, or Airflow keeps it and it is not read here.
             most["max_cost"] = None
         if prices is None and most["max_cost"] is not None:

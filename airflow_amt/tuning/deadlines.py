@@ -210,8 +210,9 @@ def is_unsettled(tags: Mapping[str, str], requested_by: str) -> bool:
 
     So it is if the process ended between the two, as when a triggerer is restarted.
     """
-    intended = Stop.intended(tags)
-    return STOPPED_BY_TAG not in tags and intended is not None and intended.requested_by == requested_by
+    return STOPPED_BY_TAG not in tags and any(
+        intended.requested_by == requested_by for intended in Stop.intents(tags)
+    )
 
 
 def check_arguments(

@@ -42,3 +42,8 @@ def parse_number(
         high = "" if at_most is None else f" to {at_most:g}"
         raise AmtFieldError(field, value, f"{kind}{low}{high}", f"give {field} as such a number")
     return float(number)
+
+
+def is_given(value: Any) -> bool:
+    """Whether an argument was given: neither ``None`` nor what a template renders where there is none."""
+    return value is not None and not (isinstance(value, str) and value.strip() in ("", "None"))
