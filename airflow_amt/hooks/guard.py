@@ -110,12 +110,14 @@ class Memory:
     :param answers: what people answered.
     :param asked: the question that is open.
     :param sla: the SLA that counted last, where it can be changed meanwhile.
+    :param unrecorded: the record of a stop that AWS accepted, as long as it is not known to be in the tags.
     """
 
     told: tuple[str, ...] = ()
     answers: tuple[Answer, ...] = ()
     asked: Asked | None = None
     sla: Sla | None = None
+    unrecorded: Mapping[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it JSON-safe; :meth:`parse` reads it back."""
@@ -125,6 +127,7 @@ class Memory:
             "answers": [one.to_dict() for one in self.answers],
             "asked": None if self.asked is None else self.asked.to_dict(),
             "sla": None if self.sla is None else self.sla.to_dict(),
+            "unrecorded": None if self.unrecorded is None else dict(self.unrecorded),
         }
 
     @classmethod
@@ -138,6 +141,7 @@ class Memory:
             answers=tuple(Answer.parse(one) for one in value.get("answers") or ()),
             asked=None if asked is None else Asked.parse(asked),
             sla=None if sla is None else parse_sla(sla),
+            unrecorded=value.get("unrecorded"),
         )
 
 
@@ -229,7 +233,6 @@ class Guard:
         # Steps of which this guard has told.
         self._said: set[str] = set()
         self._settled = False
-        self._recorded = False
         self._last_unknown: tuple[str, ...] = ()
         #: An answer that Airflow resumed the task with; the next look takes it.
         self.given: Answer | None = None
@@ -519,21 +522,28 @@ class Guard:
         )
         return stop
 
+    def _ensure_record(self, arn: str) -> None:
+        stop = Stop.from_tags(self.memory.unrecorded or {})
+        if stop is not None:
+            self._hook().record_stop(arn, stop)
+            self.memory = replace(self.memory, unrecorded=None)
+
     def _take_note(self, stop: Stop) -> None:
         self.stop = stop
+        self.memory = replace(self.memory, unrecorded=stop.tags())
         code = "" if stop.policy is None else stop.policy.code
         _compat.count("amt.tuning_jobs.stopped_by_policy", {"policy": code})
 
     def _settle(self, progress: TuningProgress) -> Look:
         """See, once, whether a stop of ours whose answer was lost is why the job is being stopped.
 
-        A stop of ours that AWS accepted, and that could not be recorded then, is recorded now.
+        A stop of ours that AWS accepted, also one that an earlier process made, is then put on record if it
+        could not be before.
         """
         verdict = Verdict(reason=f"The tuning job is {progress.status}.")
-        if self._settled:
-            if self.stop is not None and not self._recorded:
-                self._hook().record_stop(progress.arn, self.stop)
-                self._recorded = True
+        if self._settled or self.memory.unrecorded is not None:
+            self._settled = True
+            self._ensure_record(progress.arn)
             return Look(verdict=verdict)
         accepted = self._hook().stop_tuning_job(
             self._name, stopped_by=STOPPED_BY, requested_by=self._requested_by
@@ -544,8 +554,7 @@ class Guard:
             stop = Stop.from_tags(self._hook().tags(progress.arn) or {})
         if stop is not None:
             self._take_note(stop)
-            self._hook().record_stop(progress.arn, stop)
-            self._recorded = True
+            self._ensure_record(progress.arn)
         return Look(verdict=verdict, stop=stop)
 
     def _load_tags(self, arn: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from airflow_amt.exceptions import AmtThrottledError
-from airflow_amt.hooks.guard import Guard
+from airflow_amt.hooks.guard import Guard, Memory
 from airflow_amt.hooks.sla import SlaReader, SlaSource
 from airflow_amt.tuning.naming import STOPPED_BY_TAG
 from airflow_amt.tuning.policies import TargetReached
@@ -50,11 +51,11 @@ class Aws(FakeHook):
             raise self.record_errors.pop(0)
 
 
-def guard(hook: Aws) -> Guard:
+def guard(hook: Aws, memory: Memory | None = None) -> Guard:
     log = loud_log()
     source = SlaSource.parse(TargetReached(0.5))
     amt: Any = hook
-    return Guard(lambda: amt, NAME, SlaReader(source, log=log), log=log, requested_by=WHO)
+    return Guard(lambda: amt, NAME, SlaReader(source, log=log), log=log, requested_by=WHO, memory=memory)
 
 
 def look(one: Guard, status: str) -> Any:
@@ -75,8 +76,23 @@ def test_a_stop_is_recorded_once_more_while_the_job_is_stopping_and_never_made_a
         look(one, "Stopping")
     # The record is tried until it is there, and then no more.
     assert [look(one, status).stop for status in ("Stopping", "Stopping", "Stopped")] == [None] * 3
-    assert records(hook) == [made, made]
+    assert [stop.tags() for stop in records(hook)] == [made.tags(), made.tags()]
     assert len(hook.named("stop")) == 1
+
+
+def test_a_stop_is_recorded_by_the_process_that_goes_on() -> None:
+    hook = Aws(stop_answers=[True])
+    first = guard(hook)
+    made = look(first, "InProgress").stop
+    assert made is not None
+    stored = json.loads(json.dumps(first.memory.to_dict()))
+    second = guard(hook, Memory.parse(stored))
+    assert look(second, "Stopping").stop is None
+    assert look(second, "Stopped").stop is None
+    assert [stop.tags() for stop in records(hook)] == [made.tags()]
+    assert len(hook.named("stop")) == 1
+    third = guard(hook, Memory.parse(second.memory.to_dict()))
+    assert third.memory.unrecorded is None
 
 
 def test_a_stop_that_somebody_else_makes_is_not_recorded() -> None:
