@@ -33,6 +33,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from airflow_amt.local import RunningServer, running
 from tests.local.support import create_request, describe, wait_until
 from tests.system.gate import Call, Conductor, Gate, Hold, Script
@@ -226,9 +228,11 @@ class Scene:
         """Wait until the tuning job is there and has a best training job."""
 
         def there() -> bool:
-            with suppress(self.stage.client.exceptions.ResourceNotFound):
+            try:
                 return "BestTrainingJob" in self.describe()
-            return False
+            except ClientError as error:
+                must(error.response["Error"]["Code"] == "ResourceNotFound", f"describing it failed: {error}")
+                return False
 
         wait_until(_slowly(there), f"an objective of {self.name}", STEP_SECONDS)
 
@@ -607,14 +611,12 @@ def policy_and_stop_operator(scene: Scene) -> str:
 
 def policy_and_console(scene: Scene) -> str:
     """A policy and a person at the console stop a job at the same moment."""
-    from botocore.exceptions import ClientError
-
     way: str = scene.turn(WAYS)
     conductor = Conductor(
         {"a": "Tags", "console": "Stop"},
-        [*scene.random.choices("a", k=scene.random.randrange(4)), "console", *["a"] * 20],
+        [*scene.random.choices("a", k=scene.random.randrange(6)), "console", *["a"] * 20],
     )
-    scene.plan("0.4 hang")
+    scene.plan(scene.random.choice(["0.4 hang", "0.4 stubborn"]))
     if way.startswith("sensor"):
         scene.create()
     policy = scene.start(scene.task(way, "a", good_enough(), scene.connect("a", conductor.script())).run)
