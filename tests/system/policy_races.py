@@ -95,6 +95,8 @@ class Stage:
         self.gate = gate
         self.folder = folder
         self.client = server.client(REGION, max_pool_connections=THREADS * 2)
+        #: Their environment variables stay until the end: others go through all variables meanwhile.
+        self.connections: list[str] = []
         self._log_lock = Lock()
         self._log_at = 0
         self._calls: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -157,8 +159,6 @@ class Scene:
         for process in self.processes:
             process.close()
         self._pool.shutdown(wait=False)
-        for key in self._environment:
-            os.environ.pop(key, None)
 
     def turn(self, choices: Sequence[Any]) -> Any:
         """Return one of the choices, in turn."""
@@ -187,6 +187,7 @@ class Scene:
             {"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": extra}
         )
         os.environ[key] = self._environment[key]
+        self.stage.connections.append(key)
         return connection
 
     def plan(self, sequence: str, *, most: int = 50, target: float | None = None) -> None:
@@ -875,6 +876,8 @@ def campaign(
         left = _left(stage)
         log = server.log
         stage.client.close()
+        for key in stage.connections:
+            os.environ.pop(key, None)
     wrong = [one.wrong for one in ended if one.wrong is not None]
     wrong += [f"{name} met {count} faults only" for name, count in faults.items() if count < times]
     if left:
