@@ -272,6 +272,10 @@ def test_outcome(table: Table, reason: str, way: str) -> None:
     if expected.observed is not None:
         observed = evidence.pop("observed")
         assert expected.observed(observed), observed
+    # The task that stopped it, beside its words for it.
+    stopper = evidence.pop("requested_by", None)
+    assert (stopper is not None) == (reason == "stopped_by_provider")
+    assert stopper is None or stopper.split()[-1].startswith("stop_")
     assert evidence == expected.evidence
     assert {key: count for key, count in outcome["training_job_counters"].items() if count} == (
         expected.training_jobs
