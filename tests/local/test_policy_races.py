@@ -12,6 +12,7 @@ pytestmark = pytest.mark.local
 
 
 def test_each_race_ends_right_twice(tmp_path: Path) -> None:
-    figures, wrong = campaign(tmp_path, times=2, seed=3)
+    # By this seed three of the first five calls that can meet a fault do.
+    figures, wrong = campaign(tmp_path, times=2, seed=11)
     assert wrong == []
     assert {name: found["right"] for name, found in figures["races"].items()} == dict.fromkeys(RACES, 2)
