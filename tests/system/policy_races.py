@@ -267,7 +267,7 @@ class Task:
         self.played = Played(label=task_label(self.context["ti"]))
         self._options: dict[str, Any] = {
             "aws_conn_id": connection,
-            "sla": sla,
+            "policies": sla,
             "on_policy_callback": lambda context: self.played.reports.append(context["policy"]),
             "deferrable": way.endswith("deferred"),
         }
