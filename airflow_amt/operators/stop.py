@@ -90,7 +90,7 @@ class AmtStopTuningJobOperator(WaitingOperator):
         """Stop the tuning job and wait for its end."""
         interval = self._interval()
         missing_is_success = self._missing_is_success()
-        if missing_is_success and _is_no_name(self.tuning_job_name):
+        if missing_is_success and not tuning.values.is_given(self.tuning_job_name):
             self.log.info("No name of a tuning job was given: there is nothing to stop.")
             return _nothing(None)
         name = require_name("tuning_job_name", self.tuning_job_name)
@@ -165,10 +165,6 @@ class AmtStopTuningJobOperator(WaitingOperator):
                 return {**_result(now, stopped), "reason": None, "explanation": None}
         outcome = self.read_outcome(context, name, interval_seconds=self._interval(), known_stop=known_stop)
         return _result(outcome, stopped)
-
-
-def _is_no_name(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
 
 
 def _nothing(name: str | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.tuning.criteria import CompletionReason
 from airflow_amt.tuning.status import TuningJobStatus
 from airflow_amt.tuning.stops import DEADLINE_ALERT, STOPPERS
-from airflow_amt.tuning.values import parse_number
+from airflow_amt.tuning.values import is_given, parse_number
 
 if TYPE_CHECKING:
     from airflow_amt.tuning.outcome import TuningOutcome
@@ -163,7 +163,7 @@ def _names(field: str, given: Any, problems: list[AmtFieldError]) -> frozenset[s
 
 
 def _number(field: str, given: Any, problems: list[AmtFieldError]) -> float | None:
-    if given is None or (isinstance(given, str) and given.strip() in ("", "None")):
+    if not is_given(given):
         return None
     try:
         return parse_number(field, given)
