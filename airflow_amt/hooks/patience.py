@@ -70,6 +70,17 @@ def bearing(bearer: Bearer | None) -> Iterator[None]:
         _bearer.reset(token)
 
 
+@contextmanager
+def bearing_briefly(log: Logger | FilteringBoundLogger) -> Iterator[None]:
+    """Let whoever bears errors bear those of what is done for the record only for half a minute.
+
+    What the record is about has happened; its task has more to do than to wait an hour for a tag, and must
+    not find its own patience spent on it.
+    """
+    with bearing(persistent(log) if _bearer.get() else None):
+        yield
+
+
 def attempt(call: Callable[[], _Result]) -> _Result:
     """Make one call, again and again if somebody bears its errors.
 

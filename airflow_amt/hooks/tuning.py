@@ -13,7 +13,7 @@ from botocore.parsers import ResponseParserError
 
 from airflow_amt.exceptions import AmtAccessDeniedError, AmtAwsError, AmtValidationError
 from airflow_amt.hooks.errors import CallSource, from_botocore_error, from_client_error, is_refusal
-from airflow_amt.hooks.patience import attempt
+from airflow_amt.hooks.patience import attempt, bearing_briefly
 from airflow_amt.tuning import TrainingJobResult, TuningJobStatus, TuningOutcome, infer_outcome
 from airflow_amt.tuning.naming import STOPPED_BY_TAG, from_tag_list, to_tag_list
 from airflow_amt.tuning.stops import PolicyStop, Stop
@@ -313,7 +313,8 @@ class AmtHook(AwsBaseHook):
     def _record(self, arn: str, stop: Stop) -> None:
         """Write the record of a stop that AWS accepted."""
         try:
-            self._call("add_tags", ResourceArn=arn, Tags=to_tag_list(stop.tags()))
+            with bearing_briefly(self.log):
+                self._call("add_tags", ResourceArn=arn, Tags=to_tag_list(stop.tags()))
         except AmtAwsError as error:
             # The intent says the same; whoever stopped the job knows it anyway.
             self.log.warning("That %s was stopped cannot be recorded in its tags: %s", arn, error)
@@ -324,22 +325,25 @@ class AmtHook(AwsBaseHook):
         Whoever else has written an intent, and precedes, has stopped the job too, or withdraws: that is
         waited for, and not for ever, since it may have died.
         """
-        for wait in (*_CLAIM_WAITS, None):
-            unread = False
-            try:
-                tags = self.tags(arn) or {}
-            except AmtAwsError as error:
-                self.log.warning("Who else stops tuning job %s cannot be read: %s", name, error)
-                tags, unread = {}, True
-            if STOPPED_BY_TAG in tags:
-                if stop.recorded_in(tags):
-                    return True
-                self.log.info("Tuning job %s is stopped by somebody else as well, who is on record.", name)
-                self._withdraw_intent(name, arn, stop)
-                return False
-            if wait is None or not (unread or any(one.precedes(stop) for one in Stop.intents(tags))):
-                break
-            time.sleep(wait)
+        with bearing_briefly(self.log):
+            for wait in (*_CLAIM_WAITS, None):
+                unread = False
+                try:
+                    tags = self.tags(arn) or {}
+                except AmtAwsError as error:
+                    self.log.warning("Who else stops tuning job %s cannot be read: %s", name, error)
+                    tags, unread = {}, True
+                if STOPPED_BY_TAG in tags:
+                    if stop.recorded_in(tags):
+                        return True
+                    self.log.info(
+                        "Tuning job %s is stopped by somebody else as well, who is on record.", name
+                    )
+                    self._withdraw_intent(name, arn, stop)
+                    return False
+                if wait is None or not (unread or any(one.precedes(stop) for one in Stop.intents(tags))):
+                    break
+                time.sleep(wait)
         self._record(arn, stop)
         return True
 
@@ -365,7 +369,8 @@ class AmtHook(AwsBaseHook):
     def _withdraw_intent(self, name: str, arn: str, stop: Stop) -> None:
         # Else a stop by somebody else would be put down to this provider.
         try:
-            self._call("delete_tags", ResourceArn=arn, TagKeys=list(stop.intent_keys()))
+            with bearing_briefly(self.log):
+                self._call("delete_tags", ResourceArn=arn, TagKeys=list(stop.intent_keys()))
         except AmtAwsError as error:
             self.log.warning(
                 "Tuning job %s was not stopped by this task, yet its tags (%s) say that it was to be, and "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.tuning import AmtHook
 from airflow_amt.local import RunningServer
 from airflow_amt.watch.polling import patiently
-from tests.local.support import create_request, run_to_end, shared_server, unique
+from tests.local.support import create_request, describe, run_to_end, shared_server, unique
 from tests.unit.tasks import loud_log
 
 pytestmark = pytest.mark.local
@@ -85,16 +87,39 @@ def test_pages_that_came_are_not_read_again(
     assert calls - failed in (2, 3)  # two pages of one; an empty one may follow
 
 
-def test_a_stop_is_made_though_its_tag_is_refused(server: RunningServer, hook: AmtHook) -> None:
-    client = server.client(REGION)
-    name = unique("patience")
-    client.create_hyper_parameter_tuning_job(**create_request(name, sequence="hang"))
-    server.set_faults({"rules": [{"kind": "error", "operations": ["AddTags"]}]})
-    assert patiently(
-        lambda: hook.stop_tuning_job(name, stopped_by="policy"), interval_seconds=1, log=loud_log()
-    )
-    assert server.faults()["applied"] == [1]
-    client.close()
+def test_a_stop_is_made_though_its_tags_are_refused(
+    server: RunningServer, hook: AmtHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its record half a minute is borne, and nothing of the patience of the task that stops."""
+    waits: list[float] = []
+    slept: list[float] = []
+    monkeypatch.setattr("airflow_amt.hooks.patience._WAITS", (0.1, 0.2))
+    with closing(server.client(REGION)) as client:
+        name = unique("patience")
+        client.create_hyper_parameter_tuning_job(**create_request(name, sequence="hang"))
+        server.set_faults({"rules": [{"kind": "error", "operations": ["AddTags"]}]})
+
+        def stop() -> bool:
+            began = time.monotonic()
+            stopped = hook.stop_tuning_job(name, stopped_by="policy")
+            slept.append(time.monotonic() - began)
+            return stopped
+
+        assert patiently(stop, interval_seconds=1, log=loud_log(), sleep=waits.append)
+        assert server.faults()["applied"] == [4]  # the intent once, the record three times
+        assert waits == []
+        assert slept[0] >= 0.3
+        assert describe(client, name)["HyperParameterTuningJobStatus"] in ("Stopping", "Stopped")
+
+
+def test_without_patience_the_record_is_tried_once(server: RunningServer, hook: AmtHook) -> None:
+    """Whoever has seconds, as ``on_kill`` has, does not spend them on a tag."""
+    with closing(server.client(REGION)) as client:
+        name = unique("patience")
+        client.create_hyper_parameter_tuning_job(**create_request(name, sequence="hang"))
+        server.set_faults({"rules": [{"kind": "error", "operations": ["AddTags"]}]})
+        assert hook.stop_tuning_job(name, stopped_by="on_kill")
+        assert server.faults()["applied"] == [2]
 
 
 def test_patience_ends_with_the_error(
