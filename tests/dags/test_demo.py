@@ -46,10 +46,10 @@ def left_of(home: Path) -> list[str]:
     ("criterion", "reason", "limit", "at_least"),
     [
         ("max-training-jobs", "max_training_jobs", 8, 8),
-        ("not-improving", "not_improving", 3, 3),
-        ("max-runtime", "max_runtime", 120, 120),
         ("target", "target_reached", 0.98, 0.98),
-        ("converged", "converged", "Enabled", None),
+        pytest.param("not-improving", "not_improving", 3, 3, marks=pytest.mark.long),
+        pytest.param("max-runtime", "max_runtime", 120, 120, marks=pytest.mark.long),
+        pytest.param("converged", "converged", "Enabled", None, marks=pytest.mark.long),
     ],
 )
 def test_each_criterion_ends_the_tuning_job_and_says_so(

@@ -258,6 +258,9 @@ def run_task(
             # The task has just read the job.
             until = datetime.fromisoformat(trigger.first_read_at) - datetime.now(UTC)
             assert until.total_seconds() <= trigger.check_interval
+            trigger.first_read_at = None
+        if hasattr(trigger, "check_interval"):
+            trigger.check_interval = min(trigger.check_interval, 0.01)  # shorter than users may: these wait
         if hook is not None:
             use_hook(trigger, hook)
         payloads.append(fired(trigger))

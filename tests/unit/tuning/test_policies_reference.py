@@ -46,9 +46,9 @@ START = datetime(2026, 3, 28, 23, 59, 30, tzinfo=UTC)  # the clocks of Madrid ch
 HORIZON = 60
 
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-MANY = settings(QUICK, max_examples=600)
-SOME = settings(QUICK, max_examples=300)
-FEW = settings(QUICK, max_examples=60)
+MANY = settings(QUICK, max_examples=400)
+SOME = settings(QUICK, max_examples=200)
+FEW = settings(QUICK, max_examples=40)
 
 Raw = dict[str, Any]
 
