@@ -19,6 +19,23 @@ def amt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def servers_end_with_their_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """End what a test that failed half-way left running, so that it does not disturb those after it."""
+    started: list[RunningServer] = []
+    construct = RunningServer.__init__
+
+    def remember(server: RunningServer, *args: Any, **options: Any) -> None:
+        construct(server, *args, **options)
+        started.append(server)
+
+    monkeypatch.setattr(RunningServer, "__init__", remember)
+    yield
+    for server in started:
+        if server.is_running:
+            server.stop()
+
+
 @pytest.fixture(scope="session")
 def client(amt: RunningServer) -> Iterator[Any]:
     """A boto3 client of the shared server."""

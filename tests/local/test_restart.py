@@ -157,6 +157,8 @@ def test_bayesian_search_goes_on_with_what_it_knew(tmp_path: Path) -> None:
         )
         client.create_hyper_parameter_tuning_job(**request)
         wait_until(lambda: describe(client, name)["TrainingJobStatusCounters"]["Completed"] == 3, "3 results")
+        # The fourth hangs: the first server has to launch it, or the second one would.
+        wait_until(lambda: len(training_jobs(client, name)) == 4, "the fourth training job")
     first.kill()
 
     second = serve(tmp_path)
