@@ -21,7 +21,7 @@ def amt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(autouse=True)
 def servers_end_with_their_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """End what a test that failed half-way left running, so that it does not disturb those after it."""
+    """End what a test left running, as one that failed half-way does, lest it disturbs those after it."""
     started: list[RunningServer] = []
     construct = RunningServer.__init__
 
@@ -31,9 +31,10 @@ def servers_end_with_their_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
     monkeypatch.setattr(RunningServer, "__init__", remember)
     yield
-    for server in started:
-        if server.is_running:
-            server.stop()
+    left = [server for server in started if server.is_running]
+    for server in left:
+        server.stop()
+    assert left == [], "the test ends the servers that it starts"
 
 
 @pytest.fixture(scope="session")
