@@ -605,7 +605,7 @@ class Campaign:
         """Count the training processes of each tuning job that were alive at one and the same moment."""
         found = []
         for process in training_processes(f"us-east-1/{self._prefix}"):
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
                 if process.ppid() == server.pid and os.getsid(process.pid) == process.pid:
                     found.append((process.environ()[MARKER], process))
         leaders: dict[str, set[str]] = {}

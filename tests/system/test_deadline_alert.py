@@ -110,6 +110,7 @@ def runs(
         for task_id in TASKS:
             run.jobs[task_id] = cluster.wait_xcom(run.dag_id, run.run_id, task_id, "tuning_job_name")
             cluster.wait_task(run.dag_id, run.run_id, task_id, states={"deferred"})
+            cluster.wait_deferral_known(run.dag_id, run.run_id, task_id)
     for run in found.values():
         for name in run.jobs.values():
             _until(lambda name=name: _has_best(client, name), lambda name=name: _describe(client, name))  # type: ignore[misc]

@@ -98,6 +98,8 @@ def test_the_end_of_the_job_ends_the_waiting(
     tasks = [f"{end}_{way}" for end in ("succeed", "fail", "skip") for way in ("started", "without_a_worker")]
     for task_id in tasks:
         cluster.wait_task("progress_end", run_id, task_id, states={"deferred"})
+        if not STARTS_FROM_TRIGGER:  # each began on a worker
+            cluster.wait_deferral_known("progress_end", run_id, task_id)
 
     _stop(client, name)
 
@@ -129,6 +131,7 @@ def test_a_mapped_sensor_begins_on_a_worker(
     name = _create(client, "progress-mapped", gate)
     run_id = cluster.trigger_dag("progress_mapped", {"watched": name})
     cluster.wait_task("progress_mapped", run_id, "mapped", map_index=0, states={"deferred"})
+    cluster.wait_deferral_known("progress_mapped", run_id, "mapped")
     gate.touch()
     cluster.wait_task("progress_mapped", run_id, "mapped", map_index=0, states={"success"})
     result = cluster.xcom("progress_mapped", run_id, "mapped", map_index=0)
