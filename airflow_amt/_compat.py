@@ -60,6 +60,7 @@ __all__ = [
     "deadline_classes",
     "default_deferrable",
     "deployment_id",
+    "gauge",
     "import_dags",
     "in_thread",
     "is_not_found",
@@ -77,6 +78,7 @@ __all__ = [
     "run_url",
     "triggers_hear_of_kills",
     "upsert_question",
+    "watch_rate",
     "write_answer",
 ]
 
@@ -299,15 +301,29 @@ def run_succeeded(dag_id: str, run_id: str) -> bool:
 
 def count(metric: str, tags: dict[str, str] | None = None) -> None:
     """Add one to a metric of Airflow's (StatsD, OpenTelemetry)."""
-    try:  # Airflow 3.3
-        from airflow.sdk.observability.stats import incr
-    except ImportError:
-        try:  # Airflow 3.2
-            from airflow.sdk.observability.stats import Stats
-        except ImportError:  # Airflow 3.1
-            from airflow.stats import Stats
-        incr = Stats.incr
-    incr(metric, tags=tags or {})
+    _stats().incr(metric, tags=tags or {})
+
+
+def gauge(metric: str, value: float, tags: dict[str, str] | None = None) -> None:
+    """Set a metric of Airflow's (StatsD, OpenTelemetry)."""
+    _stats().gauge(metric, value, tags=tags or {})
+
+
+def _stats() -> Any:
+    try:
+        stats = import_module("airflow.sdk.observability.stats")
+    except ImportError:  # Airflow 3.1
+        stats = import_module("airflow.stats")
+    # From 3.3 on functions of the module, before that of a class.
+    return stats if hasattr(stats, "incr") else stats.Stats
+
+
+def watch_rate() -> tuple[str | None, str | None]:
+    """Return ``[amt] watch_calls_per_second`` and ``watch_calls_burst`` as they are set."""
+    rate, burst = (
+        conf.get("amt", option, fallback=None) for option in ("watch_calls_per_second", "watch_calls_burst")
+    )
+    return rate, burst
 
 
 def airflow_version() -> str:
@@ -371,7 +387,13 @@ def _threads(name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=_POLLING_THREADS, thread_name_prefix=name)
 
 
-async def in_thread(call: Callable[[], _Result], *, urgent: bool = False, lasting: bool = False) -> _Result:
+async def in_thread(
+    call: Callable[[], _Result],
+    *,
+    urgent: bool = False,
+    lasting: bool = False,
+    threads: ThreadPoolExecutor | None = None,
+) -> _Result:
     """Run a blocking call of a trigger in a thread in which Airflow connections can be read.
 
     Airflow 3.1's triggerer answers a thread only if asgiref started it. From 3.2 any thread may ask, and a
@@ -380,8 +402,12 @@ async def in_thread(call: Callable[[], _Result], *, urgent: bool = False, lastin
 
     :param urgent: do not wait for a polling thread: those may all be busy with reads that hang.
     :param lasting: it may take long, and must not take a polling thread from others meanwhile.
+    :param threads: the caller's own threads.
     """
-    threads = _threads("airflow-amt-kill" if urgent else "airflow-amt-callback" if lasting else "airflow-amt")
+    if threads is None:
+        threads = _threads(
+            "airflow-amt-kill" if urgent else "airflow-amt-callback" if lasting else "airflow-amt"
+        )
     if _asks_through_asgiref():
         from asgiref.sync import sync_to_async
 

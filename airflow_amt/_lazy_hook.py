@@ -33,6 +33,10 @@ class LazyHook:
     @cached_property
     def hook(self) -> AmtHook:
         """The hook of this connection."""
+        return self.new_hook()
+
+    def new_hook(self) -> AmtHook:
+        """Return a hook of this connection that is as the connection is now."""
         from airflow_amt.hooks.tuning import AmtHook
 
         return AmtHook(

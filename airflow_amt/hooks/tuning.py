@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -61,6 +62,15 @@ class AmtHook(AwsBaseHook):
         host = urlsplit(url).hostname or ""
         return None if host.endswith(_AWS_DOMAINS) else url
 
+    def has_connection_of(self, other: AmtHook) -> bool:
+        """Say whether another hook was built from the same settings of its Airflow connection."""
+
+        def settings(hook: AmtHook) -> tuple[Any, ...]:
+            config = hook.conn_config
+            return (config.conn_id, config.login, config.password, config.extra_config)
+
+        return settings(self) == settings(other)
+
     def create_tuning_job(self, request: Mapping[str, Any]) -> str:
         """Create a tuning job (``CreateHyperParameterTuningJob``).
 
@@ -85,6 +95,18 @@ class AmtHook(AwsBaseHook):
         yield from self._pages(
             "list_hyper_parameter_tuning_jobs", "HyperParameterTuningJobSummaries", filters
         )
+
+    def list_tuning_jobs_page(
+        self, token: str | None = None, **filters: Any
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Return one page of summaries of tuning jobs, and the token of the next page, if there is one.
+
+        :param token: of this page; ``None`` for the first.
+        :param filters: as for :meth:`list_tuning_jobs`.
+        """
+        page = {} if token is None else {"NextToken": token}
+        answer = self._call("list_hyper_parameter_tuning_jobs", MaxResults=_PAGE, **filters, **page)
+        return list(answer.get("HyperParameterTuningJobSummaries") or ()), answer.get("NextToken") or None
 
     def list_training_jobs(self, name: str, *, status: str | None = None) -> Iterator[dict[str, Any]]:
         """Iterate over a tuning job's training jobs, all pages.
@@ -258,8 +280,12 @@ class AmtHook(AwsBaseHook):
         :raises _StopRefusedError: the last attempt failed.
         """
         lost: list[object] = []
+        caller = threading.get_ident()
 
         def look(response: Any = None, caught_exception: Any = None, **_: Any) -> None:
+            # The client may be shared: other threads may be stopping other jobs.
+            if threading.get_ident() != caller:
+                return
             # botocore repeats what failed; of a call that AWS may have accepted, the answer is lost.
             if caught_exception is not None or (
                 response is not None and response[0].status_code >= _SERVER_FAULT

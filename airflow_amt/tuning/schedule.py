@@ -1,0 +1,856 @@
+"""Which call to AWS to make next, so that many watchers learn of their tuning jobs with few calls.
+
+Pure: no clock and no calls. Whoever uses a :class:`Schedule` asks it for the next action, carries it out, and
+tells it what came of it; it then says which watchers have something to look at.
+
+There are two ways to read tuning jobs. ``DescribeHyperParameterTuningJob`` tells all about one of them.
+``ListHyperParameterTuningJobs`` tells status and counters of a hundred (SageMaker API). A *sweep* lists the
+jobs in progress; what it costs is its pages, so it is made when it spares more descriptions than that. That a
+job is missing from a list proves nothing: it is described, or found in a list of those that ended. Times
+given to AWS as filters are AWS's own, so that clocks may differ.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any
+
+from airflow_amt.exceptions import AmtAwsError
+from airflow_amt.tuning.progress import TuningProgress
+from airflow_amt.tuning.rates import TokenBucket
+from airflow_amt.tuning.status import TuningJobStatus
+
+#: Summaries on a page of ``ListHyperParameterTuningJobs`` (SageMaker API, ``MaxResults``).
+PAGE = 100
+
+#: Share of its interval after which a job counts as worth a place in a sweep.
+_WORTH_A_PLACE = 0.5
+
+#: New watchers are waited for, so that one sweep serves all of a triggerer that starts: for so long after
+#: the last one, and for so long at most, in seconds.
+_GATHER_SECONDS = 0.1
+_GATHER_AT_MOST_SECONDS = 1.0
+
+#: For how long no sweep is made after one that was refused, or came to more pages than it spares.
+_SWEEPS_REFUSED_SECONDS = 600.0
+
+#: The same after one that failed, as when AWS is not to be reached.
+_SWEEPS_FAILED_SECONDS = 60.0
+
+#: From how many missing jobs on the lists of those that ended are read, and for how many one page may be.
+_CHASE_FROM = 4
+_MISSING_PER_PAGE = 10
+
+#: Descriptions a minute beyond what is due: of jobs that just began or are about to end, and for the best
+#: objective in people's logs.
+_EXTRA_PER_MINUTE = 4.0
+
+#: A job younger than this is looked at sooner: what is wrong with a request shows in the beginning.
+_YOUNG_SECONDS = 120.0
+_SHORTEST_EARLY_SECONDS = 5.0
+
+#: How long throttling may keep a job unread before its watchers are told, again and again.
+_TELL_THROTTLING_SECONDS = 300.0
+
+#: Calls that fail in a row, from which on it is the connection that fails, not the one job.
+_OUTAGE = 3
+
+_IN_PROGRESS = TuningJobStatus.IN_PROGRESS.value
+_STOPPING = TuningJobStatus.STOPPING.value
+
+#: Statuses whose jobs are swept together.
+_SWEPT = (_IN_PROGRESS, _STOPPING)
+
+#: Where jobs that are missing from the list of those in progress are looked for, and in this order.
+_CHASED = (
+    TuningJobStatus.COMPLETED.value,
+    _STOPPING,
+    TuningJobStatus.STOPPED.value,
+    TuningJobStatus.FAILED.value,
+)
+
+
+class Need(Enum):
+    """What a watcher needs to know of its job."""
+
+    #: Status and counters, of which a list tells as much as a description.
+    SUMMARY = "summary"
+    DESCRIPTION = "description"
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """Describe this tuning job.
+
+    :param name: the tuning job.
+    :param is_extra: nobody waits for it: if it fails, that is nobody's failure.
+    """
+
+    name: str
+    is_extra: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """List tuning jobs, the newest first, page by page, until :meth:`Schedule.page` says that it is enough.
+
+    :param status: ``StatusEquals``.
+    :param created_after: ``CreationTimeAfter``; ``None`` for none.
+    :param modified_after: ``LastModifiedTimeAfter``; ``None`` for none.
+    """
+
+    status: str
+    created_after: datetime | None = None
+    modified_after: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """There is nothing to do until then; ``None`` for ever, until somebody watches something."""
+
+    until: float | None
+
+
+Action = Describe | Sweep | Wait
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a watcher gets to see: a tuning job at one moment, or that reading it failed.
+
+    :param asked_at: when the call was made, by the clock of the schedule.
+    :param progress: the tuning job; ``None`` if reading failed.
+    :param description: the answer of ``DescribeHyperParameterTuningJob``, if it comes from that.
+    :param error: why reading failed.
+    """
+
+    asked_at: float
+    progress: TuningProgress | None = None
+    description: Mapping[str, Any] | None = None
+    error: Exception | None = None
+
+
+class Watcher:
+    """One who watches a tuning job; made by :meth:`Schedule.watch`.
+
+    :param job: its tuning job.
+    :param interval: longest time between two reads, in seconds.
+    :param since: from when on it watches.
+    """
+
+    __slots__ = (
+        "backed_off",
+        "curious",
+        "due",
+        "interval",
+        "job",
+        "need",
+        "seen",
+        "since",
+        "told_at",
+        "unseen",
+        "waiting",
+        "wake_by",
+        "wake_from",
+    )
+
+    def __init__(self, job: _Job, interval: float, since: float) -> None:
+        self.job = job
+        self.interval = interval
+        self.since = since
+        self.need = Need.SUMMARY
+        self.due = since
+        self.waiting = False
+        self.wake_from = since
+        self.wake_by = math.inf
+        self.curious = False
+        self.backed_off = False
+        self.told_at = since
+        self.seen: tuple[Any, ...] | None = None
+        self.unseen: Observation | None = None
+
+    def take(self) -> Observation | None:
+        """Return what there is to look at, once; ``None`` for nothing."""
+        observation, self.unseen = self.unseen, None
+        if observation is not None and observation.progress is not None:
+            self.seen = change_key(observation.progress)
+        self.waiting = False
+        return observation
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether it waits, and has nothing to look at."""
+        return self.waiting and self.unseen is None
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A tuning job that somebody watches."""
+
+    name: str
+    watchers: list[Watcher] = field(default_factory=list)
+    progress: TuningProgress | None = None
+    created_at: datetime | None = None
+    as_of: float | None = None
+    #: Its due time in the heap, if it is there.
+    pushed: float | None = None
+    #: In a queue, in a call, or put off until a sweep is over.
+    busy: bool = False
+    #: A description may tell what the list could not: it is missing there.
+    suspect: bool = False
+
+    @property
+    def due(self) -> float | None:
+        times = [min(one.due, one.wake_by) for one in self.watchers if one.is_hungry]
+        return min(times, default=None)
+
+    @property
+    def interval(self) -> float:
+        return min(one.interval for one in self.watchers)
+
+    @property
+    def group(self) -> str:
+        """The status with which it is listed."""
+        return _IN_PROGRESS if self.progress is None else self.progress.status
+
+    @property
+    def takes_summaries(self) -> bool:
+        return any(one.waiting and one.need is Need.SUMMARY for one in self.watchers)
+
+    def needs_description(self, now: float) -> bool:
+        return any(
+            one.is_hungry and one.need is Need.DESCRIPTION and min(one.due, one.wake_by) <= now
+            for one in self.watchers
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Sweeping:
+    """A sweep that is under way."""
+
+    status: str
+    began: float
+    wanted: set[str]
+    most_pages: int
+    chase: bool
+    found: set[str] = field(default_factory=set)
+    pages: int = 0
+    newest: datetime | None = None
+    postponed: list[_Job] = field(default_factory=list)
+
+
+def change_key(progress: TuningProgress) -> tuple[Any, ...]:
+    """Return what must differ for a summary to be news to whoever has seen an earlier one."""
+    return (progress.status, progress.training_jobs, progress.objectives)
+
+
+class Schedule:
+    """Decides which call comes next.
+
+    :param spread: returns a factor, at most 1, for the time until the next read: so that triggerers that
+        started together come apart.
+    """
+
+    def __init__(self, *, spread: Callable[[], float] = lambda: 1.0) -> None:
+        self._spread = spread
+        self._jobs: dict[str, _Job] = {}
+        self._heap: list[tuple[float, int, _Job]] = []
+        self._early: list[tuple[float, int, _Job, float]] = []
+        self._count = 0
+        self._suspects: deque[_Job] = deque()
+        self._queue: deque[_Job] = deque()
+        self._extras: deque[_Job] = deque()
+        self._sweeping: _Sweeping | None = None
+        self._chase: deque[str] = deque()
+        self._missing: dict[str, _Job] = {}
+        self._pages: dict[str, int] = {}
+        self._no_sweep_before: dict[str, float] = {}
+        #: Newest change by AWS's clock in the last whole sweep, and in the one before it.
+        self._newest: datetime | None = None
+        self._newest_before: datetime | None = None
+        self._watched_at = -math.inf
+        self._gather_from: float | None = None
+        self._failures = 0
+        self._extra = TokenBucket(_EXTRA_PER_MINUTE / 60, _EXTRA_PER_MINUTE, 0.0)
+
+    # --- watchers ------------------------------------------------------------------------------
+
+    def watch(self, name: str, interval: float, now: float) -> Watcher:
+        """Begin to watch a tuning job, as one more watcher of it."""
+        job = self._jobs.get(name)
+        if job is None:
+            job = self._jobs[name] = _Job(name)
+        watcher = Watcher(job, interval, now)
+        job.watchers.append(watcher)
+        self._watched_at = now
+        if self._gather_from is None:
+            self._gather_from = now
+        return watcher
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Forget a watcher."""
+        watcher.waiting = False
+        job = watcher.job
+        if watcher in job.watchers:
+            job.watchers.remove(watcher)
+        if not job.watchers and self._jobs.get(job.name) is job:
+            del self._jobs[job.name]
+            job.pushed = None
+
+    def wait(
+        self,
+        watcher: Watcher,
+        *,
+        due: float,
+        need: Need = Need.SUMMARY,
+        wake_from: float = -math.inf,
+        wake_by: float = math.inf,
+        curious: bool = False,
+        backed_off: bool = False,
+    ) -> bool:
+        """Let a watcher wait for the next observation.
+
+        :param due: when its job is to be read at the latest, unless it is read before.
+        :param need: what it needs.
+        :param wake_from: until then a change of counters is no news to it.
+        :param wake_by: from then on any observation is, even without a change.
+        :param curious: a description would be better than a summary, if one is to be had cheaply.
+        :param backed_off: it waits longer than its interval, because reading failed.
+        :return: whether there is something to look at already.
+        """
+        watcher.waiting = True
+        watcher.due = due
+        watcher.need = need
+        watcher.wake_from = wake_from
+        watcher.wake_by = wake_by
+        watcher.curious = curious
+        watcher.backed_off = backed_off
+        job = watcher.job
+        if watcher.unseen is not None:
+            return True
+        if job.suspect and not job.busy:
+            self._enqueue(self._suspects, job)
+        self._push(job)
+        return False
+
+    @property
+    def jobs(self) -> int:
+        """How many tuning jobs are watched."""
+        return len(self._jobs)
+
+    @property
+    def watchers(self) -> int:
+        """How many watch them."""
+        return sum(len(job.watchers) for job in self._jobs.values())
+
+    def staleness(self, now: float) -> float:
+        """Return how long ago the job that was not read for the longest time was read, in seconds."""
+        return max(
+            (
+                now - (min(one.since for one in job.watchers) if job.as_of is None else job.as_of)
+                for job in self._jobs.values()
+                if job.due is not None
+            ),
+            default=0.0,
+        )
+
+    # --- what to do next -----------------------------------------------------------------------
+
+    def next(self, now: float, wall: datetime) -> Action:
+        """Return what to do now.
+
+        :param now: the schedule's clock.
+        :param wall: the time of day, aware; only to tell young jobs from old ones.
+        """
+        self._wall = wall
+        if self._sweeping is None and self._chase:
+            sweep = self._next_chase(now)
+            if sweep is not None:
+                return sweep
+        sweep = self._take_due(now)
+        if sweep is not None:
+            return sweep
+        if (suspect := self._pop(self._suspects)) is not None:
+            return Describe(suspect.name)
+        if (queued := self._pop(self._queue)) is not None:
+            return Describe(queued.name)
+        if (extra := self._next_extra(now)) is not None:
+            return Describe(extra.name, is_extra=True)
+        times = [heap[0][0] for heap in (self._heap, self._early) if heap]
+        return Wait(min(times, default=None))
+
+    def _take_due(self, now: float) -> Sweep | None:
+        due: dict[str, list[_Job]] = {}
+        for job in self._pop_due(now):
+            if job.needs_description(now):
+                self._enqueue(self._queue, job)
+            else:
+                due.setdefault(job.group, []).append(job)
+        sweep: Sweep | None = None
+        for status, jobs in due.items():
+            if sweep is None:
+                sweep = self._sweep_or_queue(status, jobs, now)
+            else:
+                # One sweep at a time; the other group has its turn after it.
+                self._postpone(jobs)
+        return sweep
+
+    def _pop_due(self, now: float) -> Iterator[_Job]:
+        gather_until = self._gathering_until()
+        late: list[_Job] = []
+        while self._heap and self._heap[0][0] <= now:
+            due, _, job = heapq.heappop(self._heap)
+            if job.pushed != due:
+                continue
+            job.pushed = None
+            if job.busy or job.due is None:
+                continue
+            if job.as_of is None and now < gather_until:
+                late.append(job)
+                continue
+            yield job
+        for job in late:
+            self._push_at(job, gather_until)
+        if now >= gather_until:
+            self._gather_from = None
+
+    def _gathering_until(self) -> float:
+        if self._gather_from is None:
+            return -math.inf
+        return min(self._watched_at + _GATHER_SECONDS, self._gather_from + _GATHER_AT_MOST_SECONDS)
+
+    def _sweep_or_queue(self, status: str, jobs: list[_Job], now: float) -> Sweep | None:
+        if status not in _SWEPT:
+            for job in jobs:
+                self._enqueue(self._queue, job)
+            return None
+        if self._sweeping is not None:
+            self._postpone(jobs)
+            return None
+        group = [job for job in self._jobs.values() if job.group == status and job.takes_summaries]
+        worth = sum(
+            job.due is not None and job.due <= now + _WORTH_A_PLACE * job.interval
+            for job in group
+            if not job.busy
+        )
+        pages = self._pages.get(status) or math.ceil(len(group) / PAGE)
+        if pages >= worth or now < self._no_sweep_before.get(status, -math.inf):
+            for job in jobs:
+                self._enqueue(self._queue, job)
+            return None
+        created = [job.created_at for job in group]
+        oldest = None if None in created else min(one for one in created if one is not None)
+        self._sweeping = _Sweeping(
+            status=status,
+            began=now,
+            wanted={job.name for job in group},
+            # More than that, and describing them is cheaper.
+            most_pages=worth,
+            chase=False,
+        )
+        self._postpone(jobs)
+        # Whether the filter includes its limit is not documented; times may be rounded.
+        return Sweep(status=status, created_after=None if oldest is None else oldest - timedelta(seconds=1))
+
+    def _next_chase(self, now: float) -> Sweep | None:
+        """Return the next list in which those that are missing are looked for; suspects are left over."""
+        while self._chase:
+            status = self._chase.popleft()
+            missing = {name: job for name, job in self._missing.items() if self._jobs.get(name) is job}
+            self._missing = missing
+            if len(missing) < _CHASE_FROM or now < self._no_sweep_before.get(status, -math.inf):
+                continue
+            self._sweeping = _Sweeping(
+                status=status,
+                began=now,
+                wanted=set(missing),
+                most_pages=max(1, len(missing) // _MISSING_PER_PAGE),
+                chase=True,
+            )
+            after = self._newest_before
+            return Sweep(
+                status=status,
+                modified_after=None if after is None or status == _STOPPING else after - timedelta(seconds=1),
+            )
+        self._suspect_missing()
+        return None
+
+    def _suspect_missing(self) -> None:
+        self._chase.clear()
+        missing, self._missing = self._missing, {}
+        for name, job in missing.items():
+            if self._jobs.get(name) is job:
+                job.busy = False
+                job.suspect = True
+                self._enqueue(self._suspects, job)
+
+    def _next_extra(self, now: float) -> _Job | None:
+        if (job := self._pop(self._extras)) is not None:
+            return job
+        while self._early and self._early[0][0] <= now:
+            _, _, job, as_of = heapq.heappop(self._early)
+            # What was read since has said anew when to look.
+            if self._jobs.get(job.name) is not job or job.busy or job.as_of != as_of or job.due is None:
+                continue
+            if self._take_extra(now):
+                job.busy = True
+                return job
+        return None
+
+    def _take_extra(self, now: float) -> bool:
+        if self._extra.wait(now) > 0:
+            return False
+        self._extra.spend(now)
+        return True
+
+    # --- what came of it -----------------------------------------------------------------------
+
+    def described(
+        self, name: str, progress: TuningProgress, description: Mapping[str, Any], asked_at: float, now: float
+    ) -> list[Watcher]:
+        """Take note of the answer of a Describe; return who has something to look at."""
+        job = self._jobs.get(name)
+        self._succeeded(now)
+        if job is None:
+            return []
+        job.suspect = False
+        woken = self._observe(job, progress, description, asked_at, now)
+        self._free(job)
+        return woken
+
+    def failed(self, name: str, error: Exception, now: float, *, is_transient: bool) -> list[Watcher]:
+        """Take note that a Describe failed; return who has to hear of it.
+
+        Of errors in a row that any call can have, whoever waits for a read that is due hears: a call for
+        each of them would tell them the same.
+        """
+        self._failures = self._failures + 1 if is_transient else 0
+        job = self._jobs.get(name)
+        told = [] if job is None else self._tell(job, error, now)
+        if job is not None:
+            self._free(job)
+        if self._failures >= _OUTAGE:
+            told += self._tell_due(error, now)
+        return told
+
+    def dropped(self, name: str) -> None:
+        """Take note that a Describe failed that nobody waits for."""
+        job = self._jobs.get(name)
+        if job is not None:
+            self._free(job)
+
+    def unable(self, name: str | None, error: Exception, now: float) -> list[Watcher]:
+        """Take note that no call can be made at all; return who has to hear of it: all whose read is due.
+
+        :param name: the job that was to be described; ``None`` for a sweep.
+        """
+        job = None if name is None else self._jobs.get(name)
+        told = [] if job is None else self._tell(job, error, now)
+        if job is not None:
+            self._free(job)
+        elif name is None:
+            self._stop_sweep(now)
+        return told + self._tell_due(error, now)
+
+    def throttled(self, name: str | None, error: AmtAwsError, now: float) -> list[Watcher]:
+        """Take note that a call was throttled, which is nobody's failure.
+
+        :param name: the job that was to be described; ``None`` for a sweep.
+        :return: who has to hear of it, because it lasts.
+        """
+        job = None if name is None else self._jobs.get(name)
+        if job is not None:
+            job.busy = False
+            if job.suspect:
+                self._enqueue(self._suspects, job)
+            else:
+                self._push(job)
+        return self._tell_due(error, now, unread_for=_TELL_THROTTLING_SECONDS)
+
+    def unable_all(self, error: Exception, now: float) -> list[Watcher]:
+        """Take note that there will be no call any more; return who has to hear of it: all who wait."""
+        return [watcher for job in self._jobs.values() for watcher in self._tell(job, error, now)]
+
+    def page(
+        self, summaries: Sequence[TuningProgress], asked_at: float, now: float
+    ) -> tuple[list[Watcher], bool]:
+        """Take note of a page of the sweep; return who has something to look at, and whether to go on."""
+        self._succeeded(now)
+        sweep = self._sweep
+        sweep.pages += 1
+        woken: list[Watcher] = []
+        for progress in summaries:
+            modified = progress.last_modified_at
+            if modified is not None and (sweep.newest is None or modified > sweep.newest):
+                sweep.newest = modified
+            sweep.found.add(progress.name)
+            job = self._jobs.get(progress.name)
+            if job is None:
+                continue
+            woken += self._observe(job, progress, None, asked_at, now)
+        return woken, sweep.pages < sweep.most_pages and not sweep.wanted <= sweep.found
+
+    def swept(self, now: float, *, is_whole: bool) -> None:
+        """Take note that a sweep is over.
+
+        :param is_whole: whether there was no further page.
+        """
+        sweep = self._sweep
+        self._sweeping = None
+        found_all = sweep.wanted <= sweep.found
+        if sweep.chase:
+            self._free_found(sweep)
+            return
+        if found_all or is_whole:
+            self._pages[sweep.status] = max(1, sweep.pages)
+            if sweep.status == _IN_PROGRESS:
+                self._newest_before = self._newest
+                self._newest = max(filter(None, (self._newest, sweep.newest)), default=None)
+        else:
+            # It came to more pages than it spares: others have many jobs here.
+            self._no_sweep_before[sweep.status] = now + _SWEEPS_REFUSED_SECONDS
+        if is_whole and not found_all:
+            self._chase_missing(sweep)
+        self._resume(sweep)
+
+    def refused(self, now: float, *, briefly: bool = False) -> None:
+        """Take note that the sweep is not permitted, or makes no sense: its jobs are described for a while.
+
+        :param briefly: it may make sense in a minute.
+        """
+        self._stop_sweep(now + (_SWEEPS_FAILED_SECONDS if briefly else _SWEEPS_REFUSED_SECONDS))
+
+    def interrupted(self, error: AmtAwsError, now: float) -> list[Watcher]:
+        """Take note that the sweep failed for a reason that may pass; return who has to hear of it."""
+        self._failures += 1
+        self._stop_sweep(now + _SWEEPS_FAILED_SECONDS)
+        return self._tell_due(error, now) if self._failures >= _OUTAGE else []
+
+    @property
+    def _sweep(self) -> _Sweeping:
+        if self._sweeping is None:
+            raise ValueError("no sweep is under way")
+        return self._sweeping
+
+    def _stop_sweep(self, not_before: float) -> None:
+        sweep = self._sweep
+        self._sweeping = None
+        self._no_sweep_before[sweep.status] = not_before
+        if sweep.chase:
+            self._free_found(sweep)
+        else:
+            self._resume(sweep)
+
+    def _free_found(self, sweep: _Sweeping) -> None:
+        for name in sweep.found & self._missing.keys():
+            job = self._missing.pop(name)
+            if not job.suspect:
+                self._free(job)
+        if not self._chase:
+            self._suspect_missing()
+
+    def _chase_missing(self, sweep: _Sweeping) -> None:
+        """Look for those that should have been listed, and were not."""
+        for name in sweep.wanted - sweep.found:
+            job = self._jobs.get(name)
+            # One that somebody began to watch meanwhile may be newer than the list.
+            if (
+                job is None
+                or (job.busy and job not in sweep.postponed)
+                or (job.as_of is not None and job.as_of >= sweep.began)
+                or not any(one.waiting and one.since <= sweep.began for one in job.watchers)
+            ):
+                continue
+            job.busy = True
+            self._missing[name] = job
+        sweep.postponed = [job for job in sweep.postponed if job.name not in self._missing]
+        self._chase = deque(_CHASED if sweep.status == _IN_PROGRESS else _CHASED[2:])
+        if len(self._missing) < _CHASE_FROM:
+            self._suspect_missing()
+
+    def _resume(self, sweep: _Sweeping) -> None:
+        for job in sweep.postponed:
+            self._free(job)
+
+    # --- observations --------------------------------------------------------------------------
+
+    def _observe(
+        self,
+        job: _Job,
+        progress: TuningProgress,
+        description: Mapping[str, Any] | None,
+        asked_at: float,
+        now: float,
+    ) -> list[Watcher]:
+        if job.as_of is not None and job.as_of > asked_at:
+            return []
+        if description is None and job.progress is not None:
+            if _is_older(progress.status, job.progress.status):
+                return []
+            if progress.training_jobs.launched < job.progress.training_jobs.launched:
+                # A list that lags: that the job goes on is all that it tells.
+                progress = job.progress
+        job.progress = progress
+        job.as_of = asked_at
+        job.created_at = progress.created_at or job.created_at
+        woken: list[Watcher] = []
+        spread = self._spread()
+        next_at = asked_at + job.interval * spread
+        for watcher in job.watchers:
+            if self._is_news(watcher, progress, description, asked_at, now):
+                watcher.unseen = Observation(asked_at=asked_at, progress=progress, description=description)
+                if watcher.waiting:
+                    woken.append(watcher)
+            elif watcher.need is Need.SUMMARY:
+                watcher.due = asked_at + watcher.interval * spread
+        if not progress.is_terminal:
+            early = early_wait(progress, self._wall)
+            if early is not None and asked_at + early < next_at - _SHORTEST_EARLY_SECONDS:
+                self._count += 1
+                heapq.heappush(self._early, (asked_at + early, self._count, job, asked_at))
+        if not job.busy:
+            self._push(job)
+        return woken
+
+    def _is_news(
+        self,
+        watcher: Watcher,
+        progress: TuningProgress,
+        description: Mapping[str, Any] | None,
+        asked_at: float,
+        now: float,
+    ) -> bool:
+        job = watcher.job
+        if description is None and watcher.need is Need.DESCRIPTION:
+            if progress.is_terminal and not job.suspect:
+                # What it waits for has come; only a description tells what.
+                job.suspect = True
+                self._enqueue(self._suspects, job)
+            return False
+        if (
+            watcher.need is Need.DESCRIPTION
+            or progress.is_terminal
+            or watcher.seen is None
+            # It counts failures in a row.
+            or watcher.backed_off
+            or asked_at >= watcher.wake_by
+            or (description is not None and asked_at >= watcher.due)
+        ):
+            return True
+        if change_key(progress) == watcher.seen or asked_at < watcher.wake_from:
+            return False
+        if description is not None:
+            return True
+        if watcher.curious and not job.busy and self._take_extra(now):
+            self._enqueue(self._extras, job)
+            # If nothing comes of it, the next summary will do.
+            watcher.curious = False
+            return False
+        return True
+
+    def _tell(self, job: _Job, error: Exception, now: float) -> list[Watcher]:
+        told: list[Watcher] = []
+        for watcher in job.watchers:
+            watcher.told_at = now
+            if watcher.is_hungry:
+                watcher.unseen = Observation(asked_at=now, error=error)
+                told.append(watcher)
+        return told
+
+    def _tell_due(self, error: Exception, now: float, *, unread_for: float = 0.0) -> list[Watcher]:
+        told: list[Watcher] = []
+        for job in self._jobs.values():
+            due = job.due
+            if due is None or due > now:
+                continue
+            since = max(-math.inf if job.as_of is None else job.as_of, *(one.told_at for one in job.watchers))
+            if now - since >= unread_for:
+                told += self._tell(job, error, now)
+        return told
+
+    def _succeeded(self, now: float) -> None:
+        if self._failures < _OUTAGE:
+            self._failures = 0
+            return
+        self._failures = 0
+        # It is over: those who wait long because of it need not any more.
+        for job in self._jobs.values():
+            for watcher in job.watchers:
+                if watcher.waiting and watcher.backed_off:
+                    watcher.due = min(watcher.due, now + watcher.interval * self._spread())
+            if not job.busy:
+                self._push(job)
+
+    # --- queues --------------------------------------------------------------------------------
+
+    def _push(self, job: _Job) -> None:
+        due = job.due
+        if due is not None and not job.busy:
+            self._push_at(job, due if job.as_of is not None else max(due, self._gathering_until()))
+
+    def _push_at(self, job: _Job, at: float) -> None:
+        if job.pushed == at:
+            return
+        job.pushed = at
+        self._count += 1
+        heapq.heappush(self._heap, (at, self._count, job))
+
+    def _enqueue(self, queue: deque[_Job], job: _Job) -> None:
+        job.busy = True
+        queue.append(job)
+
+    def _pop(self, queue: deque[_Job]) -> _Job | None:
+        while queue:
+            job = queue.popleft()
+            if self._jobs.get(job.name) is not job:
+                continue
+            if job.due is None:
+                # Whoever it was for has seen something meanwhile.
+                self._free(job)
+                continue
+            return job
+        return None
+
+    def _postpone(self, jobs: Iterable[_Job]) -> None:
+        sweep = self._sweep
+        for job in jobs:
+            job.busy = True
+            sweep.postponed.append(job)
+
+    def _free(self, job: _Job) -> None:
+        job.busy = False
+        self._push(job)
+
+
+def _is_older(status: str, than: str) -> bool:
+    """Whether a status must be from before another one: a tuning job never goes back."""
+    ranks = {_IN_PROGRESS: 0, _STOPPING: 1}
+    return ranks.get(status, 2) < ranks.get(than, 2)
+
+
+def early_wait(progress: TuningProgress, wall: datetime) -> float | None:
+    """Return in how many seconds a job may well have news, if it is young or near a limit of its own.
+
+    :param progress: the job.
+    :param wall: the time of day, aware. A clock that is wrong costs a few calls, or none is made.
+    """
+    if progress.created_at is None:
+        return None
+    age = (wall - progress.created_at).total_seconds()
+    if age < 0:
+        return None
+    waits: list[float] = []
+    if age < _YOUNG_SECONDS:
+        waits.append(age / 2)
+    ended, criteria = progress.training_jobs.ended, progress.criteria
+    if criteria.max_training_jobs is not None and ended:
+        waits.append(age / ended * max(0, criteria.max_training_jobs - ended))
+    if criteria.max_runtime_seconds is not None:
+        waits.append(criteria.max_runtime_seconds - age)
+    return None if not waits else max(_SHORTEST_EARLY_SECONDS, min(waits))

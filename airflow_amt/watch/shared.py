@@ -1,0 +1,574 @@
+"""One watch of tuning jobs per connection for all triggers of a process.
+
+Triggers subscribe with the name of a job. The watch makes the calls, in few threads of its own and with one
+client, and lets :mod:`airflow_amt.tuning.schedule` decide which; it ends with its last subscriber.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
+
+from airflow_amt import _compat
+from airflow_amt.exceptions import AmtAccessDeniedError, AmtAwsError, AmtFieldError, AmtThrottledError
+from airflow_amt.hooks.errors import is_transient
+from airflow_amt.hooks.metering import Meter, meter_of
+from airflow_amt.tuning import TuningProgress
+from airflow_amt.tuning.schedule import Describe, Need, Observation, Schedule, Sweep, Wait, Watcher
+from airflow_amt.tuning.values import parse_number
+
+if TYPE_CHECKING:
+    from airflow_amt.hooks.tuning import AmtHook
+
+_Result = TypeVar("_Result")
+
+log = logging.getLogger(__name__)
+
+#: ``[amt] watch_calls_per_second`` and ``watch_calls_burst``, where they are not set. AWS publishes no limit
+#: of these calls; a handful a second is what accounts were seen to get.
+DEFAULT_CALLS_PER_SECOND = 5.0
+DEFAULT_BURST = 10.0
+
+#: Calls at once. A call takes 50 to 200 ms; one that hangs must not hold up the others.
+_CALLS_AT_ONCE = 4
+
+#: Subscribers that are woken in one go, before others have their turn on the event loop.
+_WOKEN_AT_ONCE = 50
+
+#: Between two reports in log and metrics.
+_REPORT_SECONDS = 60.0
+
+#: How often is looked whether the connection was edited, and how soon after a refusal a new hook is tried.
+_LOOK_AT_CONNECTION_SECONDS = 300.0
+_NEW_HOOK_SECONDS = 30.0
+
+#: A page of a sweep is tried so often while it is throttled; then the sweep begins anew later.
+_PAGE_ATTEMPTS = 5
+
+#: How far reads are made before their time at most, as a share of the interval: triggerers that were started
+#: together shall come apart, and none shall be late.
+_SPREAD = 0.1
+
+
+class Connection(Protocol):
+    """What subscribers have a connection by: :class:`airflow_amt._lazy_hook.LazyHook`."""
+
+    aws_conn_id: str | None
+
+    def connection_arguments(self) -> dict[str, Any]:
+        """Return its arguments; those of the same arguments share a watch."""
+
+    def new_hook(self) -> AmtHook:
+        """Return a hook of this connection as it is now."""
+
+
+class _NoHookError(Exception):
+    """No call can be made: the hook cannot be built.
+
+    :param cause: what it failed of.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Subscription:
+    """One subscriber's view of its tuning job; made by :func:`subscribe`."""
+
+    def __init__(self, watch: SharedWatch, watcher: Watcher) -> None:
+        self._watch = watch
+        self._watcher = watcher
+
+    async def next(
+        self,
+        *,
+        due_in: float,
+        need: Need = Need.SUMMARY,
+        within: float | None = None,
+        patience: float = 0.0,
+        quiet_for: float = 0.0,
+        curious: bool = False,
+        backed_off: bool = False,
+    ) -> Observation | None:
+        """Wait for the next observation of the job, or of a failure to read it.
+
+        :param due_in: seconds until it is to be read at the latest.
+        :param need: what is needed.
+        :param within: seconds until any observation counts, also one that says nothing new; ``None`` to wait
+            for news.
+        :param patience: seconds beyond ``within`` for that one to come.
+        :param quiet_for: seconds until a change of counters is news.
+        :param curious: a description would be better than a summary, if one is to be had cheaply.
+        :param backed_off: ``due_in`` is longer than the interval, because reading failed.
+        :return: ``None`` if none came in time.
+        """
+        now = time.monotonic()
+        observation = await self._watch.wait(
+            self._watcher,
+            timeout=None if within is None else within + patience,
+            due=now + due_in,
+            need=need,
+            wake_from=now + quiet_for,
+            wake_by=float("inf") if within is None else now + within,
+            curious=curious,
+            backed_off=backed_off,
+        )
+        return observation
+
+    def hook(self) -> AmtHook:
+        """Return the watch's hook, for other calls about this job; blocking."""
+        return self._watch.hook()
+
+
+@contextmanager
+def subscribe(connection: Connection, name: str, interval: float) -> Iterator[Subscription]:
+    """Subscribe to a tuning job, from a coroutine of the event loop that runs.
+
+    :param connection: the AWS connection.
+    :param name: the tuning job.
+    :param interval: longest time between two reads, in seconds.
+    """
+    watch = SharedWatch.of(connection)
+    watcher = watch.watch(name, interval)
+    try:
+        yield Subscription(watch, watcher)
+    finally:
+        watch.unwatch(watcher)
+
+
+_watches: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, SharedWatch]] = WeakKeyDictionary()
+
+
+class SharedWatch:
+    """Watches the tuning jobs of one connection for all its subscribers in one event loop.
+
+    It begins with its first subscriber and ends with its last one, with its task, threads and sockets.
+
+    :param connection: the AWS connection.
+    :param key: by which it is found.
+    """
+
+    def __init__(self, connection: Connection, key: str) -> None:
+        self._key = key
+        self._loop = asyncio.get_running_loop()
+        self._schedule = Schedule(spread=lambda: 1 - _SPREAD * random.random())  # noqa: S311 - only spread
+        self._waiting: dict[Watcher, asyncio.Future[None]] = {}
+        self._threads = ThreadPoolExecutor(max_workers=_CALLS_AT_ONCE, thread_name_prefix="airflow-amt-watch")
+        self._source = _HookSource(connection)
+        self._awake = asyncio.Event()
+        self._asleep_until = float("-inf")
+        self._running: set[asyncio.Task[None]] = set()
+        self._told_refused = False
+        self._report = _Report(connection.aws_conn_id, time.monotonic())
+        # An empty context: Airflow takes what is logged in a trigger's context for that trigger's.
+        self._task = self._loop.create_task(
+            self._run(), name="airflow-amt-watch", context=contextvars.Context()
+        )
+
+    @classmethod
+    def of(cls, connection: Connection) -> SharedWatch:
+        """Return the watch of a connection in the event loop that runs; begin it if there is none."""
+        watches = _watches.setdefault(asyncio.get_running_loop(), {})
+        key = json.dumps(connection.connection_arguments(), sort_keys=True, default=repr)
+        watch = watches.get(key)
+        if watch is None:
+            watch = watches[key] = cls(connection, key)
+        return watch
+
+    # --- subscribers ---------------------------------------------------------------------------
+
+    def watch(self, name: str, interval: float) -> Watcher:
+        """Begin to watch a tuning job."""
+        return self._schedule.watch(name, interval, time.monotonic())
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Leave off; the last one ends the watch."""
+        self._schedule.unwatch(watcher)
+        if self._schedule.jobs == 0:
+            self._end()
+
+    async def wait(self, watcher: Watcher, *, timeout: float | None, **how: Any) -> Observation | None:
+        """Wait for the next observation.
+
+        :param timeout: seconds after which it is waited no longer.
+        :param how: as for :meth:`airflow_amt.tuning.schedule.Schedule.wait`.
+        """
+        if not self._schedule.wait(watcher, **how):
+            future = self._waiting[watcher] = self._loop.create_future()
+            pushed = watcher.job.pushed
+            if watcher.job.busy or pushed is None or pushed < self._asleep_until:
+                self._awake.set()
+            try:
+                await asyncio.wait_for(future, timeout)
+            except TimeoutError:
+                pass  # nothing came, which the caller is told
+            finally:
+                self._waiting.pop(watcher, None)
+        return watcher.take()
+
+    def hook(self) -> AmtHook:
+        """Return the hook that reads; blocking."""
+        return self._source.get()
+
+    # --- its own task --------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                self._awake.clear()
+                now = time.monotonic()
+                until: float | None = None
+                if len(self._running) < _CALLS_AT_ONCE:
+                    gate = self._source.seconds_to_call()
+                    if gate <= 0:
+                        action = self._schedule.next(now, datetime.now(UTC))
+                        if not isinstance(action, Wait):
+                            self._start(action)
+                            continue
+                        until = action.until
+                    else:
+                        until = now + gate
+                report_at = self._report.next_at
+                self._asleep_until = report_at if until is None else min(until, report_at)
+                await self._sleep(self._asleep_until - now)
+                if time.monotonic() >= report_at:
+                    self._tell()
+        except Exception as error:
+            # A defect here must not leave thousands of tasks waiting for ever: each resumes, and looks itself.
+            log.exception("Watching tuning jobs failed; their tasks resume")
+            self._forget()
+            await self._wake(self._schedule.unable_all(error, time.monotonic()))
+        finally:
+            self._asleep_until = float("inf")
+            for task in self._running:
+                task.cancel()
+            self._report.end()
+            self._threads.submit(self._source.close)
+            self._threads.shutdown(wait=False)
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        try:
+            await asyncio.wait_for(self._awake.wait(), seconds)
+        except TimeoutError:
+            pass  # it is time
+
+    def _end(self) -> None:
+        self._forget()
+        self._task.cancel()
+
+    def _forget(self) -> None:
+        watches = _watches.get(self._loop, {})
+        if watches.get(self._key) is self:
+            del watches[self._key]
+
+    def _start(self, action: Describe | Sweep) -> None:
+        work: Coroutine[Any, Any, None] = (
+            self._describe(action) if isinstance(action, Describe) else self._sweep(action)
+        )
+        task = self._loop.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._awake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._task.get_loop().call_exception_handler(
+                {"message": "Watching tuning jobs failed", "exception": error, "task": task}
+            )
+
+    async def _wake(self, watchers: Sequence[Watcher]) -> None:
+        for number, watcher in enumerate(watchers, start=1):
+            future = self._waiting.get(watcher)
+            if future is not None and not future.done():
+                future.set_result(None)
+            if number % _WOKEN_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    # --- calls ---------------------------------------------------------------------------------
+
+    async def _describe(self, action: Describe) -> None:
+        name, asked_at = action.name, time.monotonic()
+
+        def call(hook: AmtHook) -> tuple[TuningProgress, dict[str, Any]]:
+            description = hook.describe_tuning_job(name)
+            return TuningProgress.from_describe(description), description
+
+        try:
+            progress, description = await self._call(call)
+        except AmtThrottledError as error:
+            woken = self._schedule.throttled(name, error, time.monotonic())
+        except _NoHookError as error:
+            woken = self._schedule.unable(name, error.cause, time.monotonic())
+        except Exception as error:
+            # Whatever it is, it is this job's: whoever watches it tells it, or looks again.
+            transient = isinstance(error, AmtAwsError) and is_transient(error)
+            if action.is_extra and transient:
+                self._schedule.dropped(name)
+                return
+            woken = self._schedule.failed(name, error, time.monotonic(), is_transient=transient)
+        else:
+            woken = self._schedule.described(name, progress, description, asked_at, time.monotonic())
+        await self._wake(woken)
+
+    async def _sweep(self, sweep: Sweep) -> None:
+        filters: dict[str, Any] = {
+            "StatusEquals": sweep.status,
+            "SortBy": "CreationTime",
+            "SortOrder": "Descending",
+        }
+        if sweep.created_after is not None:
+            filters["CreationTimeAfter"] = sweep.created_after
+        if sweep.modified_after is not None:
+            filters["LastModifiedTimeAfter"] = sweep.modified_after
+        token: str | None = None
+        seen: set[str] = set()
+        throttled = 0
+        while True:
+            asked_at = time.monotonic()
+            try:
+                summaries, following = await self._call(partial(_page, token=token, filters=filters))
+            except AmtThrottledError as error:
+                throttled += 1
+                woken = self._schedule.throttled(None, error, time.monotonic())
+                if throttled >= _PAGE_ATTEMPTS:
+                    self._schedule.refused(time.monotonic(), briefly=True)
+                await self._wake(woken)
+                if throttled >= _PAGE_ATTEMPTS:
+                    return
+                await asyncio.sleep(max(self._source.seconds_to_call(), 0.0))
+                continue
+            except _NoHookError as error:
+                await self._wake(self._schedule.unable(None, error.cause, time.monotonic()))
+                return
+            except Exception as error:
+                await self._wake(self._abandon(error, is_first=token is None))
+                return
+            throttled = 0
+            woken, go_on = self._schedule.page(summaries, asked_at, time.monotonic())
+            await self._wake(woken)
+            if following is not None and following in seen:
+                log.warning("AWS repeats a page when tuning jobs are listed; they are described for a while.")
+                self._schedule.refused(time.monotonic())
+                return
+            if not go_on or following is None:
+                self._schedule.swept(time.monotonic(), is_whole=following is None)
+                return
+            token = following
+            seen.add(following)
+            await asyncio.sleep(max(self._source.seconds_to_call(), 0.0))
+
+    def _abandon(self, error: Exception, *, is_first: bool) -> list[Watcher]:
+        if isinstance(error, AmtAwsError) and is_transient(error):
+            return self._schedule.interrupted(error, time.monotonic())
+        if not self._told_refused:
+            # What it means for a job, its own description will tell.
+            self._told_refused = True
+            log.warning(
+                "Tuning jobs cannot be listed (connection %r), so each is described, which takes more calls: "
+                "%s. Fix: permit sagemaker:ListHyperParameterTuningJobs.",
+                self._source.conn_id,
+                error,
+            )
+        # In the middle of a list a token may have become too old.
+        self._schedule.refused(time.monotonic(), briefly=not is_first)
+        return []
+
+    async def _call(self, call: Callable[[AmtHook], _Result]) -> _Result:
+        return await _compat.in_thread(lambda: self._source.call(call), threads=self._threads)
+
+    def _tell(self) -> None:
+        self._report.tell(
+            time.monotonic(),
+            jobs=self._schedule.jobs,
+            subscribers=self._schedule.watchers,
+            staleness=self._schedule.staleness(time.monotonic()),
+            meter=self._source.meter,
+        )
+
+
+def _page(
+    hook: AmtHook, *, token: str | None, filters: dict[str, Any]
+) -> tuple[list[TuningProgress], str | None]:
+    summaries, following = hook.list_tuning_jobs_page(token, **filters)
+    return [TuningProgress.from_list_summary(one) for one in summaries], following
+
+
+class _HookSource:
+    """The hook of a watch: built in a thread when it is first needed, and anew when the connection changed.
+
+    :param connection: the AWS connection.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.conn_id = connection.aws_conn_id
+        self.meter: Meter | None = None
+        self._new_hook = connection.new_hook
+        self._lock = threading.Lock()
+        self._hook: AmtHook | None = None
+        self._built_at = float("-inf")
+        self._looked_at = float("-inf")
+
+    def seconds_to_call(self) -> float:
+        """Return the seconds until a call may be made."""
+        return 0.0 if self.meter is None else self.meter.wait()
+
+    def get(self) -> AmtHook:
+        """Return the hook; blocking.
+
+        :raises _NoHookError: it cannot be built.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if self._hook is None:
+                return self._build(now)
+            if now - self._looked_at >= _LOOK_AT_CONNECTION_SECONDS:
+                self._looked_at = now
+                if self._is_edited(self._hook):
+                    log.info(
+                        "Connection %r was edited; tuning jobs are read by it as it is now.", self.conn_id
+                    )
+                    return self._build(now)
+            return self._hook
+
+    def call(self, call: Callable[[AmtHook], _Result]) -> _Result:
+        """Make a call; blocking. If it is refused, once more with a hook of new credentials.
+
+        :raises _NoHookError: the hook cannot be built.
+        :raises AmtAwsError: the call failed.
+        """
+        hook = self.get()
+        try:
+            return call(hook)
+        except AmtAccessDeniedError:
+            if not self._renew(hook):
+                raise
+            return call(self.get())
+
+    def close(self) -> None:
+        """Close the hook's connections to AWS."""
+        with self._lock:
+            self._close(self._hook)
+            self._hook = None
+
+    def _renew(self, refused: AmtHook) -> bool:
+        """Build a new hook in place of one that was refused; return whether there is a newer one."""
+        with self._lock:
+            now = time.monotonic()
+            if self._hook is not refused:
+                return self._hook is not None
+            if now - self._built_at < _NEW_HOOK_SECONDS:
+                return False
+            self._build(now)
+            return True
+
+    def _build(self, now: float) -> AmtHook:
+        self._built_at = self._looked_at = now
+        rate, burst = configured_rate()
+        try:
+            hook = self._new_hook()
+            meter = meter_of(hook, rate, burst)
+        except Exception as error:
+            # Airflow raises anything if it has no such connection, botocore if the region is not known.
+            raise _NoHookError(error) from error
+        self._close(self._hook)
+        self._hook, self.meter = hook, meter
+        return hook
+
+    def _close(self, hook: AmtHook | None) -> None:
+        if hook is not None:
+            hook.conn.close()
+
+    def _is_edited(self, hook: AmtHook) -> bool:
+        try:
+            return not hook.has_connection_of(self._new_hook())
+        except Exception:
+            # Whatever the supervisor or a secrets backend raises; the hook that there is works on.
+            log.warning("Whether connection %r was edited cannot be told", self.conn_id, exc_info=True)
+            return False
+
+
+def configured_rate() -> tuple[float, float]:
+    """Return ``[amt] watch_calls_per_second`` and ``watch_calls_burst``.
+
+    A value that is none is logged, and the default taken: a slip there shall not end every task that waits.
+    """
+    rate, burst = _compat.watch_rate()
+    return (
+        _setting("watch_calls_per_second", rate, DEFAULT_CALLS_PER_SECOND, at_least=0.01),
+        _setting("watch_calls_burst", burst, DEFAULT_BURST, at_least=1.0),
+    )
+
+
+def _setting(option: str, value: str | None, default: float, *, at_least: float) -> float:
+    if value is None or not str(value).strip():
+        return default
+    try:
+        return parse_number(f"[amt] {option}", value, at_least=at_least, at_most=10_000)
+    except AmtFieldError as error:
+        log.error("%s The default of %g is taken.", error, default)  # noqa: TRY400 - it says it all
+        return default
+
+
+class _Report:
+    """What a watch tells of itself once a minute, in one line of the log and as metrics.
+
+    :param conn_id: the connection.
+    :param now: when the watch began.
+    """
+
+    def __init__(self, conn_id: str | None, now: float) -> None:
+        self._tags = {"connection": conn_id or "none"}
+        self._calls = self._throttles = 0
+        self._told = False
+        self.next_at = now + _REPORT_SECONDS
+
+    def tell(self, now: float, *, jobs: int, subscribers: int, staleness: float, meter: Meter | None) -> None:
+        """Write the report."""
+        self.next_at = now + _REPORT_SECONDS
+        calls, throttles = (0, 0) if meter is None else (meter.calls, meter.throttles)
+        new_calls, new_throttles = max(0, calls - self._calls), max(0, throttles - self._throttles)
+        self._calls, self._throttles = calls, throttles
+        log.info(
+            "Watching %d tuning jobs for %d triggers (connection %s): %d calls to AWS in the last minute, %d of "
+            "them throttled; the oldest answer is %.0f s old.",
+            jobs,
+            subscribers,
+            self._tags["connection"],
+            new_calls,
+            new_throttles,
+            staleness,
+        )
+        self._gauges(jobs, subscribers, new_calls, new_throttles, staleness)
+
+    def end(self) -> None:
+        """Set the metrics to nothing: there is no watch any more."""
+        if self._told:
+            self._gauges(0, 0, 0, 0, 0.0)
+
+    def _gauges(self, jobs: int, subscribers: int, calls: int, throttles: int, staleness: float) -> None:
+        self._told = True
+        for name, value in (
+            ("jobs", jobs),
+            ("subscribers", subscribers),
+            ("calls", calls),
+            ("throttles", throttles),
+            ("staleness", staleness),
+        ):
+            _compat.gauge(f"amt.watch.{name}", value, self._tags)
