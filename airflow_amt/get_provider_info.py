@@ -82,7 +82,24 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "string",
                         "example": "production",
                         "default": "",
-                    }
+                    },
+                    "watch_calls_per_second": {
+                        "description": "How many calls a second a triggerer makes at most, for each AWS "
+                        "connection and region, to watch tuning jobs. The limits of an AWS account hold for "
+                        "all of its triggerers together, so give each its share. A call that is throttled "
+                        "halves the rate for a while.",
+                        "version_added": "0.1.0",
+                        "type": "float",
+                        "example": "2.5",
+                        "default": "5.0",
+                    },
+                    "watch_calls_burst": {
+                        "description": "How many of these calls it may make at once after a pause.",
+                        "version_added": "0.1.0",
+                        "type": "float",
+                        "example": "5",
+                        "default": "10.0",
+                    },
                 },
             }
         },

@@ -61,6 +61,11 @@ class Meter:
         with self._lock:
             return self._bucket.wait(self._clock())
 
+    def throttled(self) -> None:
+        """Slow down."""
+        with self._lock:
+            self._bucket.throttled(self._clock())
+
     @property
     def rate(self) -> float:
         """Calls per second that are made at most now."""
@@ -83,7 +88,7 @@ class Meter:
         if isinstance(found, AmtThrottledError):
             with self._lock:
                 self.throttles += 1
-                self._bucket.throttled(self._clock())
+            self.throttled()
 
 
 _meters: WeakValueDictionary[tuple[str | None, str | None], Meter] = WeakValueDictionary()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -61,6 +61,14 @@ class AmtHook(AwsBaseHook):
         url = str(self.conn.meta.endpoint_url)
         host = urlsplit(url).hostname or ""
         return None if host.endswith(_AWS_DOMAINS) else url
+
+    def build(self, operation: str = "DescribeHyperParameterTuningJob") -> None:
+        """Build the client, which may already call AWS, to assume a role.
+
+        :param operation: for which, for the error.
+        :raises AmtAwsError: it cannot be built: no region, no credentials, a role that may not be assumed.
+        """
+        self._translated(operation, lambda: self.conn)
 
     def has_connection_of(self, other: AmtHook) -> bool:
         """Say whether another hook was built from the same settings of its Airflow connection."""
@@ -264,15 +272,18 @@ class AmtHook(AwsBaseHook):
         return attempt(lambda: self._call_once(method, **params))
 
     def _call_once(self, method: str, **params: Any) -> dict[str, Any]:
+        operation = "".join(word.capitalize() for word in method.split("_"))
+        # The first use builds the client.
+        answer: dict[str, Any] = self._translated(operation, lambda: getattr(self.conn, method)(**params))
+        return answer
+
+    def _translated(self, operation: str, call: Callable[[], Any]) -> Any:
         try:
-            # The first use builds the client, which may already call AWS, to assume a role.
-            answer: dict[str, Any] = getattr(self.conn, method)(**params)
+            return call()
         except ClientError as error:
             raise from_client_error(error.operation_name, error) from error
         except _BOTOCORE_ERRORS as error:
-            operation = "".join(word.capitalize() for word in method.split("_"))
             raise from_botocore_error(operation, error, self._source()) from error
-        return answer
 
     def _call_stop(self, name: str) -> None:
         """Make the stop call.
@@ -301,10 +312,8 @@ class AmtHook(AwsBaseHook):
                 raise
 
         event = "needs-retry.sagemaker.StopHyperParameterTuningJob"
-        try:
-            events = self.conn.meta.events
-        except _BOTOCORE_ERRORS as error:
-            raise from_botocore_error("StopHyperParameterTuningJob", error, self._source()) from error
+        self.build("StopHyperParameterTuningJob")
+        events = self.conn.meta.events
         events.register(event, look)
         try:
             attempt(call)

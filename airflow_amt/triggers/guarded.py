@@ -42,7 +42,7 @@ class AmtGuardedTuningJobTrigger(AmtTuningJobTrigger):
     :param memory: what is known of earlier looks (:meth:`airflow_amt.hooks.guard.Memory.to_dict`).
     :param requested_by: the task instance in one line, for the record of a stop.
     :param tells: whether a worker tells people the news; otherwise they are logged from here.
-    :param check_interval: seconds between two reads.
+    :param check_interval: longest time between two reads, in seconds.
     :param deadline: as for :class:`AmtTuningJobTrigger`, as are the others.
     """
 
@@ -110,7 +110,7 @@ class AmtGuardedTuningJobTrigger(AmtTuningJobTrigger):
         """What looks at the tuning job."""
         memory = Memory.parse(self.memory)
         return Guard(
-            lambda: self.hook,
+            lambda: self.reading_hook,
             self.tuning_job_name,
             SlaReader(SlaSource.parse(self.sla), log=self.log, last=memory.sla),
             log=self.log,

@@ -47,7 +47,7 @@ class AmtTuningProgressTrigger(AmtTuningJobTrigger):
     :param on_end: what becomes of the task when the job ends and the condition is not met: ``succeed``,
         ``fail``, ``skip``.
     :param end_from_trigger: end the task from here, without a worker, where it succeeds or is skipped.
-    :param check_interval: seconds between two reads.
+    :param check_interval: longest time between two reads, in seconds.
     :param deadline: when to fire though the job goes on: ISO 8601 with an offset; ``None`` for never.
     :param first_read_at: as for :class:`AmtTuningJobTrigger`.
     :param seconds_before_timeout: without a ``deadline``: fire so long before ``timeout_after``.
@@ -147,7 +147,7 @@ class AmtTuningProgressTrigger(AmtTuningJobTrigger):
         """Return what reads the tuning job and judges its progress."""
         return super().new_reader(
             condition=parse_condition(self.condition),
-            list_training_jobs=lambda: self.hook.list_training_jobs(self.tuning_job_name),
+            list_training_jobs=lambda: self.reading_hook.list_training_jobs(self.tuning_job_name),
             **options,
         )
 

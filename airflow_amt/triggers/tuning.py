@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -18,13 +17,15 @@ from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import to_payload
 from airflow_amt.tuning.custody import UNREADABLE, Place, decide_on_kill
 from airflow_amt.tuning.naming import task_label
+from airflow_amt.tuning.schedule import Need, Observation
 from airflow_amt.watch.polling import MAX_FAILURES_IN_A_ROW, Reading, TuningJobReader, Verdict, patiently
+from airflow_amt.watch.shared import Subscription, subscribe
+
+if TYPE_CHECKING:
+    from airflow_amt.hooks.tuning import AmtHook
 
 #: Version of the stored arguments and of the event.
 TRIGGER_VERSION = 2
-
-#: Share of the interval by which waits may be longer: triggers started together shall not poll together.
-_JITTER = 0.1
 
 #: Airflow gives ``on_kill`` 30 seconds (``[triggerer] on_kill_timeout``); ours must be over before.
 _ON_KILL_SECONDS = 25.0
@@ -49,9 +50,10 @@ class EventKind(str, Enum):
 class AmtTuningJobTrigger(LazyHook, BaseTrigger):
     """Watch one tuning job; fire once, when it is over, when the deadline is, or when reading fails.
 
-    How it works: one Describe an interval, in a thread, with the synchronous client (there is no
-    aiobotocore for current boto3). Transient errors are borne as in
-    :class:`airflow_amt.watch.polling.Patience`. The event is ``{"version", "tuning_job_name", "status",
+    How it works: it subscribes to the watch that all triggers of this process and connection share
+    (:mod:`airflow_amt.watch.shared`), which reads the job at least once an interval, alone or with others.
+    Transient errors are borne as in :class:`airflow_amt.watch.polling.Patience`; throttling only slows the
+    watch down. The event is ``{"version", "tuning_job_name", "status",
     "event", "error", "state"}``.
 
     What it does not do: it takes no decision and stops nothing, except when a person kills the task (see
@@ -60,7 +62,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
     Known limitation: a triggerer that is down, or has not yet taken the trigger up, hears of no kill.
 
     :param tuning_job_name: the tuning job.
-    :param check_interval: seconds between two reads.
+    :param check_interval: longest time between two reads, in seconds.
     :param deadline: when to fire though the job goes on: ISO 8601 with an offset; ``None`` for never.
     :param first_read_at: when to read first: ISO 8601 with an offset, one interval away at most; ``None`` for
         at once. A task that has just read the job sets it. It also keeps the task deferred for that long:
@@ -111,6 +113,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         self._newer = newer
         # Between the begin of run and its event.
         self._watching = False
+        self._subscription: Subscription | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the stored arguments: plain, JSON-safe, without secrets."""
@@ -151,20 +154,60 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             self.log.exception("Tuning job %s cannot be watched", self.tuning_job_name)
             return await self.event(EventKind.ERROR, None, self._not_read(error))
         await asyncio.sleep(self._seconds_to_first_read())
-        while True:
-            try:
-                reading = await _compat.in_thread(reader.read)
-            except AmtAwsError as error:
-                return await self.event(EventKind.ERROR, None, error)
-            except Exception as error:
-                # Building the hook can raise anything (Airflow: no such connection). Raised from here it
-                # would make Airflow fail the task unasked; this way the worker looks for itself.
-                self.log.exception("Tuning job %s cannot be watched", self.tuning_job_name)
-                return await self.event(EventKind.ERROR, None, self._not_read(error))
-            if reading.verdict is Verdict.WAIT:
-                await asyncio.sleep(_jittered(reading.delay_seconds))
+        try:
+            with subscribe(self, self.tuning_job_name, self.check_interval) as subscription:
+                self._subscription = subscription
+                reading = await self._read_on(reader, subscription)
+        except AmtAwsError as error:
+            return await self.event(EventKind.ERROR, None, error)
+        except Exception as error:
+            # Building the hook can raise anything (Airflow: no such connection). Raised from here it
+            # would make Airflow fail the task unasked; this way the worker looks for itself.
+            self.log.exception("Tuning job %s cannot be watched", self.tuning_job_name)
+            return await self.event(EventKind.ERROR, None, self._not_read(error))
+        finally:
+            self._subscription = None
+        return await self.event(EventKind(reading.verdict.value), reading, None)
+
+    async def _read_on(self, reader: TuningJobReader, subscription: Subscription) -> Reading:
+        """Judge what the watch reads, until there is more to do than to wait."""
+        reading: Reading | None = None
+        asked_at = time.monotonic()
+        while reading is None or reading.verdict is Verdict.WAIT:
+            in_doubt = reading is not None and reading.is_in_doubt
+            delay = 0.0 if reading is None else reading.delay_seconds
+            observation = await subscription.next(
+                due=asked_at + delay,
+                need=Need.DESCRIPTION if in_doubt else reader.need,
+                until_deadline=reader.seconds_left,
+                # A wait cut short is for what a policy has to look at then.
+                is_timely=reader.guard is not None,
+                quiet_for=reader.quiet_seconds,
+                curious=reader.is_curious,
+                backed_off=reading is not None and reading.has_failed,
+            )
+            if observation is None:
+                asked_at = time.monotonic()
+                reading = reader.give_up()
                 continue
-            return await self.event(EventKind(reading.verdict.value), reading, None)
+            asked_at = observation.asked_at
+            reading = await self._judge(reader, observation)
+        return reading
+
+    async def _judge(self, reader: TuningJobReader, observation: Observation) -> Reading:
+        error, progress = observation.error, observation.progress
+        if isinstance(error, AmtAwsError):
+            return reader.fail(error)
+        if error is not None or progress is None:
+            raise error or ValueError("nothing was read, and nothing failed")
+        if reader.makes_calls(progress):
+            return await _compat.in_thread(lambda: reader.take(progress, observation.description))
+        return reader.take(progress, observation.description)
+
+    @property
+    def reading_hook(self) -> AmtHook:
+        """The hook for further reads: the watch's, so that they count with its calls; blocking."""
+        return self.hook if self._subscription is None else self._subscription.hook()
 
     def _seconds_to_first_read(self) -> float:
         if self.first_read_at is None:
@@ -179,7 +222,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         :param options: more options of the reader.
         """
         return TuningJobReader(
-            lambda: self.hook.describe_tuning_job(self.tuning_job_name),
+            lambda: self.reading_hook.describe_tuning_job(self.tuning_job_name),
             interval_seconds=self.check_interval,
             deadline=None if self.deadline is None else datetime.fromisoformat(self.deadline),
             log=self.log,
@@ -311,8 +354,3 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
             "error": to_payload(error) if error else None,
             "state": self.state,
         }
-
-
-def _jittered(delay_seconds: float) -> float:
-    # Only longer: a wait cut short before the deadline would end in a run of ever shorter ones.
-    return delay_seconds * random.uniform(1, 1 + _JITTER)  # noqa: S311 - no secret, only spread

@@ -113,6 +113,11 @@ class Condition(ABC):
 
     @property
     @abstractmethod
+    def changes_with_time(self) -> bool:
+        """Whether it may come to be met though status and counters of the tuning job stay as they are."""
+
+    @property
+    @abstractmethod
     def depth(self) -> int:
         """How deep it is nested; 1 for a single condition."""
 
@@ -149,6 +154,11 @@ class SingleCondition(Condition):
 
     def __post_init__(self) -> None:
         check_parameters(self, self.code)
+
+    @property
+    def changes_with_time(self) -> bool:
+        """See :attr:`Condition.changes_with_time`."""
+        return False
 
     @property
     def depth(self) -> int:
@@ -320,6 +330,11 @@ class RuntimeAbove(SingleCondition):
     code: ClassVar[str] = "runtime_above"
     runtime: timedelta = field(metadata={"kind": DURATION})
 
+    @property
+    def changes_with_time(self) -> bool:
+        """See :attr:`Condition.changes_with_time`."""
+        return True
+
     def judge(
         self, progress: TuningProgress, training_jobs: Sequence[TrainingJobResult] | None
     ) -> tuple[Met | bool, str]:
@@ -368,6 +383,11 @@ class BudgetShareUsed(SingleCondition):
                 f"needed with of='training_time' and with nothing else; of is {self.of!r}",
                 "give the budget, as timedelta(hours=10)" if self.training_time is None else "leave it out",
             )
+
+    @property
+    def changes_with_time(self) -> bool:
+        """See :attr:`Condition.changes_with_time`; training time counts once a training job has ended."""
+        return self.of == "runtime"
 
     def uses_training_jobs(self, progress: TuningProgress) -> bool:
         """See :meth:`Condition.uses_training_jobs`."""
@@ -462,6 +482,11 @@ class EstimatedTimeLeftBelow(SingleCondition):
     code: ClassVar[str] = "estimated_time_left_below"
     time_left: timedelta = field(metadata={"kind": DURATION})
 
+    @property
+    def changes_with_time(self) -> bool:
+        """See :attr:`Condition.changes_with_time`."""
+        return True
+
     def judge(
         self, progress: TuningProgress, training_jobs: Sequence[TrainingJobResult] | None
     ) -> tuple[Met | bool, str]:
@@ -507,6 +532,11 @@ class _Combination(Condition):
                 )
         if self.depth > MAX_DEPTH or self.size > MAX_CONDITIONS:
             raise _too_large(f"{self.code}.of", f"{self.size} conditions, {self.depth} deep")
+
+    @property
+    def changes_with_time(self) -> bool:
+        """See :attr:`Condition.changes_with_time`."""
+        return any(one.changes_with_time for one in self.parts)
 
     @property
     def depth(self) -> int:

@@ -1,4 +1,4 @@
-"""How fast calls may be made: a token bucket that slows down when throttled. Pure: the caller has the clock."""
+"""How fast calls may be made: a token bucket that slows down when throttled. Pure: no clock in it."""
 
 from __future__ import annotations
 

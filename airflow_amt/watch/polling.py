@@ -18,6 +18,7 @@ from airflow_amt.hooks.errors import is_transient
 from airflow_amt.hooks.patience import Bearer, bearing
 from airflow_amt.tuning import TrainingJobResult, TuningProgress
 from airflow_amt.tuning.conditions import Condition, ConditionResult, Met
+from airflow_amt.tuning.schedule import Need, change_key
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -32,6 +33,12 @@ MAX_FAILURES_IN_A_ROW = 20
 
 #: Longest wait between two reads that fail, in seconds.
 LONGEST_BACKOFF_SECONDS = 300.0
+
+#: Between two lines about the progress that a trigger writes, in seconds, where nothing else depends on it.
+_LOG_SECONDS = 60.0
+
+#: For how many intervals a description stands for its job while status and counters stay the same.
+_DESCRIPTION_GOOD_FOR_INTERVALS = 10
 
 #: Shortest wait before a step of a stop policy can become due, in seconds.
 _SHORTEST_LOOK_SECONDS = 1.0
@@ -57,6 +64,8 @@ class Reading:
     :param progress: what was read; ``None`` if the read failed.
     :param result: the condition, evaluated on it; ``None`` without a condition or if the read failed.
     :param look: what its guard made of it; ``None`` without a guard or if the read failed.
+    :param is_in_doubt: it was a summary, and only a description tells: that is to be read at once.
+    :param has_failed: the read failed, so the wait may be longer than the interval.
     """
 
     verdict: Verdict
@@ -64,6 +73,8 @@ class Reading:
     progress: TuningProgress | None
     result: ConditionResult | None = None
     look: Look | None = None
+    is_in_doubt: bool = False
+    has_failed: bool = False
 
     def judged(self) -> tuple[TuningProgress, ConditionResult]:
         """Return what was read, and the condition evaluated on it.
@@ -129,8 +140,9 @@ class Patience:
 class TuningJobReader:
     """Reads one tuning job at intervals until it is over, a condition is met or a deadline is over.
 
-    The list of training jobs is read only if the condition cannot be told without it, and then only when the
-    counters have changed.
+    It reads by itself (:meth:`read`), or judges what others read (:meth:`take`, :meth:`fail`), with the same
+    answers. The list of training jobs is read only if the condition cannot be told without it, and then only
+    when the counters have changed.
 
     :param describe: reads the job: answers as ``DescribeHyperParameterTuningJob``.
     :param interval_seconds: time between two reads.
@@ -160,12 +172,19 @@ class TuningJobReader:
         self._deadline = deadline
         self._log = log
         self._patience = Patience(interval_seconds=interval_seconds, log=log, most=most_failures)
-        self._last: tuple[Any, ...] | None = None
+        self._last: TuningProgress | None = None
+        self._told_at: float | None = None
         self._condition = condition
         self._list_training_jobs = list_training_jobs
         self._listed: tuple[tuple[Any, ...], Sequence[TrainingJobResult]] | None = None
         self._last_met: Met | None = None
+        #: Of the last description: by what a summary would differ, when it was read, what the condition said.
+        self._described: tuple[tuple[Any, ...], float, ConditionResult] | None = None
+        #: Whether only a change of the job can change what the condition says.
+        self._is_settled = True
         self.guard = guard
+
+    # --- reading by itself ---------------------------------------------------------------------
 
     def read(self) -> Reading:
         """Read once. A job that is over, or a condition that is met, counts even after the deadline.
@@ -175,52 +194,148 @@ class TuningJobReader:
         :raises AmtAwsError: the read, or a stop, failed for good: not found, not permitted, or too often in a
             row.
         """
-        progress: TuningProgress | None = None
-        delay = self._interval_seconds
-        result: ConditionResult | None = None
-        look: Look | None = None
         try:
             description = self._describe()
-            described = TuningProgress.from_describe(description)
-            if self.guard is not None:
-                look = self.guard.look(description, described)
-            result = self._judge(described)
-            progress = described
         except AmtAwsError as error:
-            delay = self._patience.bear(error)
-        else:
-            self._patience.relieved()
-            self._tell(progress)
-            self._tell_result(result)
-            if progress.is_terminal:
-                return Reading(
-                    verdict=Verdict.ENDED, delay_seconds=0.0, progress=progress, result=result, look=look
-                )
-            if look is not None and look.news:
-                return Reading(verdict=Verdict.POLICY, delay_seconds=0.0, progress=progress, look=look)
-            if result is not None and result.met is Met.YES:
-                return Reading(verdict=Verdict.CONDITION, delay_seconds=0.0, progress=progress, result=result)
-        if self._deadline is not None:
-            left = (self._deadline - datetime.now(UTC)).total_seconds()
-            if left <= 0:
-                return Reading(
-                    verdict=Verdict.DEADLINE, delay_seconds=0.0, progress=progress, result=result, look=look
-                )
-            delay = min(delay, left)
+            return self.fail(error)
+        return self.take(TuningProgress.from_describe(description), description)
+
+    # --- judging what others read --------------------------------------------------------------
+
+    @property
+    def need(self) -> Need:
+        """What it needs to know, as long as it is not in doubt."""
+        always = (
+            self.guard is not None
+            or (self._condition is not None and self._condition.changes_with_time)
+            or not self._is_settled
+        )
+        return Need.DESCRIPTION if always else Need.SUMMARY
+
+    @property
+    def is_curious(self) -> bool:
+        """Whether a summary will do, and a description would make a better line in the log."""
+        return self._condition is None and self.guard is None
+
+    @property
+    def quiet_seconds(self) -> float:
+        """For how long a change of counters need not be told: only the log is waiting for it."""
+        if not self.is_curious or self._told_at is None:
+            return 0.0
+        return max(0.0, self._told_at + _LOG_SECONDS - time.monotonic())
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the deadline; ``None`` if there is none."""
+        if self._deadline is None:
+            return None
+        return (self._deadline - datetime.now(UTC)).total_seconds()
+
+    def makes_calls(self, progress: TuningProgress) -> bool:
+        """Whether :meth:`take` will make calls to AWS about this, and block."""
+        if self.guard is not None:
+            return True
+        return (
+            self._condition is not None
+            and not progress.is_summary
+            and self._condition.needs_training_jobs(progress)
+        )
+
+    def take(self, progress: TuningProgress, description: Mapping[str, Any] | None = None) -> Reading:
+        """Judge what was read.
+
+        :param progress: the job.
+        :param description: what it was read from, unless that was a summary.
+        :raises AmtAwsError: as for :meth:`read`.
+        """
+        look: Look | None = None
+        try:
+            if self.guard is not None and description is not None:
+                look = self.guard.look(description, progress)
+            known = self._as_described(progress)
+            result = self._judge(progress) if known is None else known
+        except AmtAwsError as error:
+            return self.fail(error)
+        self._patience.relieved()
+        if known is None and self._is_in_doubt(progress, result):
+            return Reading(verdict=Verdict.WAIT, delay_seconds=0.0, progress=progress, is_in_doubt=True)
+        self._tell(progress)
+        self._tell_result(result)
+        if progress.is_terminal:
+            return Reading(
+                verdict=Verdict.ENDED, delay_seconds=0.0, progress=progress, result=result, look=look
+            )
+        if look is not None and look.news:
+            return Reading(verdict=Verdict.POLICY, delay_seconds=0.0, progress=progress, look=look)
+        if result is not None and result.met is Met.YES:
+            return Reading(verdict=Verdict.CONDITION, delay_seconds=0.0, progress=progress, result=result)
+        return self._wait(self._interval_seconds, progress=progress, result=result, look=look)
+
+    def fail(self, error: AmtAwsError) -> Reading:
+        """Judge that reading failed.
+
+        :raises AmtAwsError: the error itself, as for :meth:`read`.
+        """
+        return self._wait(self._patience.bear(error), has_failed=True)
+
+    def give_up(self) -> Reading:
+        """Judge that nothing was read though it was time."""
+        reading = self._wait(0.0)
+        if reading.verdict is Verdict.DEADLINE:
+            self._log.warning("The deadline is over, and AWS did not answer in time what became of the job.")
+        return reading
+
+    def _wait(
+        self,
+        delay: float,
+        *,
+        progress: TuningProgress | None = None,
+        result: ConditionResult | None = None,
+        look: Look | None = None,
+        has_failed: bool = False,
+    ) -> Reading:
+        left = self.seconds_left
+        if left is not None and left <= 0:
+            return Reading(
+                verdict=Verdict.DEADLINE, delay_seconds=0.0, progress=progress, result=result, look=look
+            )
         return Reading(
             verdict=Verdict.WAIT,
-            delay_seconds=_until_next_look(look, delay),
+            delay_seconds=_until_next_look(look, delay if left is None else min(delay, left)),
             progress=progress,
             result=result,
             look=look,
+            has_failed=has_failed,
         )
+
+    def _is_in_doubt(self, progress: TuningProgress, result: ConditionResult | None) -> bool:
+        if not progress.is_summary or (self.guard is None and self._condition is None):
+            return False
+        # What follows is decided, and handed on, by what only a description tells.
+        return self.guard is not None or progress.is_terminal or result is None or result.met is not Met.NO
 
     def _judge(self, progress: TuningProgress) -> ConditionResult | None:
         if self._condition is None:
             return None
-        if not self._condition.needs_training_jobs(progress):
+        if progress.is_summary:
             return self._condition.evaluate(progress)
-        return self._condition.evaluate(progress, self._training_jobs(progress))
+        if not self._condition.needs_training_jobs(progress):
+            result = self._condition.evaluate(progress)
+            self._is_settled = result.met is not Met.UNKNOWN
+        else:
+            result = self._condition.evaluate(progress, self._training_jobs(progress))
+            self._is_settled = result.met is not Met.UNKNOWN and self._listed is not None
+        self._described = (change_key(progress), time.monotonic(), result)
+        return result
+
+    def _as_described(self, progress: TuningProgress) -> ConditionResult | None:
+        """Return what the condition said of the last description, if a summary shows the job as then."""
+        if not progress.is_summary or self._described is None or self.need is Need.DESCRIPTION:
+            return None
+        key, at, result = self._described
+        # Convergence may be told later than the counters: now and then a description is read all the same.
+        fresh = time.monotonic() - at < _DESCRIPTION_GOOD_FOR_INTERVALS * self._interval_seconds
+        return result if fresh and key == change_key(progress) else None
 
     def _training_jobs(self, progress: TuningProgress) -> Sequence[TrainingJobResult]:
         counters = (progress.training_jobs, progress.objectives)
@@ -233,9 +348,15 @@ class TuningJobReader:
         return jobs
 
     def _tell(self, progress: TuningProgress) -> None:
-        key = progress.change_key()
-        if key != self._last:
-            self._last = key
+        if self._last is None:
+            changed = True
+        elif self._last.is_summary or progress.is_summary:
+            changed = change_key(progress) != change_key(self._last)
+        else:
+            changed = progress.change_key() != self._last.change_key()
+        if changed:
+            self._last = progress
+            self._told_at = time.monotonic()
             self._log.info("%s", progress.log_line())
 
     def _tell_result(self, result: ConditionResult | None) -> None:

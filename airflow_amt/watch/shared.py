@@ -10,12 +10,13 @@ import asyncio
 import contextvars
 import json
 import logging
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -62,6 +63,15 @@ _PAGE_ATTEMPTS = 5
 _SPREAD = 0.1
 
 
+#: How long after a deadline the last read may take.
+_LAST_READ_SECONDS = 10.0
+
+
+def early() -> float:
+    """Return a factor for the time until a read, a little below 1."""
+    return 1 - _SPREAD * random.random()  # noqa: S311 - no secret, only spread
+
+
 class Connection(Protocol):
     """What subscribers have a connection by: :class:`airflow_amt._lazy_hook.LazyHook`."""
 
@@ -95,38 +105,40 @@ class Subscription:
     async def next(
         self,
         *,
-        due_in: float,
+        due: float,
         need: Need = Need.SUMMARY,
-        within: float | None = None,
-        patience: float = 0.0,
+        until_deadline: float | None = None,
+        is_timely: bool = False,
         quiet_for: float = 0.0,
         curious: bool = False,
         backed_off: bool = False,
     ) -> Observation | None:
         """Wait for the next observation of the job, or of a failure to read it.
 
-        :param due_in: seconds until it is to be read at the latest.
+        :param due: when it is to be read at the latest, by the clock of :func:`time.monotonic`.
         :param need: what is needed.
-        :param within: seconds until any observation counts, also one that says nothing new; ``None`` to wait
-            for news.
-        :param patience: seconds beyond ``within`` for that one to come.
+        :param until_deadline: seconds until any observation counts, also one that says nothing new;
+            ``None`` to wait for news.
+        :param is_timely: it is not to be read much before it is due.
         :param quiet_for: seconds until a change of counters is news.
         :param curious: a description would be better than a summary, if one is to be had cheaply.
-        :param backed_off: ``due_in`` is longer than the interval, because reading failed.
-        :return: ``None`` if none came in time.
+        :param backed_off: reading failed, so it may be due later than an interval from now.
+        :return: ``None`` if none came in some seconds after the deadline.
         """
         now = time.monotonic()
-        observation = await self._watch.wait(
+        wake_by = math.inf if until_deadline is None else now + until_deadline
+        # A wait that is cut short before a deadline would end in a run of ever shorter ones.
+        is_timely = is_timely or backed_off or due >= wake_by - _LAST_READ_SECONDS
+        return await self._watch.wait(
             self._watcher,
-            timeout=None if within is None else within + patience,
-            due=now + due_in,
+            at_most=None if until_deadline is None else max(0.0, until_deadline) + _LAST_READ_SECONDS,
+            due=due if is_timely else now + (due - now) * early(),
             need=need,
             wake_from=now + quiet_for,
-            wake_by=float("inf") if within is None else now + within,
+            wake_by=wake_by,
             curious=curious,
             backed_off=backed_off,
         )
-        return observation
 
     def hook(self) -> AmtHook:
         """Return the watch's hook, for other calls about this job; blocking."""
@@ -164,13 +176,14 @@ class SharedWatch:
     def __init__(self, connection: Connection, key: str) -> None:
         self._key = key
         self._loop = asyncio.get_running_loop()
-        self._schedule = Schedule(spread=lambda: 1 - _SPREAD * random.random())  # noqa: S311 - only spread
+        self._schedule = Schedule(spread=early)
         self._waiting: dict[Watcher, asyncio.Future[None]] = {}
         self._threads = ThreadPoolExecutor(max_workers=_CALLS_AT_ONCE, thread_name_prefix="airflow-amt-watch")
         self._source = _HookSource(connection)
         self._awake = asyncio.Event()
-        self._asleep_until = float("-inf")
+        self._asleep_until = -math.inf
         self._running: set[asyncio.Task[None]] = set()
+        self._defect: Exception | None = None
         self._told_refused = False
         self._report = _Report(connection.aws_conn_id, time.monotonic())
         # An empty context: Airflow takes what is logged in a trigger's context for that trigger's.
@@ -200,19 +213,21 @@ class SharedWatch:
         if self._schedule.jobs == 0:
             self._end()
 
-    async def wait(self, watcher: Watcher, *, timeout: float | None, **how: Any) -> Observation | None:
+    async def wait(self, watcher: Watcher, *, at_most: float | None, **how: Any) -> Observation | None:
         """Wait for the next observation.
 
-        :param timeout: seconds after which it is waited no longer.
+        :param at_most: seconds after which it is waited no longer.
         :param how: as for :meth:`airflow_amt.tuning.schedule.Schedule.wait`.
         """
+        if self._defect is not None:
+            return Observation(asked_at=time.monotonic(), error=self._defect)
         if not self._schedule.wait(watcher, **how):
             future = self._waiting[watcher] = self._loop.create_future()
             pushed = watcher.job.pushed
             if watcher.job.busy or pushed is None or pushed < self._asleep_until:
                 self._awake.set()
             try:
-                await asyncio.wait_for(future, timeout)
+                await asyncio.wait_for(future, at_most)
             except TimeoutError:
                 pass  # nothing came, which the caller is told
             finally:
@@ -229,6 +244,8 @@ class SharedWatch:
         try:
             while True:
                 self._awake.clear()
+                if self._defect is not None:
+                    raise self._defect
                 now = time.monotonic()
                 until: float | None = None
                 if len(self._running) < _CALLS_AT_ONCE:
@@ -247,12 +264,13 @@ class SharedWatch:
                 if time.monotonic() >= report_at:
                     self._tell()
         except Exception as error:
-            # A defect here must not leave thousands of tasks waiting for ever: each resumes, and looks itself.
+            # A defect here must not leave thousands of tasks waiting for ever: each resumes, and looks.
             log.exception("Watching tuning jobs failed; their tasks resume")
+            self._defect = error
             self._forget()
             await self._wake(self._schedule.unable_all(error, time.monotonic()))
         finally:
-            self._asleep_until = float("inf")
+            self._asleep_until = math.inf
             for task in self._running:
                 task.cancel()
             self._report.end()
@@ -263,10 +281,8 @@ class SharedWatch:
         if seconds <= 0:
             await asyncio.sleep(0)
             return
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._awake.wait(), seconds)
-        except TimeoutError:
-            pass  # it is time
 
     def _end(self) -> None:
         self._forget()
@@ -288,10 +304,8 @@ class SharedWatch:
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._awake.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._task.get_loop().call_exception_handler(
-                {"message": "Watching tuning jobs failed", "exception": error, "task": task}
-            )
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._defect = error
 
     async def _wake(self, watchers: Sequence[Watcher]) -> None:
         for number, watcher in enumerate(watchers, start=1):
@@ -313,11 +327,12 @@ class SharedWatch:
         try:
             progress, description = await self._call(call)
         except AmtThrottledError as error:
+            self._source.throttled()
             woken = self._schedule.throttled(name, error, time.monotonic())
         except _NoHookError as error:
             woken = self._schedule.unable(name, error.cause, time.monotonic())
-        except Exception as error:
-            # Whatever it is, it is this job's: whoever watches it tells it, or looks again.
+        except Exception as error:  # noqa: BLE001 - each of its watchers is told
+            # Whatever it is, it is this job's.
             transient = isinstance(error, AmtAwsError) and is_transient(error)
             if action.is_extra and transient:
                 self._schedule.dropped(name)
@@ -346,6 +361,7 @@ class SharedWatch:
                 summaries, following = await self._call(partial(_page, token=token, filters=filters))
             except AmtThrottledError as error:
                 throttled += 1
+                self._source.throttled()
                 woken = self._schedule.throttled(None, error, time.monotonic())
                 if throttled >= _PAGE_ATTEMPTS:
                     self._schedule.refused(time.monotonic(), briefly=True)
@@ -357,7 +373,7 @@ class SharedWatch:
             except _NoHookError as error:
                 await self._wake(self._schedule.unable(None, error.cause, time.monotonic()))
                 return
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it is told, or its jobs are described
                 await self._wake(self._abandon(error, is_first=token is None))
                 return
             throttled = 0
@@ -422,17 +438,23 @@ class _HookSource:
         self._new_hook = connection.new_hook
         self._lock = threading.Lock()
         self._hook: AmtHook | None = None
-        self._built_at = float("-inf")
-        self._looked_at = float("-inf")
+        self._built_at = -math.inf
+        self._looked_at = -math.inf
 
     def seconds_to_call(self) -> float:
         """Return the seconds until a call may be made."""
         return 0.0 if self.meter is None else self.meter.wait()
 
+    def throttled(self) -> None:
+        """Take note that a call came to nothing because it was throttled."""
+        if self.meter is not None:
+            self.meter.throttled()
+
     def get(self) -> AmtHook:
         """Return the hook; blocking.
 
         :raises _NoHookError: it cannot be built.
+        :raises AmtAwsError: it cannot be built because AWS, or botocore, has something against it.
         """
         with self._lock:
             now = time.monotonic()
@@ -483,9 +505,12 @@ class _HookSource:
         rate, burst = configured_rate()
         try:
             hook = self._new_hook()
+            hook.build()
             meter = meter_of(hook, rate, burst)
+        except AmtAwsError:
+            raise
         except Exception as error:
-            # Airflow raises anything if it has no such connection, botocore if the region is not known.
+            # Airflow raises anything if it has no such connection.
             raise _NoHookError(error) from error
         self._close(self._hook)
         self._hook, self.meter = hook, meter
@@ -522,7 +547,7 @@ def _setting(option: str, value: str | None, default: float, *, at_least: float)
     try:
         return parse_number(f"[amt] {option}", value, at_least=at_least, at_most=10_000)
     except AmtFieldError as error:
-        log.error("%s The default of %g is taken.", error, default)  # noqa: TRY400 - it says it all
+        log.error("%s The default of %g is taken.", error, default)
         return default
 
 
@@ -546,8 +571,8 @@ class _Report:
         new_calls, new_throttles = max(0, calls - self._calls), max(0, throttles - self._throttles)
         self._calls, self._throttles = calls, throttles
         log.info(
-            "Watching %d tuning jobs for %d triggers (connection %s): %d calls to AWS in the last minute, %d of "
-            "them throttled; the oldest answer is %.0f s old.",
+            "Watching %d tuning jobs for %d triggers (connection %s): %d calls to AWS in the last minute, "
+            "%d of them throttled; the oldest answer is %.0f s old.",
             jobs,
             subscribers,
             self._tags["connection"],

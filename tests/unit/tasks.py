@@ -18,6 +18,8 @@ try:
 except ImportError:  # Airflow 3.1
     from airflow.exceptions import TaskDeferred  # type: ignore[no-redef]
 
+from botocore.hooks import HierarchicalEmitter
+
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import aws_error
 from airflow_amt.tuning import Owner, TuningOutcome, infer_outcome
@@ -59,7 +61,21 @@ def not_found(name: str) -> AmtAwsError:
 
 
 THROTTLED = aws_error("DescribeHyperParameterTuningJob", "ThrottlingException", "Rate exceeded", 400)
+UNAVAILABLE = aws_error("DescribeHyperParameterTuningJob", "ServiceUnavailable", "try again", 503)
 DENIED = aws_error("DescribeHyperParameterTuningJob", "AccessDeniedException", "not you", 400)
+
+
+#: What a summary of ``ListHyperParameterTuningJobs`` has of a description.
+_SUMMARY = (
+    "HyperParameterTuningJobName",
+    "HyperParameterTuningJobArn",
+    "HyperParameterTuningJobStatus",
+    "CreationTime",
+    "HyperParameterTuningEndTime",
+    "LastModifiedTime",
+    "TrainingJobStatusCounters",
+    "ObjectiveStatusCounters",
+)
 
 
 @dataclass
@@ -78,8 +94,22 @@ class FakeHook:
     training_jobs_of: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     described: dict[str, Any] = field(default_factory=dict)
     other_endpoint: str | None = None
+    page_size: int = 100
     #: Stops that took effect.
     stops: list[Stop] = field(default_factory=list)
+    aws_conn_id: str | None = "aws_default"
+    #: Its client, as far as a meter and a watch use it.
+    conn: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            meta=SimpleNamespace(events=HierarchicalEmitter(), region_name="eu-west-1"), close=lambda: None
+        )
+    )
+
+    def build(self) -> None:
+        pass
+
+    def has_connection_of(self, other: FakeHook) -> bool:
+        return other is self
 
     def describe_tuning_job(self, name: str) -> dict[str, Any]:
         self.calls.append(("describe", name))
@@ -157,6 +187,24 @@ class FakeHook:
             if filters.get("NameContains", "").lower() in name.lower():
                 yield {"HyperParameterTuningJobName": name, "HyperParameterTuningJobArn": ARN + name}
 
+    def list_tuning_jobs_page(
+        self, token: str | None = None, **filters: Any
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        self.calls.append(("list_page", filters))
+        wanted = filters["StatusEquals"]
+        names = [name for name in self.script if self._status(name) == wanted]
+        begin = int(token or 0)
+        page = [
+            {key: value for key, value in self._now(name).items() if key in _SUMMARY}
+            for name in names[begin : begin + self.page_size]
+        ]
+        end = begin + self.page_size
+        return page, str(end) if end < len(names) else None
+
+    def _now(self, name: str) -> dict[str, Any]:
+        now = self.script[name][0]
+        return now if isinstance(now, dict) else describe(name, self._status(name) or "InProgress")
+
     def _status(self, name: str) -> str | None:
         """The status that is to be described next; an error counts as in progress, which is listed."""
         now = (self.script.get(name) or [None])[0]
@@ -208,7 +256,7 @@ def task_context(**changes: Any) -> Any:
 
 def use_hook(task: Any, hook: Any) -> None:
     """Give a task or trigger a hook in place of its own."""
-    vars(task)["hook"] = hook
+    vars(task).update(hook=hook, new_hook=lambda: hook)
 
 
 def fired(trigger: Any) -> dict[str, Any]:

@@ -25,12 +25,12 @@ except ImportError:  # Airflow 3.1
 from airflow_amt import _compat
 from airflow_amt.exceptions import (
     AmtAccessDeniedError,
+    AmtAwsError,
     AmtJobExistsError,
     AmtRequestError,
     AmtResourceInUseError,
     AmtResourceLimitExceededError,
     AmtResourceNotFoundError,
-    AmtThrottledError,
     AmtUnknownOwnerError,
 )
 from airflow_amt.hooks.errors import aws_error
@@ -51,6 +51,7 @@ from tests.unit.tasks import (
     DENIED,
     OWNER,
     THROTTLED,
+    UNAVAILABLE,
     FakeHook,
     describe,
     loud_log,
@@ -646,7 +647,7 @@ def test_an_error_message_carries_the_training_jobs_failure_reasons() -> None:
 
 @WAYS
 def test_transient_errors_while_waiting_do_not_fail_the_task(deferrable: bool) -> None:
-    hook = FakeHook({NAME: ["InProgress", THROTTLED, THROTTLED, THROTTLED, "Completed"]})
+    hook = FakeHook({NAME: ["InProgress", UNAVAILABLE, THROTTLED, UNAVAILABLE, "Completed"]})
     result, _ = run_task(lambda: operator(deferrable=deferrable), task_context(), hook)
     assert result["reason"] == "max_training_jobs"
 
@@ -665,8 +666,8 @@ def test_permanent_errors_while_waiting_fail_it_at_once(deferrable: bool, error:
 def test_too_many_transient_errors_in_a_row_fail_it(
     deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hook = FakeHook({NAME: ["InProgress", THROTTLED]})
-    with pytest.raises(AmtThrottledError):
+    hook = FakeHook({NAME: ["InProgress", UNAVAILABLE]})
+    with pytest.raises(AmtAwsError, match="try again"):
         run_task(lambda: operator(deferrable=deferrable), task_context(), hook)
     assert len(hook.named("describe")) in (1 + 20, 1 + 20 + 1)
 

@@ -27,7 +27,17 @@ from airflow_amt.tuning import (
     TrainingJobsDone,
 )
 from airflow_amt.watch import polling
-from tests.unit.tasks import DENIED, THROTTLED, FakeHook, describe, loud_log, run_task, task_context, use_hook
+from tests.unit.tasks import (
+    DENIED,
+    THROTTLED,
+    UNAVAILABLE,
+    FakeHook,
+    describe,
+    loud_log,
+    run_task,
+    task_context,
+    use_hook,
+)
 
 NAME = "churn-model"
 WAYS = pytest.mark.parametrize("deferrable", [False, True], ids=["poke", "deferred"])
@@ -176,7 +186,7 @@ def test_an_error_that_waiting_does_not_mend(late: bool, deferrable: bool) -> No
 
 @WAYS
 def test_transient_errors_are_borne(deferrable: bool) -> None:
-    hook = FakeHook({NAME: [running(1), THROTTLED, THROTTLED, running(3)]})
+    hook = FakeHook({NAME: [running(1), UNAVAILABLE, THROTTLED, running(3)]})
     assert run(hook, deferrable=deferrable)[0]["fired"] == "condition"
 
 

@@ -19,7 +19,6 @@ from airflow_amt.exceptions import (
     AmtAwsError,
     AmtRequestError,
     AmtResourceNotFoundError,
-    AmtThrottledError,
 )
 from airflow_amt.sensors.tuning import AmtTuningJobSensor
 from airflow_amt.task_exceptions import AmtAwaitedJobFailed, AmtAwaitedJobStopped
@@ -27,6 +26,7 @@ from airflow_amt.watch import polling
 from tests.unit.tasks import (
     DENIED,
     THROTTLED,
+    UNAVAILABLE,
     FakeHook,
     describe,
     loud_log,
@@ -134,14 +134,14 @@ class TestAnErrorThatWaitingDoesNotMend:
 
 @WAYS
 def test_transient_errors_are_borne(deferrable: bool) -> None:
-    hook = FakeHook({NAME: ["InProgress", THROTTLED, THROTTLED, "Completed"]})
+    hook = FakeHook({NAME: ["InProgress", UNAVAILABLE, THROTTLED, "Completed"]})
     assert run(hook, deferrable=deferrable)[0]["status"] == "Completed"
 
 
 @WAYS
 def test_too_many_of_them_are_not(deferrable: bool) -> None:
-    with pytest.raises(AmtThrottledError):
-        run(FakeHook({NAME: ["InProgress", THROTTLED]}), deferrable=deferrable, poke_interval=0.001)
+    with pytest.raises(AmtAwsError, match="try again"):
+        run(FakeHook({NAME: ["InProgress", UNAVAILABLE]}), deferrable=deferrable, poke_interval=0.001)
 
 
 @WAYS

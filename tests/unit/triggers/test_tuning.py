@@ -14,10 +14,11 @@ import pytest
 
 from airflow_amt import _compat
 from airflow_amt.triggers import tuning as triggers
+from airflow_amt.triggers.progress import AmtTuningProgressTrigger
 from airflow_amt.triggers.tuning import AmtTuningJobTrigger
 from airflow_amt.watch import polling
 from tests.local.support import wait_until
-from tests.unit.tasks import DENIED, OWNER, THROTTLED, FakeHook, fired, loud_log, use_hook
+from tests.unit.tasks import DENIED, OWNER, THROTTLED, UNAVAILABLE, FakeHook, fired, loud_log, use_hook
 
 NAME = "churn-model"
 
@@ -119,9 +120,9 @@ def test_a_misspelt_connection_is_an_event_that_names_it(monkeypatch: pytest.Mon
 
 
 def test_it_bears_transient_errors_up_to_its_limit() -> None:
-    assert fired(trigger(FakeHook({NAME: [THROTTLED, THROTTLED, "Completed"]})))["event"] == "ended"
-    hook = FakeHook({NAME: [THROTTLED]})
-    assert fired(trigger(hook, max_failures=3))["error"]["code"] == "ThrottlingException"
+    assert fired(trigger(FakeHook({NAME: [UNAVAILABLE, THROTTLED, "Completed"]})))["event"] == "ended"
+    hook = FakeHook({NAME: [UNAVAILABLE]})
+    assert fired(trigger(hook, max_failures=3))["error"]["code"] == "ServiceUnavailable"
     assert len(hook.calls) == 3
 
 
@@ -176,22 +177,32 @@ def test_a_users_kill_keeps_its_message_while_a_read_is_under_way() -> None:
         asyncio.run(run())
 
 
-def test_reads_keep_the_context_by_which_airflow_finds_the_tasks_log() -> None:
+def test_only_its_own_reads_have_the_context_by_which_airflow_finds_the_tasks_log() -> None:
+    """What is read for all triggers must not be logged as the one's that happened to be the first."""
     mine: ContextVar[str] = ContextVar("mine", default="nobody's")
-    seen: list[str] = []
+    seen: list[tuple[str, str]] = []
 
     class Looking(FakeHook):
         def describe_tuning_job(self, name: str) -> dict[str, Any]:
-            seen.append(mine.get())
+            seen.append(("describe", mine.get()))
             return super().describe_tuning_job(name)
+
+        def list_training_jobs(self, name: str, *, status: str | None = None) -> Any:
+            seen.append(("list", mine.get()))
+            return super().list_training_jobs(name, status=status)
+
+    watching = AmtTuningProgressTrigger(
+        NAME, {"type": "not_improving", "training_jobs": 3}, check_interval=0.01
+    )
+    use_hook(watching, Looking({NAME: ["InProgress", "Completed"]}))
 
     async def run() -> None:
         mine.set("this trigger's")
-        async for _ in trigger(Looking({NAME: ["Completed"]})).run():
+        async for _ in watching.run():
             pass
 
     asyncio.run(run())
-    assert seen == ["this trigger's"]
+    assert set(seen) == {("describe", "nobody's"), ("list", "this trigger's")}
 
 
 def test_arguments_of_a_newer_release_are_ignored_and_missing_ones_have_defaults() -> None:

@@ -1,0 +1,611 @@
+"""The schedule of reads, in a simulated account and time: every end is seen, in time, and with few calls."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_amt.hooks.errors import aws_error, is_transient
+from airflow_amt.tuning.criteria import CompletionCriteria
+from airflow_amt.tuning.progress import ObjectiveCounters, TrainingJobCounters, TuningProgress
+from airflow_amt.tuning.schedule import (
+    Describe,
+    Need,
+    Observation,
+    Schedule,
+    Sweep,
+    Wait,
+    Watcher,
+    change_key,
+    early_wait,
+)
+
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+THROTTLED = aws_error("List", "ThrottlingException", "Rate exceeded", 400)
+DENIED = aws_error("List", "AccessDeniedException", "not you", 400)
+INVALID = aws_error("List", "ValidationException", "not so", 400)
+DOWN = aws_error("Describe", "ServiceUnavailable", "try again", 503)
+GONE = aws_error("Describe", "ResourceNotFound", "no such job", 400)
+
+
+@dataclass
+class Job:
+    """A tuning job in the simulated account; times in seconds since it began."""
+
+    name: str
+    created: float
+    ends: float = math.inf
+    status: str = "Completed"
+    period: float = 30.0
+    #: For how long before its end it is Stopping.
+    stopping: float = 0.0
+    deleted: float = math.inf
+
+    def at(self, now: float) -> TuningProgress:
+        over = now >= self.ends
+        stopping = not over and now >= self.ends - self.stopping
+        done = int((min(now, self.ends) - self.created) / self.period)
+        changed = self.ends if over else self.ends - self.stopping if stopping else self.created
+        return TuningProgress(
+            name=self.name,
+            status=self.status if over else "Stopping" if stopping else "InProgress",
+            training_jobs=TrainingJobCounters(completed=done, in_progress=0 if over else 1),
+            objectives=ObjectiveCounters(succeeded=done),
+            criteria=CompletionCriteria(max_training_jobs=10_000),
+            created_at=BEGAN + timedelta(seconds=self.created),
+            last_modified_at=BEGAN + timedelta(seconds=changed),
+            ended_at=BEGAN + timedelta(seconds=self.ends) if over else None,
+        )
+
+
+@dataclass
+class Account:
+    """AWS, as far as the schedule sees it."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    #: A list tells what was so many seconds ago.
+    lag: float = 0.0
+    #: Names that a list leaves out.
+    hidden: Callable[[str], bool] = lambda name: False
+    skew: timedelta = timedelta(0)
+
+    def listed(self, sweep: Sweep, now: float) -> list[TuningProgress]:
+        then = now - self.lag
+        found = [
+            job.at(then)
+            for job in self.jobs.values()
+            if job.created <= then < job.deleted and not self.hidden(job.name)
+        ]
+        kept = [
+            one
+            for one in found
+            if one.status == sweep.status
+            and (sweep.created_after is None or (one.created_at or BEGAN) > sweep.created_after)
+            and (sweep.modified_after is None or (one.last_modified_at or BEGAN) > sweep.modified_after)
+        ]
+        kept.sort(key=lambda one: one.created_at or BEGAN, reverse=True)
+        return [replace(one, is_summary=True) for one in kept]
+
+
+class World:
+    """Runs a schedule on an account: one call at a time, each of which takes a while."""
+
+    def __init__(
+        self, account: Account, *, seconds_per_call: float = 0.1, page: int = 100, rate: float = math.inf
+    ) -> None:
+        self.account = account
+        self.schedule = Schedule()
+        self.now = 0.0
+        self.seconds_per_call = max(seconds_per_call, 1 / rate)
+        self.page = page
+        self.calls: Counter[str] = Counter()
+        self.watchers: dict[Watcher, dict[str, Any]] = {}
+        self.seen: dict[Watcher, list[Observation]] = {}
+        #: When each watcher saw the end of its job.
+        self.ended: dict[str, float] = {}
+        self.stalest = 0.0
+        #: What the next calls fail with: by operation.
+        self.fails: dict[str, list[Exception]] = {"describe": [], "list": []}
+        self.always_fails: dict[str, Exception] = {}
+        self.repeats_token = False
+
+    def watch(self, name: str, interval: float = 30.0, **how: Any) -> Watcher:
+        watcher = self.schedule.watch(name, interval, self.now)
+        self.watchers[watcher] = how
+        self.seen[watcher] = []
+        self.schedule.wait(watcher, due=self.now, **how)
+        return watcher
+
+    def run(self, until: float) -> World:
+        while self.now < until:
+            action = self.schedule.next(self.now, self.wall)
+            if isinstance(action, Wait):
+                self.now = min(until, math.inf if action.until is None else action.until)
+            elif isinstance(action, Describe):
+                self._describe(action)
+            else:
+                self._sweep(action)
+            self.stalest = max(self.stalest, self.schedule.staleness(self.now))
+        return self
+
+    @property
+    def wall(self) -> datetime:
+        return BEGAN + timedelta(seconds=self.now) + self.account.skew
+
+    def _call(self, operation: str) -> Exception | None:
+        self.calls[operation] += 1
+        self.now += self.seconds_per_call
+        if operation in self.always_fails:
+            return self.always_fails[operation]
+        return self.fails[operation].pop(0) if self.fails[operation] else None
+
+    def _describe(self, action: Describe) -> None:
+        asked_at, schedule = self.now, self.schedule
+        error = self._call("describe")
+        job = self.account.jobs.get(action.name)
+        if error is None and (job is None or not job.created <= asked_at < job.deleted):
+            error = GONE
+        if error is THROTTLED:
+            self._wake(schedule.throttled(action.name, THROTTLED, self.now))
+        elif error is not None:
+            transient = is_transient(error)  # type: ignore[arg-type]
+            if action.is_extra and transient:
+                schedule.dropped(action.name)
+            else:
+                self._wake(schedule.failed(action.name, error, self.now, is_transient=transient))
+        else:
+            assert job is not None
+            progress = job.at(asked_at)
+            self._wake(schedule.described(action.name, progress, {"is": progress}, asked_at, self.now))
+
+    def _sweep(self, sweep: Sweep) -> None:
+        begin = 0
+        while True:
+            asked_at = self.now
+            error = self._call("list")
+            if error is THROTTLED:
+                self._wake(self.schedule.throttled(None, THROTTLED, self.now))
+                continue
+            if error is not None:
+                if is_transient(error):  # type: ignore[arg-type]
+                    self._wake(self.schedule.interrupted(error, self.now))  # type: ignore[arg-type]
+                else:
+                    self.schedule.refused(self.now)
+                return
+            listed = self.account.listed(sweep, asked_at)
+            woken, go_on = self.schedule.page(listed[begin : begin + self.page], asked_at, self.now)
+            self._wake(woken)
+            begin += self.page
+            if self.repeats_token and begin < len(listed):
+                self.schedule.refused(self.now)
+                return
+            if not go_on or begin >= len(listed):
+                self.schedule.swept(self.now, is_whole=begin >= len(listed))
+                return
+
+    def _wake(self, woken: list[Watcher]) -> None:
+        for watcher in woken:
+            observation = watcher.take()
+            assert observation is not None
+            how = self.watchers[watcher]
+            self.seen[watcher].append(observation)
+            if observation.error is not None:
+                if observation.error is DOWN:
+                    due = self.now + 60
+                    assert not self.schedule.wait(watcher, due=due, backed_off=True, **how)
+                elif observation.error is not THROTTLED:
+                    self.schedule.unwatch(watcher)
+                else:
+                    assert not self.schedule.wait(watcher, due=self.now + 30, **how)
+                continue
+            progress = observation.progress
+            assert progress is not None
+            if progress.is_terminal:
+                self.ended[watcher.job.name] = self.now
+                self.schedule.unwatch(watcher)
+            else:
+                due = observation.asked_at + watcher.interval
+                assert not self.schedule.wait(watcher, due=due, **how)
+
+
+def account_of(count: int, *, ends: Callable[[int], float] = lambda _: math.inf, **job: Any) -> Account:
+    jobs = [Job(f"j{number}", created=-600.0 - number, ends=ends(number), **job) for number in range(count)]
+    return Account({one.name: one for one in jobs})
+
+
+def latencies(world: World) -> list[float]:
+    jobs = world.account.jobs
+    return [at - jobs[name].ends for name, at in world.ended.items()]
+
+
+def test_one_job_is_described_at_its_interval() -> None:
+    world = World(account_of(1, ends=lambda _: 285.0))
+    world.watch("j0")
+    world.run(400)
+    assert world.calls == {"describe": 11}
+    assert latencies(world)[0] <= 30.2
+
+
+def test_a_thousand_jobs_cost_ten_pages_an_interval() -> None:
+    world = World(account_of(1000))
+    for name in world.account.jobs:
+        world.watch(name)
+    world.run(5)
+    assert all(world.seen.values())
+    assert world.calls == {"list": 10}
+    world.run(300)
+    assert world.calls["list"] == 10 * 10
+    assert world.calls["describe"] <= 4 * 5  # those that nobody waits for
+    assert world.stalest <= 31.5
+
+
+def test_their_ends_are_found_in_the_list_of_those_that_completed() -> None:
+    spread = random.Random(1)
+    world = World(account_of(1000, ends=lambda _: spread.uniform(100, 130)))
+    for name in world.account.jobs:
+        world.watch(name)
+    world.run(220)
+    assert len(world.ended) == 1000
+    assert max(latencies(world)) <= 33
+    assert world.calls["describe"] <= 30
+
+
+@pytest.mark.parametrize("status", ["Stopped", "Failed", "Completed"])
+def test_however_they_end_together_few_calls_tell(status: str) -> None:
+    world = World(account_of(300, ends=lambda _: 95.0, status=status, stopping=60.0))
+    for name in world.account.jobs:
+        world.watch(name)
+    world.run(200)
+    assert len(world.ended) == 300
+    assert sum(world.calls.values()) <= 120
+
+
+def test_jobs_whose_reads_are_apart_come_together() -> None:
+    world = World(account_of(50))
+    for number, name in enumerate(world.account.jobs):
+        world.run(number * 0.6)
+        world.watch(name)
+    world.run(60)
+    before = sum(world.calls.values())
+    world.run(360)
+    assert sum(world.calls.values()) - before <= 11 + 4 * 5
+
+
+def test_an_account_full_of_other_peoples_jobs_is_not_listed() -> None:
+    account = account_of(5)
+    for number in range(2000):
+        account.jobs[f"other{number}"] = Job(f"other{number}", created=-100.0)
+    world = World(account)
+    for number in range(5):
+        world.watch(f"j{number}")
+    world.run(600)
+    assert world.calls["list"] <= 5
+    assert world.calls["describe"] <= 5 * 21 + 40
+    assert world.stalest <= 32
+
+
+def test_the_time_of_creation_keeps_other_peoples_older_jobs_out() -> None:
+    account = account_of(5)
+    for number in range(2000):
+        account.jobs[f"other{number}"] = Job(f"other{number}", created=-5000.0)
+    world = World(account)
+    for number in range(5):
+        world.watch(f"j{number}")
+    world.run(300)
+    assert world.calls["list"] <= 12
+    assert world.calls["describe"] <= 5 + 25
+
+
+def test_short_and_long_intervals_do_not_pay_for_each_other() -> None:
+    world = World(account_of(401))
+    world.watch("j0", interval=5)
+    for number in range(1, 401):
+        world.watch(f"j{number}", interval=300)
+    world.run(600)
+    assert sum(world.calls.values()) <= 120 + 5 * 5 + 45
+
+
+def test_a_shorter_interval_of_another_watcher_of_the_job_counts() -> None:
+    world = World(account_of(1, ends=lambda _: 102.0))
+    world.watch("j0", interval=100)
+    world.watch("j0", interval=5)
+    world.run(130)
+    assert world.ended["j0"] <= 107.2
+    assert all(one[-1].progress.is_terminal for one in world.seen.values() if one[-1].progress)
+
+
+# --- what only a description tells ---------------------------------------------------------------
+
+
+def test_who_needs_a_description_gets_nothing_else() -> None:
+    world = World(account_of(200, ends=lambda number: 100.0 + number / 10))
+    for number in range(200):
+        world.watch(f"j{number}", need=Need.DESCRIPTION if number % 2 else Need.SUMMARY)
+    world.run(200)
+    for watcher, seen in world.seen.items():
+        if world.watchers[watcher]["need"] is Need.DESCRIPTION:
+            assert all(one.description is not None for one in seen)
+    assert len(world.ended) == 200
+
+
+def test_a_change_that_nobody_waits_for_wakes_nobody_before_its_time() -> None:
+    world = World(account_of(100, period=1.0))
+    watchers = [world.watch(name, wake_from=200.0) for name in world.account.jobs]
+    world.run(190)
+    assert all(len(world.seen[one]) == 1 for one in watchers)
+    world.run(260)
+    assert all(len(world.seen[one]) >= 2 for one in watchers)
+
+
+def test_what_does_not_change_wakes_nobody() -> None:
+    world = World(account_of(100, period=1e9))
+    for name in world.account.jobs:
+        world.watch(name)
+    world.run(300)
+    assert sum(len(seen) for seen in world.seen.values()) <= 100 + 4 * 5
+
+
+def test_from_its_deadline_on_any_observation_is_one() -> None:
+    world = World(account_of(50, period=1e9))
+    watcher = world.watch("j0", wake_by=47.0)
+    for number in range(1, 50):
+        world.watch(f"j{number}")
+    world.run(48)
+    assert 47.0 <= world.seen[watcher][-1].asked_at <= 47.2
+
+
+def test_the_curious_get_a_description_now_and_then() -> None:
+    world = World(account_of(300, period=20.0))
+    for name in world.account.jobs:
+        world.watch(name, curious=True)
+    world.run(300)
+    described = [one for seen in world.seen.values() for one in seen if one.description is not None]
+    assert 10 <= len(described) <= 30
+    assert world.calls["describe"] <= 30
+
+
+# --- lists that lie ------------------------------------------------------------------------------
+
+
+def test_a_job_that_no_list_shows_is_described_and_goes_on() -> None:
+    account = account_of(20, ends=lambda _: 200.0)
+    account.hidden = lambda name: name in ("j3", "j7")
+    world = World(account)
+    for name in account.jobs:
+        world.watch(name)
+    world.run(150)
+    assert not world.ended
+    world.run(300)
+    assert len(world.ended) == 20
+
+
+def test_a_list_that_is_an_hour_old_ends_nothing_and_hides_nothing_for_ever() -> None:
+    account = account_of(20, ends=lambda _: 200.0)
+    account.lag = 60.0
+    world = World(account)
+    for name in account.jobs:
+        world.watch(name)
+    world.run(400)
+    assert len(world.ended) == 20
+    assert max(latencies(world)) <= 60 + 32
+
+
+def test_a_list_that_lags_takes_nothing_back() -> None:
+    account = account_of(3, period=5.0)
+    world = World(account)
+    watchers = [world.watch(name) for name in account.jobs]
+    world.run(100)
+    account.lag = 90.0
+    world.run(150)
+    for watcher in watchers:
+        launched = [one.progress.training_jobs.launched for one in world.seen[watcher] if one.progress]
+        assert launched == sorted(launched)
+
+
+def test_a_repeated_token_ends_the_sweep_and_not_the_watch() -> None:
+    account = account_of(250, ends=lambda _: 150.0)
+    world = World(account)
+    world.repeats_token = True
+    for name in account.jobs:
+        world.watch(name)
+    world.run(300)
+    assert len(world.ended) == 250
+    assert world.calls["list"] <= 10
+
+
+@pytest.mark.parametrize("skew", [-7200, 7200])
+def test_a_clock_that_is_wrong_changes_nothing(skew: int) -> None:
+    account = account_of(120, ends=lambda number: 100.0 + number / 4)
+    account.skew = timedelta(seconds=skew)
+    world = World(account)
+    for name in account.jobs:
+        world.watch(name)
+    world.run(200)
+    assert len(world.ended) == 120
+    assert max(latencies(world)) <= 32
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [DENIED, INVALID], ids=["denied", "invalid"])
+def test_without_lists_each_is_described(error: Exception) -> None:
+    world = World(account_of(30, ends=lambda _: 100.0))
+    world.always_fails["list"] = error
+    for name in world.account.jobs:
+        world.watch(name)
+    world.run(200)
+    assert len(world.ended) == 30
+    assert world.calls["list"] == 1
+
+
+def test_a_deleted_job_fails_its_own_watchers_alone() -> None:
+    account = account_of(50)
+    account.jobs["j9"] = Job("j9", created=-600.0, deleted=40.0)
+    world = World(account)
+    watchers = {name: world.watch(name) for name in account.jobs}
+    twin = world.watch("j9")
+    world.run(200)
+    assert world.seen[watchers["j9"]][-1].error is GONE
+    assert world.seen[twin][-1].error is GONE
+    others = [one for name, watcher in watchers.items() if name != "j9" for one in world.seen[watcher]]
+    assert all(one.error is None for one in others)
+
+
+def test_an_outage_costs_few_calls_and_everybody_hears_of_it() -> None:
+    world = World(account_of(500, ends=lambda _: 400.0))
+    watchers = [world.watch(name) for name in world.account.jobs]
+    world.run(20)
+    before = sum(world.calls.values())
+    world.always_fails = {"describe": DOWN, "list": DOWN}
+    world.run(300)
+    assert sum(world.calls.values()) - before <= 40
+    assert all(any(one.error is DOWN for one in world.seen[watcher]) for watcher in watchers)
+    world.always_fails = {}
+    world.run(500)
+    assert len(world.ended) == 500
+
+
+def test_throttling_is_nobodys_failure_until_it_lasts() -> None:
+    world = World(account_of(100), seconds_per_call=1.0)
+    watchers = [world.watch(name) for name in world.account.jobs]
+    world.run(10)
+    world.always_fails = {"describe": THROTTLED, "list": THROTTLED}
+    world.run(250)
+    assert all(one.error is None for watcher in watchers for one in world.seen[watcher])
+    world.run(400)
+    told = [sum(one.error is THROTTLED for one in world.seen[watcher]) for watcher in watchers]
+    assert set(told) == {1}
+
+
+def test_a_failure_of_an_extra_read_is_nobodys() -> None:
+    account = Account({"young": Job("young", created=0.0), "other": Job("other", created=-600.0)})
+    world = World(account)
+    watchers = [world.watch(name, interval=60.0) for name in account.jobs]
+    world.run(3)
+    world.fails["describe"] = [DOWN]
+    world.run(50)
+    assert world.calls["describe"] >= 1
+    assert all(one.error is None for watcher in watchers for one in world.seen[watcher])
+
+
+def test_when_no_call_can_be_made_all_who_wait_hear_of_it() -> None:
+    world = World(account_of(10))
+    watchers = [world.watch(name) for name in world.account.jobs]
+    world.run(5)
+    assert set(world.schedule.unable_all(DENIED, 6.0)) == set(watchers)
+    assert all(one.take().error is DENIED for one in watchers)  # type: ignore[union-attr]
+
+
+# --- adapting ------------------------------------------------------------------------------------
+
+
+def test_a_young_job_is_looked_at_sooner() -> None:
+    account = Account({"young": Job("young", created=-1.0, ends=6.0, status="Failed")})
+    world = World(account)
+    world.watch("young", interval=300)
+    world.run(60)
+    assert world.ended["young"] <= 16
+
+
+def progress_of(age: float, *, ended: int = 0, **criteria: Any) -> TuningProgress:
+    return TuningProgress(
+        name="j",
+        status="InProgress",
+        created_at=BEGAN - timedelta(seconds=age),
+        training_jobs=TrainingJobCounters(completed=ended),
+        criteria=CompletionCriteria(**criteria),
+    )
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        (progress_of(4), 5.0),
+        (progress_of(60), 30.0),
+        (progress_of(600), None),
+        (progress_of(-50), None),
+        (progress_of(1000, ended=9, max_training_jobs=10), pytest.approx(111.1, abs=0.1)),
+        (progress_of(1000, ended=10, max_training_jobs=10), 5.0),
+        (progress_of(1000, max_runtime=timedelta(seconds=1060)), 60.0),
+        (progress_of(1000, max_runtime=timedelta(seconds=900)), 5.0),
+        (replace(progress_of(4), created_at=None), None),
+    ],
+)
+def test_how_soon_there_may_be_news(progress: TuningProgress, expected: float | None) -> None:
+    assert early_wait(progress, BEGAN) == expected
+
+
+# --- properties ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(1, 60),
+    lag=st.sampled_from([0.0, 5.0]),
+    page=st.sampled_from([3, 10, 100]),
+    strangers=st.integers(0, 60),
+    faults=st.booleans(),
+)
+def test_every_end_is_seen_whatever_happens(
+    seed: int, count: int, lag: float, page: int, strangers: int, faults: bool
+) -> None:
+    """Random jobs, intervals, needs, lists that lie and calls that fail: nobody waits in vain."""
+    rng = random.Random(seed)
+    account = Account(lag=lag)
+    for number in range(count):
+        account.jobs[f"j{number}"] = Job(
+            f"j{number}",
+            created=-rng.uniform(0, 900),
+            ends=rng.uniform(10, 300),
+            status=rng.choice(["Completed", "Stopped", "Failed"]),
+            period=rng.uniform(5, 60),
+            stopping=rng.choice([0.0, 0.0, 20.0]),
+        )
+    for number in range(strangers):
+        account.jobs[f"s{number}"] = Job(f"s{number}", created=-rng.uniform(0, 900))
+    hidden = {name for name in account.jobs if rng.random() < 0.05}
+    account.hidden = hidden.__contains__
+    world = World(account, seconds_per_call=rng.choice([0.02, 0.2]), page=page)
+    if faults:
+        world.fails = {
+            "describe": rng.choices([DOWN, THROTTLED], k=rng.randrange(8)),
+            "list": rng.choices([DOWN, THROTTLED, INVALID], k=rng.randrange(6)),
+        }
+    names = [f"j{number}" for number in range(count)]
+    for name in names:
+        world.run(world.now + rng.choice([0.0, 0.0, 0.0, 2.0]))
+        need = rng.choice([Need.SUMMARY, Need.SUMMARY, Need.DESCRIPTION])
+        world.watch(name, interval=rng.choice([10.0, 30.0, 60.0]), need=need)
+    world.run(900)
+    assert set(world.ended) == set(names)
+    assert world.schedule.jobs == 0
+    assert world.schedule.watchers == 0
+
+
+def test_nothing_is_left_of_watchers_that_leave_off() -> None:
+    world = World(account_of(200))
+    watchers = [world.watch(name) for name in world.account.jobs]
+    world.run(45)
+    for watcher in watchers:
+        world.schedule.unwatch(watcher)
+        world.schedule.unwatch(watcher)
+    assert (world.schedule.jobs, world.schedule.watchers) == (0, 0)
+    calls = sum(world.calls.values())
+    world.run(500)
+    assert sum(world.calls.values()) == calls
+
+
+def test_the_key_of_a_change_is_what_a_list_tells_too() -> None:
+    job = Job("j", created=0.0)
+    assert change_key(replace(job.at(50), is_summary=True)) == change_key(job.at(50))
