@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
 
 from airflow_amt.exceptions import AmtAccessDeniedError, AmtAwsError, AmtValidationError
@@ -18,6 +20,9 @@ from airflow_amt.hooks.patience import attempt, bearing_briefly
 from airflow_amt.tuning import TrainingJobResult, TuningJobStatus, TuningOutcome, infer_outcome
 from airflow_amt.tuning.naming import STOPPED_BY_TAG, from_tag_list, to_tag_list
 from airflow_amt.tuning.stops import PolicyStop, Stop
+
+if TYPE_CHECKING:
+    import boto3
 
 #: Largest page of both List operations (SageMaker API, ``MaxResults``).
 _PAGE = 100
@@ -40,6 +45,11 @@ _STOP_STATUSES = (TuningJobStatus.STOPPING.value, _STOPPED)
 _BOTOCORE_ERRORS = (BotoCoreError, ResponseParserError)
 
 
+@cache
+def _loader() -> Loader:
+    return create_loader()
+
+
 class AmtHook(AwsBaseHook):
     """Create, watch and stop tuning jobs.
 
@@ -54,6 +64,15 @@ class AmtHook(AwsBaseHook):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["client_type"] = "sagemaker"
         super().__init__(*args, **kwargs)
+
+    def get_session(self, *args: Any, **kwargs: Any) -> boto3.session.Session:
+        """Return a session as ``AwsBaseHook`` does, which shares the service models with others.
+
+        A model of SageMaker takes 20 MB, and each session would read its own.
+        """
+        session = super().get_session(*args, **kwargs)
+        session._session.register_component("data_loader", _loader())
+        return session
 
     @property
     def other_endpoint(self) -> str | None:

@@ -11,6 +11,9 @@ _RECOVERY_SECONDS = 60.0
 #: Slowest rate, in calls per second: what is throttled must be tried to be seen to recover.
 _SLOWEST = 0.2
 
+#: What rounding may take from a token: whoever waited for it must not have to wait for so much again.
+_ROUNDING = 1e-6
+
 
 class TokenBucket:
     """Calls per second, with a burst; a throttled call halves the rate, which grows back within a minute.
@@ -42,7 +45,8 @@ class TokenBucket:
     def wait(self, now: float) -> float:
         """Return the seconds until a call may be made; 0 if it may be now."""
         self._fill(now)
-        return 0.0 if self._tokens >= 1 else (1 - self._tokens) / self.rate(now)
+        lacking = 1 - self._tokens
+        return 0.0 if lacking <= _ROUNDING else lacking / self.rate(now)
 
     def spend(self, now: float) -> None:
         """Take note of a call that is made now, whether it may be or not."""

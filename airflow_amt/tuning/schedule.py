@@ -67,7 +67,7 @@ _STOPPING = TuningJobStatus.STOPPING.value
 #: Statuses whose jobs are swept together.
 _SWEPT = (_IN_PROGRESS, _STOPPING)
 
-#: Where jobs that are missing from the list of those in progress are looked for, and in this order.
+#: Where jobs that are missing from their list are looked for, and in this order.
 _CHASED = (
     TuningJobStatus.COMPLETED.value,
     _STOPPING,
@@ -378,7 +378,7 @@ class Schedule:
             return sweep
         if (suspect := self._pop(self._suspects)) is not None:
             return Describe(suspect.name)
-        if (queued := self._pop(self._queue)) is not None:
+        if (queued := self._pop(self._queue, due_by=now)) is not None:
             return Describe(queued.name)
         if (extra := self._next_extra(now)) is not None:
             return Describe(extra.name, is_extra=True)
@@ -670,7 +670,7 @@ class Schedule:
             job.busy = True
             self._missing[name] = job
         sweep.postponed = [job for job in sweep.postponed if job.name not in self._missing]
-        self._chase = deque(_CHASED if sweep.status == _IN_PROGRESS else _CHASED[2:])
+        self._chase = deque(status for status in _CHASED if status != sweep.status)
         if len(self._missing) < _CHASE_FROM:
             self._suspect_missing()
 
@@ -693,7 +693,10 @@ class Schedule:
         if description is None and job.progress is not None:
             if _is_older(progress.status, job.progress.status):
                 return []
-            if progress.training_jobs.launched < job.progress.training_jobs.launched:
+            if (
+                progress.status == job.progress.status
+                and progress.training_jobs.launched < job.progress.training_jobs.launched
+            ):
                 # A list that lags: that the job goes on is all that it tells.
                 progress = job.progress
         job.progress = progress
@@ -805,12 +808,13 @@ class Schedule:
         job.busy = True
         queue.append(job)
 
-    def _pop(self, queue: deque[_Job]) -> _Job | None:
+    def _pop(self, queue: deque[_Job], *, due_by: float = math.inf) -> _Job | None:
         while queue:
             job = queue.popleft()
             if self._jobs.get(job.name) is not job:
                 continue
-            if job.due is None:
+            due = job.due
+            if due is None or due > due_by:
                 # Whoever it was for has seen something meanwhile.
                 self._free(job)
                 continue

@@ -168,12 +168,16 @@ class World:
             self._wake(schedule.described(action.name, progress, {"is": progress}, asked_at, self.now))
 
     def _sweep(self, sweep: Sweep) -> None:
-        begin = 0
+        begin = throttled = 0
         while True:
             asked_at = self.now
             error = self._call("list")
             if error is THROTTLED:
+                throttled += 1
                 self._wake(self.schedule.throttled(None, THROTTLED, self.now))
+                if throttled == 5:
+                    self.schedule.refused(self.now, briefly=True)
+                    return
                 continue
             if error is not None:
                 if is_transient(error):  # type: ignore[arg-type]
@@ -360,7 +364,7 @@ def test_from_its_deadline_on_any_observation_is_one() -> None:
     for number in range(1, 50):
         world.watch(f"j{number}")
     world.run(48)
-    assert 47.0 <= world.seen[watcher][-1].asked_at <= 47.2
+    assert any(47.0 <= one.asked_at <= 47.2 for one in world.seen[watcher])
 
 
 def test_the_curious_get_a_description_now_and_then() -> None:
@@ -548,7 +552,7 @@ def test_how_soon_there_may_be_news(progress: TuningProgress, expected: float | 
 # --- properties ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 60),
