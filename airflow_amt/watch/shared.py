@@ -46,7 +46,7 @@ DEFAULT_BURST = 10.0
 _CALLS_AT_ONCE = 4
 
 #: Subscribers that are woken in one go, before others have their turn on the event loop.
-_WOKEN_AT_ONCE = 50
+_WOKEN_AT_ONCE = 10
 
 #: Between two reports in log and metrics.
 _REPORT_SECONDS = 60.0
