@@ -137,6 +137,10 @@ class Size:
     :param at_least: seconds that a triggerer must have been watched for to be judged.
     :param windows: what goes wrong first, in this order; then all of it, shuffled.
     :param scale: factor of the lengths of what goes wrong.
+    :param warming: seconds after its start that do not count for a triggerer: Airflow and boto3 load much of
+        themselves when they are first asked.
+    :param slack: factor of the amounts by which a triggerer may grow. A short soak ends
+        while they warm up.
     """
 
     tasks: int
@@ -148,6 +152,8 @@ class Size:
     triggerers: int = 2
     windows: Sequence[str] = ()
     scale: float = 1.0
+    warming: float = 60.0
+    slack: float = 1.0
 
     @classmethod
     def of(cls, tasks: int, minutes: float, triggerers: int) -> Size:
@@ -159,10 +165,12 @@ class Size:
             pause=4.0 if long else 2.0,
             interval=15.0 if long else 8.0,
             sampling=10.0 if long else 3.0,
-            at_least=240.0 if long else 30.0,
+            at_least=300.0 if long else 30.0,
             triggerers=triggerers,
             windows=() if long else ("partly_throttled", "kill", "old_lists", "throttled"),
             scale=1.0 if long else 0.4,
+            warming=60.0 if long else 0.0,
+            slack=1.0 if long else 25.0,
         )
 
 
@@ -307,7 +315,7 @@ class Soak:
         while (now := time.monotonic()) < end:
             self._tick()
             self._replenish(SIZES[-1])
-            waiting = sum(one.deferred_since is not None for one in self._live())
+            waiting = sum(one.state == "deferred" for one in self._live())
             self.fewest_waiting = min(self.fewest_waiting, waiting)
             if self._window is not None and now >= self._window.until:
                 self._end_window()
@@ -406,7 +414,8 @@ class Soak:
     def _pump(self) -> None:
         """Go on with what takes several steps."""
         for job in self.jobs:
-            if job.ending and not job.over and job.released < job.steps:
+            # However often that was: one that still had the pipe open may have taken two for one.
+            if job.ending and not job.over:
                 job.release()
             if job.deleting and not job.deleted and job.name is not None and not self._unreachable:
                 self._try_to_delete(job, job.name)
@@ -472,14 +481,15 @@ class Soak:
         self._create(self._ways.next(), size)
 
     def _create(self, way: str, size: int) -> None:
+        used = self._used()
+        if sum(max(0, MOST_JOBS_OF_A_REGION - used[region]) for region in self._world.regions) < size:
+            return
         run_id = self._next_run()
         mapped = way == "mapped"
         dag_id = "soak_mapped" if mapped else f"soak_{way}_{size}"
         waiters = []
         for index in range(size):
             job = self._job_for(way)
-            if job is None:
-                return  # all regions are full for now
             waiters.append(
                 Waiter(
                     way=way,
@@ -517,8 +527,12 @@ class Soak:
         self._runs += 1
         return f"soak-{self._runs:05d}"
 
-    def _job_for(self, way: str) -> Job | None:
-        """Return a tuning job for a task; `None` if there is no room for one."""
+    def _used(self) -> Counter[str]:
+        """Return how many tuning jobs are not over, by region."""
+        return Counter(job.region for job in self.jobs if not job.over)
+
+    def _job_for(self, way: str) -> Job:
+        """Return a tuning job for a task: one of its own, or for some sensors one that another one has."""
         if way in SENSORS and self._draw.random() < SHARE_OF_SECOND_WATCHERS:
             shared = [
                 job
@@ -532,10 +546,8 @@ class Soak:
             ]
             if shared:
                 return self._draw.choice(shared)
-        used = Counter(job.region for job in self.jobs if not job.over)
+        used = self._used()
         region = min(self._world.regions, key=lambda one: (used[one], self._draw.random()))
-        if used[region] >= MOST_JOBS_OF_A_REGION:
-            return None
         key = f"soak-{len(self.jobs) + 1:05d}"
         job = Job(
             key=key,
@@ -816,10 +828,12 @@ class Soak:
         wrong = [*self.wrong, *verdict.wrong, *judge_jobs(self.jobs, found, owners)]
         wrong += [f"{count} {what} are left" for what, count in left.items() if count]
         series = [
-            one.figures(since=times.acting, until=times.over, at_least=size.at_least)
+            one.figures(
+                since=max(times.acting, one.began + size.warming), until=times.over, at_least=size.at_least
+            )
             for one in self._sampler.series
         ]
-        wrong += [what for one in series for what in judge_series(one)]
+        wrong += [what for one in series for what in judge_series(one, size.slack)]
         if not any("triggers" in one for one in series):
             wrong.append("no triggerer was watched long enough to tell whether its memory is flat")
         ended = Counter(crashed(world.cluster))
@@ -885,6 +899,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{time.strftime('%H:%M:%S', time.gmtime())} {line}\n")
         sys.stderr.flush()
 
+    # Ended from outside, it leaves no process behind either.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     patience = options.patience or measured_patience()
     say(f"seed {seed}, patience {patience:.1f}, in {folder}")
     size = Size.of(options.tasks, options.minutes, options.triggerers)
