@@ -269,11 +269,15 @@ class Soak:
         self.wrong: list[str] = []
         self.times = Times()
         self.fewest_waiting = size.tasks
+        #: Those that were left at the end, by their status.
+        self.connections: Counter[str] = Counter()
         self._runs = 0
         self._window: Window | None = None
         #: Until then no task is killed whose tuning job a triggerer has to stop.
         self._calm_at = 0.0
-        self._killed: list[tuple[Job, float]] = []
+        self._killed: list[tuple[Waiter, float]] = []
+        #: Something is to go wrong as soon as that is settled.
+        self._waits_for_kills = False
         self._deleted: dict[tuple[str, str], Found] = {}
         self._looked_at = 0.0
         self._told_at = 0.0
@@ -312,7 +316,10 @@ class Soak:
         end = times.acting + size.seconds
         next_action = times.acting
         next_window = times.acting + self._draw.uniform(5, 15) * size.scale
-        while (now := time.monotonic()) < end:
+        # On a slow machine what a short soak is about may come late.
+        while (now := time.monotonic()) < end or (
+            now < end + size.seconds and not all(self.done[kind] for kind in size.windows[:2])
+        ):
             self._tick()
             self._replenish(SIZES[-1])
             waiting = sum(one.state == "deferred" for one in self._live())
@@ -320,7 +327,8 @@ class Soak:
             if self._window is not None and now >= self._window.until:
                 self._end_window()
                 next_window = time.monotonic() + self._draw.uniform(5, 25) * size.scale
-            if self._window is None and now >= next_window and self._may_go_wrong():
+            self._waits_for_kills = self._window is None and now >= next_window
+            if self._waits_for_kills and not self._killed:
                 self._begin_window((now - times.acting) / size.seconds)
             if now >= next_action:
                 self._perform(self._actions.next())
@@ -350,12 +358,13 @@ class Soak:
         while True:
             left = {
                 "triggers": sum(self._world.database.triggers().values()),
-                "connections": self._sampler.sockets(),
+                "connections": self._sampler.sockets().total(),
                 "deferred": self._world.database.rows(
                     "SELECT count(*) FROM task_instance WHERE state = 'deferred'"
                 )[0][0],
             }
             if not any(left.values()) or time.monotonic() > deadline:
+                self.connections = self._sampler.sockets()
                 return left
             time.sleep(1)
 
@@ -409,7 +418,12 @@ class Soak:
             return
         for job in self.jobs:
             job.over = job.deleted or statuses[job.region].get(job.name or "") in OVER
-        self._killed = [(job, at) for job, at in self._killed if not job.over and now - at < 60]
+        # The tuning job of one that was cleared may have been adopted instead.
+        self._killed = [
+            (one, at)
+            for one, at in self._killed
+            if not (one.job.over or (one.cleared and one.deferred_since)) and now - at < 60
+        ]
 
     def _pump(self) -> None:
         """Go on with what takes several steps."""
@@ -617,7 +631,7 @@ class Soak:
             and one.job.name is not None
             and one.job.look_at is None
             and one.job.is_let_be
-            and not any(job is one.job for job, _ in self._killed)
+            and not any(killed.job is one.job for killed, _ in self._killed)
         ]
 
     def _with_job(self, act: Callable[[Job], None]) -> bool:
@@ -682,7 +696,8 @@ class Soak:
     def _killable(self) -> list[Waiter]:
         """Return the tasks that people may end now, and nothing else ends just then."""
         now = time.monotonic()
-        soft = now >= self._calm_at and (self._window is None or not self._window.hard)
+        hard = self._waits_for_kills or (self._window is not None and self._window.hard)
+        soft = now >= self._calm_at and not hard
         found = []
         for one in self._candidates():
             if one.way in STOPS_ON_KILL and not soft:
@@ -719,7 +734,7 @@ class Soak:
         if waiter.marked:
             waiter.killed_at = time.monotonic()
         if waiter.way in STOPS_ON_KILL:
-            self._killed.append((waiter.job, time.monotonic()))
+            self._killed.append((waiter, time.monotonic()))
         elif waiter.marked and len(waiter.job.waiters) == 1:
             waiter.job.look_at = time.monotonic() + ALONE_SECONDS
 
@@ -740,10 +755,6 @@ class Soak:
         return True
 
     # --- what goes wrong -----------------------------------------------------------------------------
-
-    def _may_go_wrong(self) -> bool:
-        """Whether all tuning jobs of killed tasks have ended; that gets a minute."""
-        return not self._killed
 
     def _begin_window(self, share: float) -> None:
         """Begin with the next thing that goes wrong.
@@ -849,6 +860,7 @@ class Soak:
             "not_possible": dict(sorted(self.refused.items())),
             "outcomes": dict(sorted(verdict.outcomes.items())),
             "left": dict(left),
+            "left_connections": dict(self.connections),
             "triggerers": series,
             "calls": calls(world.request_log, times.acting_at, times.over_at),
             "triggerer_logs": triggerer_troubles(world.cluster.home),

@@ -187,9 +187,16 @@ class Sampler:
         component = self._world.cluster.components.get(name)
         return None if component is None else self._ids.get(component.process.pid)
 
-    def sockets(self) -> int:
-        """Return how many connections to the server all triggerers have."""
-        return sum(int(look["sockets"]) for look in self._looks().values())
+    def sockets(self) -> Counter[str]:
+        """Return how many connections to the server all triggerers have, by status."""
+        return Counter(
+            link.status
+            for name, component in self._world.cluster.components.items()
+            if name.startswith("triggerer")
+            for process in family(component.process.pid)
+            for link in process.net_connections("tcp")
+            if bool(link.raddr) and link.raddr.port == self._port
+        )
 
     def _look(self) -> None:
         try:
@@ -213,14 +220,13 @@ class Sampler:
             pid = component.process.pid
             sample: dict[str, float] = {"at": time.monotonic()}
             try:
-                process = psutil.Process(pid)
-                family = [process, *process.children(recursive=True)]
-                sample["rss_mb"] = sum(one.memory_info().rss for one in family) / 1e6
-                sample["threads"] = sum(one.num_threads() for one in family)
-                sample["descriptors"] = sum(one.num_fds() for one in family)
+                members = family(pid)
+                sample["rss_mb"] = sum(one.memory_info().rss for one in members) / 1e6
+                sample["threads"] = sum(one.num_threads() for one in members)
+                sample["descriptors"] = sum(one.num_fds() for one in members)
                 sample["sockets"] = sum(
                     bool(link.raddr) and link.raddr.port == self._port
-                    for one in family
+                    for one in members
                     for link in one.net_connections("tcp")
                 )
             except (psutil.Error, OSError):
@@ -228,6 +234,12 @@ class Sampler:
             self._series.setdefault(pid, Series(name=f"{name}, process {len(self._series) + 1}"))
             found[pid] = sample
         return found
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Return a process and all that it has started."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
 
 
 class World:
