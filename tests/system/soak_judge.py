@@ -370,7 +370,7 @@ class Series:
         figures["rss_mb_over_time"] = [round(one["rss_mb"]) for one in inside[:: max(1, len(inside) // 30)]]
         quarter = len(inside) // 4
         second, last = inside[quarter : 2 * quarter], inside[-quarter:]
-        for name in (*MEASURES, "triggers"):
+        for name in (*MEASURES, "runner_mb", "triggers"):
             figures[name] = [round(median(one[name] for one in part), 1) for part in (second, last)]
             figures[f"{name}_most"] = round(max(one[name] for one in inside), 1)
         return figures

@@ -129,8 +129,8 @@ class Database:
         return found
 
     def triggerers(self) -> list[int]:
-        """Return the ids of all triggerers there ever were."""
-        return [row[0] for row in self.rows("SELECT id FROM job WHERE job_type = 'TriggererJob'")]
+        """Return the ids of all triggerers there ever were, in the order of their starts."""
+        return [row[0] for row in self.rows("SELECT id FROM job WHERE job_type = 'TriggererJob' ORDER BY id")]
 
     def triggers(self) -> Counter[int | None]:
         """Return how many triggers each triggerer has."""
@@ -222,6 +222,8 @@ class Sampler:
             try:
                 members = family(pid)
                 sample["rss_mb"] = sum(one.memory_info().rss for one in members) / 1e6
+                # Without the supervisor, in which Airflow builds its API when a trigger first asks for it.
+                sample["runner_mb"] = sum(one.memory_info().rss for one in members[1:]) / 1e6
                 sample["threads"] = sum(one.num_threads() for one in members)
                 sample["descriptors"] = sum(one.num_fds() for one in members)
                 sample["sockets"] = sum(

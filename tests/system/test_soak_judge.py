@@ -143,6 +143,7 @@ def test_memory_must_be_flat(megabytes: float, more_triggers: int, is_wrong: boo
             {
                 "at": number * 10.0,
                 "rss_mb": 300 + number * megabytes,
+                "runner_mb": 100.0,
                 "threads": 10.0,
                 "descriptors": 50.0,
                 "sockets": 2.0,
