@@ -88,7 +88,7 @@ def test_a_thousand_subscribers_cost_a_few_pages_and_no_thread_each() -> None:
     async def run() -> None:
         tasks = [asyncio.create_task(watch_to_the_end(connection, name, 1.0)) for name in names(1000)]
         await asyncio.sleep(1.6)
-        threads.append(sum(one.name.startswith("airflow-amt") for one in threading.enumerate()))
+        threads.append(sum(one.name.startswith("airflow-amt-watch") for one in threading.enumerate()))
         for name in names(1000):
             hook.script[name] = ["Completed"]
         ended = await asyncio.gather(*tasks)
