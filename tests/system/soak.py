@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,6 +118,8 @@ ALONE_SECONDS = 20.0
 KILL_SECONDS = 90.0
 #: A triggerer does not hear of what a person did before it has taken a trigger up (known limitation).
 TAKEN_UP_SECONDS = 10.0
+#: Nothing goes wrong before some tasks were killed, whose triggers take this long at the most to be taken up.
+_MOST_UNTIL_KILLS = 60.0
 #: And it can give up stopping a tuning job while too many calls fail.
 _MOST_OF_A_SOFT_FAULT = 0.5
 _LIVES: frozenset[str | None] = frozenset(
@@ -259,7 +261,7 @@ class Soak:
         self._size = size
         self._draw = random.Random(seed)
         self._say = say
-        self._ways = Deck(self._draw, WAYS)
+        self._ways = Deck(self._draw, WAYS, first=tuple(WAYS))
         self._actions = Deck(self._draw, ACTIONS)
         self._windows = Deck(self._draw, dict.fromkeys((*FAULTS, *DISRUPTIONS), 1), [*size.windows])
         self.jobs: list[Job] = []
@@ -307,7 +309,8 @@ class Soak:
                 states = Counter(str(one.state) for one in self._live())
                 raise ClusterError(f"not all tasks wait: {dict(states)}\n{self._world.cluster.log_tails()}")
             self._tick()
-            self._replenish(SIZES[0])
+            # Runs of few tasks where not all ways would be there otherwise.
+            self._replenish(SIZES[0] if self._size.tasks >= len(WAYS) * SIZES[0] else SIZES[-1])
         self._say(f"all wait after {time.monotonic() - began:.0f} s")
 
     def _act(self) -> None:
@@ -327,8 +330,10 @@ class Soak:
             if self._window is not None and now >= self._window.until:
                 self._end_window()
                 next_window = time.monotonic() + self._draw.uniform(5, 25) * size.scale
-            self._waits_for_kills = self._window is None and now >= next_window
-            if self._waits_for_kills and not self._killed:
+            self._waits_for_kills = self._has_killed and self._window is None and now >= next_window
+            if not self._has_killed and now < times.acting + _MOST_UNTIL_KILLS:
+                self._mark("failed", STOPS_ON_KILL)
+            elif self._waits_for_kills and not self._killed:
                 self._begin_window((now - times.acting) / size.seconds)
             if now >= next_action:
                 self._perform(self._actions.next())
@@ -367,6 +372,11 @@ class Soak:
                 self.connections = self._sampler.sockets()
                 return left
             time.sleep(1)
+
+    @property
+    def _has_killed(self) -> bool:
+        """Whether some tasks were ended whose tuning jobs have to be stopped for that."""
+        return sum(bool(one.marked) for one in self.waiters if one.way in STOPS_ON_KILL) >= 2
 
     @property
     def _unreachable(self) -> bool:
@@ -712,8 +722,9 @@ class Soak:
             found.append(one)
         return found
 
-    def _mark(self, state: str) -> bool:
-        found = self._killable()
+    def _mark(self, state: str, ways: Collection[str] = tuple(WAYS)) -> bool:
+        """Let a person mark a task, of one of these ways."""
+        found = [one for one in self._killable() if one.way in ways]
         if not found:
             return False
         # Each way as often as any other.
