@@ -7,6 +7,7 @@ import gc
 import logging
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -105,19 +106,21 @@ def test_a_thousand_subscribers_cost_a_few_pages_and_no_thread_each() -> None:
 def test_ten_thousand_subscribers_are_let_go_at_once() -> None:
     hook = FakeHook({name: ["InProgress"] for name in names(10_000)})
 
-    async def run() -> None:
+    async def run() -> weakref.ref[SharedWatch]:
         tasks = [asyncio.create_task(watch_to_the_end(Connection(hook), name, 30)) for name in names(10_000)]
         await asyncio.sleep(0.5)
+        (watch,) = shared._watches[asyncio.get_running_loop()].values()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0.05)
         assert len(asyncio.all_tasks()) == 1
         assert not shared._watches[asyncio.get_running_loop()]
+        return weakref.ref(watch)
 
-    asyncio.run(run())
+    watch = asyncio.run(run())
     gc.collect()
-    assert not [one for one in gc.get_objects() if isinstance(one, SharedWatch)]
+    assert watch() is None
 
 
 def test_the_last_one_closes_the_clients_connections() -> None:
