@@ -227,7 +227,9 @@ class SharedWatch:
             if watcher.job.busy or pushed is None or pushed < self._asleep_until:
                 self._awake.set()
             try:
-                await asyncio.wait_for(future, at_most)
+                # Not wait_for: Python 3.11's loses a cancellation that comes with the result.
+                async with asyncio.timeout(at_most):
+                    await future
             except TimeoutError:
                 pass  # nothing came, which the caller is told
             finally:
@@ -282,7 +284,8 @@ class SharedWatch:
             await asyncio.sleep(0)
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._awake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._awake.wait()
 
     def _end(self) -> None:
         self._forget()

@@ -439,3 +439,39 @@ def test_metrics_reach_airflow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [("amt.watch.jobs", 3, {"connection": "a"})]
     monkeypatch.undo()
     assert callable(_compat._stats().gauge)
+
+
+# --- cancellations -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ticks", range(4))
+def test_a_watch_that_ends_as_it_is_woken_does_end(ticks: int) -> None:
+    connection = Connection(FakeHook({"a": ["InProgress"]}))
+
+    async def run() -> None:
+        with subscribe(connection, "a", 60) as subscription:
+            await subscription.next(due=time.monotonic())
+            await asyncio.sleep(0.05)
+            subscription._watch._awake.set()
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        assert subscription._watch._task.done()
+
+    asyncio.run(run())
+
+
+def test_a_subscriber_that_is_cancelled_as_it_is_woken_is_cancelled() -> None:
+    connection = Connection(FakeHook({"a": ["InProgress"]}))
+
+    async def run() -> None:
+        with subscribe(connection, "a", 60) as subscription:
+            await subscription.next(due=time.monotonic())
+            again = asyncio.create_task(subscription.next(due=time.monotonic() + 60, until_deadline=60))
+            await asyncio.sleep(0.05)
+            subscription._watch._waiting[subscription._watcher].set_result(None)
+            again.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await again
+
+    asyncio.run(run())
