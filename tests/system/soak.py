@@ -480,7 +480,7 @@ class Soak:
                 job.look_at = None
             killed_at = max(one.killed_at for one in job.waiters if one.way != "stop")
             if killed_at > 0 and any(one.way in STOPS_ON_KILL for one in job.waiters):
-                if now - killed_at < self._world.patience * KILL_SECONDS:
+                if job.stops or now - killed_at < self._world.patience * KILL_SECONDS:
                     continue
                 self.wrong.append(f"{job.name} runs {KILL_SECONDS:g} s after its task was ended by a person")
                 self._stop(job)
