@@ -334,7 +334,7 @@ class Schedule:
         job = watcher.job
         if watcher.unseen is not None:
             return True
-        if job.suspect and not job.busy:
+        if job.suspect and not job.busy and not backed_off:
             self._enqueue(self._suspects, job)
         self._push(job)
         return False
@@ -388,7 +388,7 @@ class Schedule:
     def _take_due(self, now: float) -> Sweep | None:
         due: dict[str, list[_Job]] = {}
         for job in self._pop_due(now):
-            if job.needs_description(now):
+            if job.suspect or job.needs_description(now):
                 self._enqueue(self._queue, job)
             else:
                 due.setdefault(job.group, []).append(job)
@@ -433,6 +433,10 @@ class Schedule:
         if self._sweeping is not None:
             self._postpone(jobs)
             return None
+        if now < self._no_sweep_before.get(status, -math.inf):
+            for job in jobs:
+                self._enqueue(self._queue, job)
+            return None
         group = [job for job in self._jobs.values() if job.group == status and job.takes_summaries]
         worth = sum(
             job.due is not None and job.due <= now + _WORTH_A_PLACE * job.interval
@@ -440,7 +444,7 @@ class Schedule:
             if not job.busy
         )
         pages = self._pages.get(status) or math.ceil(len(group) / PAGE)
-        if pages >= worth or now < self._no_sweep_before.get(status, -math.inf):
+        if pages >= worth:
             for job in jobs:
                 self._enqueue(self._queue, job)
             return None
@@ -657,14 +661,19 @@ class Schedule:
 
     def _chase_missing(self, sweep: _Sweeping) -> None:
         """Look for those that should have been listed, and were not."""
+        postponed = set(sweep.postponed)
         for name in sweep.wanted - sweep.found:
             job = self._jobs.get(name)
             # One that somebody began to watch meanwhile may be newer than the list.
             if (
                 job is None
-                or (job.busy and job not in sweep.postponed)
+                or (job.busy and job not in postponed)
                 or (job.as_of is not None and job.as_of >= sweep.began)
-                or not any(one.waiting and one.since <= sweep.began for one in job.watchers)
+                or not any(
+                    # Describing it failed just now, and is tried again when that is due.
+                    one.waiting and one.since <= sweep.began and not one.backed_off
+                    for one in job.watchers
+                )
             ):
                 continue
             job.busy = True

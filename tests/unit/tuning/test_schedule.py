@@ -479,6 +479,19 @@ def test_an_outage_costs_few_calls_and_everybody_hears_of_it() -> None:
     assert len(world.ended) == 500
 
 
+def test_a_missing_job_that_cannot_be_described_is_not_described_again_at_once() -> None:
+    world = World(account_of(20, ends=lambda number: 100.0 if number == 3 else math.inf))
+    watchers = {name: world.watch(name) for name in world.account.jobs}
+    world.run(95)
+    world.always_fails = {"describe": DOWN}
+    world.run(250)
+    told = [one for one in world.seen[watchers["j3"]] if one.error is DOWN]
+    assert 2 <= len(told) <= 4
+    world.always_fails = {}
+    world.run(350)
+    assert world.ended["j3"] <= 320
+
+
 def test_throttling_is_nobodys_failure_until_it_lasts() -> None:
     world = World(account_of(100), seconds_per_call=1.0)
     watchers = [world.watch(name) for name in world.account.jobs]
