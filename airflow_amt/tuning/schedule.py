@@ -670,8 +670,10 @@ class Schedule:
                 or (job.busy and job not in postponed)
                 or (job.as_of is not None and job.as_of >= sweep.began)
                 or not any(
-                    # Describing it failed just now, and is tried again when that is due.
-                    one.waiting and one.since <= sweep.began and not one.backed_off
+                    # One that failed just now is tried again when that is due, and then it is.
+                    one.waiting
+                    and one.since <= sweep.began
+                    and (not one.backed_off or min(one.due, one.wake_by) <= sweep.began)
                     for one in job.watchers
                 )
             ):

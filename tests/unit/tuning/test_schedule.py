@@ -492,6 +492,19 @@ def test_a_missing_job_that_cannot_be_described_is_not_described_again_at_once()
     assert world.ended["j3"] <= 320
 
 
+def test_what_ended_during_an_outage_is_found_after_it() -> None:
+    world = World(account_of(6, ends=lambda _: 60.0))
+    for name in world.account.jobs:
+        world.watch(name)
+    world.run(20)
+    world.always_fails = {"describe": DOWN, "list": DOWN}
+    world.run(110)
+    world.always_fails = {}
+    world.run(400)
+    assert len(world.ended) == 6
+    assert sum(world.calls.values()) <= 100
+
+
 def test_throttling_is_nobodys_failure_until_it_lasts() -> None:
     world = World(account_of(100), seconds_per_call=1.0)
     watchers = [world.watch(name) for name in world.account.jobs]
