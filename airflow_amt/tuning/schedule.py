@@ -40,8 +40,9 @@ _GATHER_AT_MOST_SECONDS = 1.0
 #: For how long no sweep is made after one that was refused, or came to more pages than it spares.
 _SWEEPS_REFUSED_SECONDS = 600.0
 
-#: The same after one that failed, as when AWS is not to be reached.
-_SWEEPS_FAILED_SECONDS = 60.0
+#: The same after one that failed for a reason that may pass: from, and up to, doubled each time.
+_SWEEPS_FAILED_SECONDS = 2.0
+_SWEEPS_FAILED_AT_MOST_SECONDS = 300.0
 
 #: From how many missing jobs on the lists of those that ended are read, and for how many one page may be.
 _CHASE_FROM = 4
@@ -202,6 +203,8 @@ class _Job:
     pushed: float | None = None
     #: In a queue, in a call, or put off until a sweep is over.
     busy: bool = False
+    #: It waits its turn to be described because its read is due; a sweep that comes first will do.
+    queued: bool = False
     #: A description may tell what the list could not: it is missing there.
     suspect: bool = False
 
@@ -271,6 +274,8 @@ class Schedule:
         self._missing: dict[str, _Job] = {}
         self._pages: dict[str, int] = {}
         self._no_sweep_before: dict[str, float] = {}
+        #: Sweeps that failed in a row.
+        self._sweeps_failed: dict[str, int] = {}
         #: Newest change by AWS's clock in the last whole sweep, and in the one before it.
         self._newest: datetime | None = None
         self._newest_before: datetime | None = None
@@ -441,7 +446,7 @@ class Schedule:
         worth = sum(
             job.due is not None and job.due <= now + _WORTH_A_PLACE * job.interval
             for job in group
-            if not job.busy
+            if job.queued or not job.busy
         )
         pages = self._pages.get(status) or math.ceil(len(group) / PAGE)
         if pages >= worth:
@@ -613,6 +618,7 @@ class Schedule:
             return
         if found_all or is_whole:
             self._pages[sweep.status] = max(1, sweep.pages)
+            self._sweeps_failed.pop(sweep.status, None)
             if sweep.status == _IN_PROGRESS:
                 self._newest_before = self._newest
                 self._newest = max(filter(None, (self._newest, sweep.newest)), default=None)
@@ -623,17 +629,22 @@ class Schedule:
             self._chase_missing(sweep)
         self._resume(sweep)
 
-    def refused(self, now: float, *, briefly: bool = False) -> None:
-        """Take note that the sweep is not permitted, or makes no sense: its jobs are described for a while.
+    def refused(self, now: float) -> None:
+        """Take note that the sweep is not permitted: its jobs are described for long."""
+        self._stop_sweep(now + _SWEEPS_REFUSED_SECONDS)
 
-        :param briefly: it may make sense in a minute.
-        """
-        self._stop_sweep(now + (_SWEEPS_FAILED_SECONDS if briefly else _SWEEPS_REFUSED_SECONDS))
+    def failed_sweep(self, now: float) -> None:
+        """Take note that the sweep came to nothing: its jobs are described until it is tried again, soon."""
+        status = self._sweep.status
+        failed = self._sweeps_failed[status] = self._sweeps_failed.get(status, 0) + 1
+        self._stop_sweep(
+            now + min(_SWEEPS_FAILED_SECONDS * 2.0 ** min(failed - 1, 16), _SWEEPS_FAILED_AT_MOST_SECONDS)
+        )
 
     def interrupted(self, error: AmtAwsError, now: float) -> list[Watcher]:
         """Take note that the sweep failed for a reason that may pass; return who has to hear of it."""
         self._failures += 1
-        self._stop_sweep(now + _SWEEPS_FAILED_SECONDS)
+        self.failed_sweep(now)
         return self._tell_due(error, now) if self._failures >= _OUTAGE else []
 
     @property
@@ -817,11 +828,13 @@ class Schedule:
 
     def _enqueue(self, queue: deque[_Job], job: _Job) -> None:
         job.busy = True
+        job.queued = queue is self._queue
         queue.append(job)
 
     def _pop(self, queue: deque[_Job], *, due_by: float = math.inf) -> _Job | None:
         while queue:
             job = queue.popleft()
+            job.queued = False
             if self._jobs.get(job.name) is not job:
                 continue
             due = job.due

@@ -367,7 +367,7 @@ class SharedWatch:
                 self._source.throttled()
                 woken = self._schedule.throttled(None, error, time.monotonic())
                 if throttled >= _PAGE_ATTEMPTS:
-                    self._schedule.refused(time.monotonic(), briefly=True)
+                    self._schedule.failed_sweep(time.monotonic())
                 await self._wake(woken)
                 if throttled >= _PAGE_ATTEMPTS:
                     return
@@ -377,14 +377,14 @@ class SharedWatch:
                 await self._wake(self._schedule.unable(None, error.cause, time.monotonic()))
                 return
             except Exception as error:  # noqa: BLE001 - it is told, or its jobs are described
-                await self._wake(self._abandon(error, is_first=token is None))
+                await self._wake(self._abandon(error))
                 return
             throttled = 0
             woken, go_on = self._schedule.page(summaries, asked_at, time.monotonic())
             await self._wake(woken)
             if following is not None and following in seen:
                 log.warning("AWS repeats a page when tuning jobs are listed; they are described for a while.")
-                self._schedule.refused(time.monotonic())
+                self._schedule.failed_sweep(time.monotonic())
                 return
             if not go_on or following is None:
                 self._schedule.swept(time.monotonic(), is_whole=following is None)
@@ -393,9 +393,14 @@ class SharedWatch:
             seen.add(following)
             await asyncio.sleep(max(self._source.seconds_to_call(), 0.0))
 
-    def _abandon(self, error: Exception, *, is_first: bool) -> list[Watcher]:
+    def _abandon(self, error: Exception) -> list[Watcher]:
         if isinstance(error, AmtAwsError) and is_transient(error):
             return self._schedule.interrupted(error, time.monotonic())
+        if not isinstance(error, AmtAccessDeniedError):
+            # Odd, or in the middle of a list a token may have become too old.
+            log.warning("Tuning jobs cannot be listed now; they are described for a while: %s", error)
+            self._schedule.failed_sweep(time.monotonic())
+            return []
         if not self._told_refused:
             # What it means for a job, its own description will tell.
             self._told_refused = True
@@ -405,8 +410,7 @@ class SharedWatch:
                 self._source.conn_id,
                 error,
             )
-        # In the middle of a list a token may have become too old.
-        self._schedule.refused(time.monotonic(), briefly=not is_first)
+        self._schedule.refused(time.monotonic())
         return []
 
     async def _call(self, call: Callable[[AmtHook], _Result]) -> _Result:
