@@ -131,9 +131,9 @@ class AmtHook(AwsBaseHook):
         :param token: of this page; ``None`` for the first.
         :param filters: as for :meth:`list_tuning_jobs`.
         """
-        page = {} if token is None else {"NextToken": token}
-        answer = self._call("list_hyper_parameter_tuning_jobs", MaxResults=_PAGE, **filters, **page)
-        return list(answer.get("HyperParameterTuningJobSummaries") or ()), answer.get("NextToken") or None
+        return self._page(
+            "list_hyper_parameter_tuning_jobs", "HyperParameterTuningJobSummaries", filters, token
+        )
 
     def list_training_jobs(self, name: str, *, status: str | None = None) -> Iterator[dict[str, Any]]:
         """Iterate over a tuning job's training jobs, all pages.
@@ -279,13 +279,19 @@ class AmtHook(AwsBaseHook):
         return infer_outcome(description, training_jobs=training_jobs, tags=tags)
 
     def _pages(self, method: str, member: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        page = {"MaxResults": _PAGE, **params}
+        token: str | None = None
         while True:
-            answer = self._call(method, **page)
-            yield from answer.get(member) or ()
-            if not answer.get("NextToken"):
+            items, token = self._page(method, member, params, token)
+            yield from items
+            if token is None:
                 return
-            page["NextToken"] = answer["NextToken"]
+
+    def _page(
+        self, method: str, member: str, params: Mapping[str, Any], token: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        following = {} if token is None else {"NextToken": token}
+        answer = self._call(method, **{"MaxResults": _PAGE, **params, **following})
+        return list(answer.get(member) or ()), answer.get("NextToken") or None
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
         return attempt(lambda: self._call_once(method, **params))

@@ -262,6 +262,8 @@ class Schedule:
 
     def __init__(self, *, spread: Callable[[], float] = lambda: 1.0) -> None:
         self._spread = spread
+        #: The time of day, as of the last action.
+        self._wall: datetime
         self._jobs: dict[str, _Job] = {}
         self._heap: list[tuple[float, int, _Job]] = []
         self._early: list[tuple[float, int, _Job, float]] = []
@@ -399,11 +401,7 @@ class Schedule:
                 due.setdefault(job.group, []).append(job)
         sweep: Sweep | None = None
         for status, jobs in due.items():
-            if sweep is None:
-                sweep = self._sweep_or_queue(status, jobs, now)
-            else:
-                # One sweep at a time; the other group has its turn after it.
-                self._postpone(jobs)
+            sweep = self._sweep_or_queue(status, jobs, now) or sweep
         return sweep
 
     def _pop_due(self, now: float) -> Iterator[_Job]:
@@ -431,16 +429,21 @@ class Schedule:
         return min(self._watched_at + _GATHER_SECONDS, self._gather_from + _GATHER_AT_MOST_SECONDS)
 
     def _sweep_or_queue(self, status: str, jobs: list[_Job], now: float) -> Sweep | None:
-        if status not in _SWEPT:
-            for job in jobs:
-                self._enqueue(self._queue, job)
-            return None
-        if self._sweeping is not None:
+        if status in _SWEPT and self._sweeping is not None:
+            # One sweep at a time; the other group has its turn after it.
             self._postpone(jobs)
             return None
-        if now < self._no_sweep_before.get(status, -math.inf):
+        sweep = self._worthwhile_sweep(status, now)
+        if sweep is None:
             for job in jobs:
                 self._enqueue(self._queue, job)
+        else:
+            self._postpone(jobs)
+        return sweep
+
+    def _worthwhile_sweep(self, status: str, now: float) -> Sweep | None:
+        """Begin a sweep of the jobs of a status, if it costs less than to describe them."""
+        if status not in _SWEPT or now < self._no_sweep_before.get(status, -math.inf):
             return None
         group = [job for job in self._jobs.values() if job.group == status and job.takes_summaries]
         worth = sum(
@@ -450,8 +453,6 @@ class Schedule:
         )
         pages = self._pages.get(status) or math.ceil(len(group) / PAGE)
         if pages >= worth:
-            for job in jobs:
-                self._enqueue(self._queue, job)
             return None
         created = [job.created_at for job in group]
         oldest = None if None in created else min(one for one in created if one is not None)
@@ -463,7 +464,6 @@ class Schedule:
             most_pages=worth,
             chase=False,
         )
-        self._postpone(jobs)
         # Whether the filter includes its limit is not documented; times may be rounded.
         return Sweep(status=status, created_after=None if oldest is None else oldest - timedelta(seconds=1))
 
@@ -540,10 +540,7 @@ class Schedule:
         each of them would tell them the same.
         """
         self._failures = self._failures + 1 if is_transient else 0
-        job = self._jobs.get(name)
-        told = [] if job is None else self._tell(job, error, now)
-        if job is not None:
-            self._free(job)
+        told = self._tell_of_job(name, error, now)
         if self._failures >= _OUTAGE:
             told += self._tell_due(error, now)
         return told
@@ -559,13 +556,10 @@ class Schedule:
 
         :param name: the job that was to be described; ``None`` for a sweep.
         """
-        job = None if name is None else self._jobs.get(name)
-        told = [] if job is None else self._tell(job, error, now)
-        if job is not None:
-            self._free(job)
-        elif name is None:
+        if name is None:
             self._stop_sweep(now)
-        return told + self._tell_due(error, now)
+            return self._tell_due(error, now)
+        return self._tell_of_job(name, error, now) + self._tell_due(error, now)
 
     def throttled(self, name: str | None, error: AmtAwsError, now: float) -> list[Watcher]:
         """Take note that a call was throttled, which is nobody's failure.
@@ -778,6 +772,15 @@ class Schedule:
             watcher.curious = False
             return False
         return True
+
+    def _tell_of_job(self, name: str, error: Exception, now: float) -> list[Watcher]:
+        """Tell those who watch a job that its Describe failed."""
+        job = self._jobs.get(name)
+        if job is None:
+            return []
+        told = self._tell(job, error, now)
+        self._free(job)
+        return told
 
     def _tell(self, job: _Job, error: Exception, now: float) -> list[Watcher]:
         told: list[Watcher] = []
