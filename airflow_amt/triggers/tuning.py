@@ -173,8 +173,11 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
         """Judge what the watch reads, until there is more to do than to wait."""
         reading: Reading | None = None
         asked_at = time.monotonic()
+        in_doubt = False
         while reading is None or reading.verdict is Verdict.WAIT:
-            in_doubt = reading is not None and reading.is_in_doubt
+            if reading is not None:
+                # A description that failed is still what is needed; no summary makes it due sooner.
+                in_doubt = reading.is_in_doubt or (in_doubt and reading.has_failed)
             delay = 0.0 if reading is None else reading.delay_seconds
             observation = await subscription.next(
                 due=asked_at + delay,

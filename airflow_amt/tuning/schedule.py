@@ -44,6 +44,9 @@ _SWEEPS_REFUSED_SECONDS = 600.0
 _SWEEPS_FAILED_SECONDS = 2.0
 _SWEEPS_FAILED_AT_MOST_SECONDS = 300.0
 
+#: For how long the number of pages that a sweep took is taken for that of the next.
+_PAGES_KNOWN_SECONDS = 600.0
+
 #: From how many missing jobs on the lists of those that ended are read, and for how many one page may be.
 _CHASE_FROM = 4
 _MISSING_PER_PAGE = 10
@@ -61,6 +64,9 @@ _TELL_THROTTLING_SECONDS = 300.0
 
 #: Calls that fail in a row, from which on it is the connection that fails, not the one job.
 _OUTAGE = 3
+
+#: Due times beyond two a job from which on those are removed that no longer hold.
+_STALE_FROM = 1000
 
 _IN_PROGRESS = TuningJobStatus.IN_PROGRESS.value
 _STOPPING = TuningJobStatus.STOPPING.value
@@ -246,6 +252,8 @@ class _Sweeping:
     pages: int = 0
     newest: datetime | None = None
     postponed: list[_Job] = field(default_factory=list)
+    #: A call of it takes long: nobody waits for it any more.
+    is_slow: bool = False
 
 
 def change_key(progress: TuningProgress) -> tuple[Any, ...]:
@@ -274,7 +282,8 @@ class Schedule:
         self._sweeping: _Sweeping | None = None
         self._chase: deque[str] = deque()
         self._missing: dict[str, _Job] = {}
-        self._pages: dict[str, int] = {}
+        #: Pages that a status had, and when.
+        self._pages: dict[str, tuple[int, float]] = {}
         self._no_sweep_before: dict[str, float] = {}
         #: Sweeps that failed in a row.
         self._sweeps_failed: dict[str, int] = {}
@@ -429,11 +438,11 @@ class Schedule:
         return min(self._watched_at + _GATHER_SECONDS, self._gather_from + _GATHER_AT_MOST_SECONDS)
 
     def _sweep_or_queue(self, status: str, jobs: list[_Job], now: float) -> Sweep | None:
-        if status in _SWEPT and self._sweeping is not None:
+        if status in _SWEPT and self._sweeping is not None and not self._sweeping.is_slow:
             # One sweep at a time; the other group has its turn after it.
             self._postpone(jobs)
             return None
-        sweep = self._worthwhile_sweep(status, now)
+        sweep = self._worthwhile_sweep(status, now) if self._sweeping is None else None
         if sweep is None:
             for job in jobs:
                 self._enqueue(self._queue, job)
@@ -451,7 +460,9 @@ class Schedule:
             for job in group
             if job.queued or not job.busy
         )
-        pages = self._pages.get(status) or math.ceil(len(group) / PAGE)
+        pages, as_of = self._pages.get(status, (0, -math.inf))
+        if now - as_of >= _PAGES_KNOWN_SECONDS:
+            pages = math.ceil(len(group) / PAGE)
         if pages >= worth:
             return None
         created = [job.created_at for job in group]
@@ -525,7 +536,7 @@ class Schedule:
     ) -> list[Watcher]:
         """Take note of the answer of a Describe; return who has something to look at."""
         job = self._jobs.get(name)
-        self._succeeded(now)
+        self._succeeded(now, Need.DESCRIPTION)
         if job is None:
             return []
         job.suspect = False
@@ -576,15 +587,11 @@ class Schedule:
                 self._push(job)
         return self._tell_due(error, now, unread_for=_TELL_THROTTLING_SECONDS)
 
-    def unable_all(self, error: Exception, now: float) -> list[Watcher]:
-        """Take note that there will be no call any more; return who has to hear of it: all who wait."""
-        return [watcher for job in self._jobs.values() for watcher in self._tell(job, error, now)]
-
     def page(
         self, summaries: Sequence[TuningProgress], asked_at: float, now: float
     ) -> tuple[list[Watcher], bool]:
         """Take note of a page of the sweep; return who has something to look at, and whether to go on."""
-        self._succeeded(now)
+        self._succeeded(now, Need.SUMMARY)
         sweep = self._sweep
         sweep.pages += 1
         woken: list[Watcher] = []
@@ -611,7 +618,7 @@ class Schedule:
             self._free_found(sweep)
             return
         if found_all or is_whole:
-            self._pages[sweep.status] = max(1, sweep.pages)
+            self._pages[sweep.status] = max(1, sweep.pages), now
             self._sweeps_failed.pop(sweep.status, None)
             if sweep.status == _IN_PROGRESS:
                 self._newest_before = self._newest
@@ -640,6 +647,19 @@ class Schedule:
         self._failures += 1
         self.failed_sweep(now)
         return self._tell_due(error, now) if self._failures >= _OUTAGE else []
+
+    def slow_sweep(self) -> None:
+        """Take note that a call of the sweep takes long: meanwhile what is due is described.
+
+        What the call tells at last still counts; until then no other sweep begins.
+        """
+        sweep = self._sweep
+        sweep.is_slow = True
+        if sweep.chase:
+            self._suspect_missing()
+        postponed, sweep.postponed = sweep.postponed, []
+        for job in postponed:
+            self._free(job)
 
     @property
     def _sweep(self) -> _Sweeping:
@@ -802,7 +822,7 @@ class Schedule:
                 told += self._tell(job, error, now)
         return told
 
-    def _succeeded(self, now: float) -> None:
+    def _succeeded(self, now: float, what: Need) -> None:
         if self._failures < _OUTAGE:
             self._failures = 0
             return
@@ -810,7 +830,7 @@ class Schedule:
         # It is over: those who wait long because of it need not any more.
         for job in self._jobs.values():
             for watcher in job.watchers:
-                if watcher.waiting and watcher.backed_off:
+                if watcher.waiting and watcher.backed_off and what in (watcher.need, Need.DESCRIPTION):
                     watcher.due = min(watcher.due, now + watcher.interval * self._spread())
             if not job.busy:
                 self._push(job)
@@ -828,6 +848,10 @@ class Schedule:
         job.pushed = at
         self._count += 1
         heapq.heappush(self._heap, (at, self._count, job))
+        if len(self._heap) > _STALE_FROM + 2 * len(self._jobs):
+            # Times that no longer hold: each sweep for those of short intervals puts the others off.
+            self._heap = [one for one in self._heap if one[2].pushed == one[0]]
+            heapq.heapify(self._heap)
 
     def _enqueue(self, queue: deque[_Job], job: _Job) -> None:
         job.busy = True

@@ -37,7 +37,7 @@ LONGEST_BACKOFF_SECONDS = 300.0
 #: Between two lines about the progress that a trigger writes, in seconds, where nothing else depends on it.
 _LOG_SECONDS = 60.0
 
-#: For how many intervals a description stands for its job while status and counters stay the same.
+#: For how many intervals at most a description stands for its job while status and counters stay the same.
 _DESCRIPTION_GOOD_FOR_INTERVALS = 10
 
 #: Shortest wait before a step of a stop policy can become due, in seconds.
@@ -84,6 +84,22 @@ class Reading:
         if self.progress is None or self.result is None:
             raise ValueError("nothing was read, or there is no condition to judge it by")
         return self.progress, self.result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Described:
+    """What the last description told.
+
+    :param key: by what a summary would differ.
+    :param first_at: when one with this key was first read.
+    :param at: when it was read.
+    :param result: what the condition said.
+    """
+
+    key: tuple[Any, ...]
+    first_at: float
+    at: float
+    result: ConditionResult
 
 
 class Patience:
@@ -178,8 +194,7 @@ class TuningJobReader:
         self._list_training_jobs = list_training_jobs
         self._listed: tuple[tuple[Any, ...], Sequence[TrainingJobResult]] | None = None
         self._last_met: Met | None = None
-        #: Of the last description: by what a summary would differ, when it was read, what the condition said.
-        self._described: tuple[tuple[Any, ...], float, ConditionResult] | None = None
+        self._described: _Described | None = None
         #: Whether only a change of the job can change what the condition says.
         self._is_settled = True
         self.guard = guard
@@ -256,9 +271,10 @@ class TuningJobReader:
             result = self._judge(progress) if known is None else known
         except AmtAwsError as error:
             return self.fail(error)
-        self._patience.relieved()
         if known is None and self._is_in_doubt(progress, result):
+            # No relief: the read that tells is still to succeed.
             return Reading(verdict=Verdict.WAIT, delay_seconds=0.0, progress=progress, is_in_doubt=True)
+        self._patience.relieved()
         self._tell(progress)
         self._tell_result(result)
         if progress.is_terminal:
@@ -325,17 +341,23 @@ class TuningJobReader:
         else:
             result = self._condition.evaluate(progress, self._training_jobs(progress))
             self._is_settled = result.met is not Met.UNKNOWN and self._listed is not None
-        self._described = (change_key(progress), time.monotonic(), result)
+        key, now = change_key(progress), time.monotonic()
+        is_same = self._described is not None and self._described.key == key
+        first_at = self._described.first_at if is_same and self._described is not None else now
+        self._described = _Described(key=key, first_at=first_at, at=now, result=result)
         return result
 
     def _as_described(self, progress: TuningProgress) -> ConditionResult | None:
         """Return what the condition said of the last description, if a summary shows the job as then."""
         if not progress.is_summary or self._described is None or self.need is Need.DESCRIPTION:
             return None
-        key, at, result = self._described
-        # Convergence may be told later than the counters: now and then a description is read all the same.
-        fresh = time.monotonic() - at < _DESCRIPTION_GOOD_FOR_INTERVALS * self._interval_seconds
-        return result if fresh and key == change_key(progress) else None
+        described = self._described
+        # The best objective or convergence may be told later than the counters. So the first description of
+        # them stands for an interval, and a later one for as long as nothing had come before it.
+        longest = _DESCRIPTION_GOOD_FOR_INTERVALS * self._interval_seconds
+        good_for = min(max(self._interval_seconds, described.at - described.first_at), longest)
+        fresh = time.monotonic() - described.at < good_for
+        return described.result if fresh and described.key == change_key(progress) else None
 
     def _training_jobs(self, progress: TuningProgress) -> Sequence[TrainingJobResult]:
         counters = (progress.training_jobs, progress.objectives)

@@ -58,6 +58,12 @@ _NEW_HOOK_SECONDS = 30.0
 #: A page of a sweep is tried so often while it is throttled; then the sweep begins anew later.
 _PAGE_ATTEMPTS = 5
 
+#: A page of a sweep that takes longer is no longer waited for: what is due is described meanwhile.
+_SLOW_PAGE_SECONDS = 5.0
+
+#: For how long no other hook is built after one that could not be.
+_NO_HOOK_SECONDS = 1.0
+
 #: How far reads are made before their time at most, as a share of the interval: triggerers that were started
 #: together shall come apart, and none shall be late.
 _SPREAD = 0.1
@@ -141,7 +147,10 @@ class Subscription:
         )
 
     def hook(self) -> AmtHook:
-        """Return the watch's hook, for other calls about this job; blocking."""
+        """Return the watch's hook, for other calls about this job; blocking.
+
+        :raises Exception: it cannot be built: whatever Airflow or boto3 raises then.
+        """
         return self._watch.hook()
 
 
@@ -184,6 +193,7 @@ class SharedWatch:
         self._asleep_until = -math.inf
         self._running: set[asyncio.Task[None]] = set()
         self._defect: Exception | None = None
+        self._has_ended = False
         self._told_refused = False
         self._report = _Report(connection.aws_conn_id, time.monotonic())
         # An empty context: Airflow takes what is logged in a trigger's context for that trigger's.
@@ -219,8 +229,8 @@ class SharedWatch:
         :param at_most: seconds after which it is waited no longer.
         :param how: as for :meth:`airflow_amt.tuning.schedule.Schedule.wait`.
         """
-        if self._defect is not None:
-            return Observation(asked_at=time.monotonic(), error=self._defect)
+        if (failure := self._failure()) is not None:
+            return failure
         if not self._schedule.wait(watcher, **how):
             future = self._waiting[watcher] = self._loop.create_future()
             pushed = watcher.job.pushed
@@ -234,11 +244,18 @@ class SharedWatch:
                 pass  # nothing came, which the caller is told
             finally:
                 self._waiting.pop(watcher, None)
-        return watcher.take()
+        return watcher.take() or self._failure()
+
+    def _failure(self) -> Observation | None:
+        """What everybody gets to see once there is no watching any more."""
+        return None if self._defect is None else Observation(asked_at=time.monotonic(), error=self._defect)
 
     def hook(self) -> AmtHook:
         """Return the hook that reads; blocking."""
-        return self._source.get()
+        try:
+            return self._source.get()
+        except _NoHookError as error:
+            raise error.cause from None
 
     # --- its own task --------------------------------------------------------------------------
 
@@ -270,7 +287,16 @@ class SharedWatch:
             log.exception("Watching tuning jobs failed; their tasks resume")
             self._defect = error
             self._forget()
-            await self._wake(self._schedule.unable_all(error, time.monotonic()))
+            await self._wake(list(self._waiting))
+        except asyncio.CancelledError:
+            if not self._has_ended:
+                # Somebody else cancelled it, and its subscribers would wait for ever.
+                self._defect = RuntimeError("the watch of tuning jobs was cancelled")
+                self._forget()
+                for future in self._waiting.values():
+                    if not future.done():
+                        future.set_result(None)
+            raise
         finally:
             self._asleep_until = math.inf
             for task in self._running:
@@ -288,6 +314,7 @@ class SharedWatch:
                 await self._awake.wait()
 
     def _end(self) -> None:
+        self._has_ended = True
         self._forget()
         self._task.cancel()
 
@@ -361,7 +388,7 @@ class SharedWatch:
         while True:
             asked_at = time.monotonic()
             try:
-                summaries, following = await self._call(partial(_page, token=token, filters=filters))
+                summaries, following = await self._list(token, filters)
             except AmtThrottledError as error:
                 throttled += 1
                 self._source.throttled()
@@ -392,6 +419,19 @@ class SharedWatch:
             token = following
             seen.add(following)
             await asyncio.sleep(max(self._source.seconds_to_call(), 0.0))
+
+    async def _list(
+        self, token: str | None, filters: dict[str, Any]
+    ) -> tuple[list[TuningProgress], str | None]:
+        slow = self._loop.call_later(_SLOW_PAGE_SECONDS, self._go_on_without_page)
+        try:
+            return await self._call(partial(_page, token=token, filters=filters))
+        finally:
+            slow.cancel()
+
+    def _go_on_without_page(self) -> None:
+        self._schedule.slow_sweep()
+        self._awake.set()
 
     def _abandon(self, error: Exception) -> list[Watcher]:
         if isinstance(error, AmtAwsError) and is_transient(error):
@@ -447,6 +487,8 @@ class _HookSource:
         self._hook: AmtHook | None = None
         self._built_at = -math.inf
         self._looked_at = -math.inf
+        #: When a hook could not be built, and why.
+        self._failed: tuple[float, Exception] | None = None
 
     def seconds_to_call(self) -> float:
         """Return the seconds until a call may be made."""
@@ -461,7 +503,6 @@ class _HookSource:
         """Return the hook; blocking.
 
         :raises _NoHookError: it cannot be built.
-        :raises AmtAwsError: it cannot be built because AWS, or botocore, has something against it.
         """
         with self._lock:
             now = time.monotonic()
@@ -473,6 +514,8 @@ class _HookSource:
                     log.info(
                         "Connection %r was edited; tuning jobs are read by it as it is now.", self.conn_id
                     )
+                    self._close(self._hook)
+                    self._hook = None
                     return self._build(now)
             return self._hook
 
@@ -504,21 +547,27 @@ class _HookSource:
                 return self._hook is not None
             if now - self._built_at < _NEW_HOOK_SECONDS:
                 return False
-            self._build(now)
+            try:
+                self._build(now)
+            except _NoHookError as error:
+                log.warning("No new credentials can be had for connection %r: %s", self.conn_id, error.cause)
+                return False
             return True
 
     def _build(self, now: float) -> AmtHook:
+        if self._failed is not None and now - self._failed[0] < _NO_HOOK_SECONDS:
+            raise _NoHookError(self._failed[1])
         self._built_at = self._looked_at = now
         rate, burst = configured_rate()
         try:
             hook = self._new_hook()
             hook.build()
             meter = meter_of(hook, rate, burst)
-        except AmtAwsError:
-            raise
         except Exception as error:
-            # Airflow raises anything if it has no such connection.
+            # Airflow raises anything if it has no such connection, botocore if it finds no credentials.
+            self._failed = now, error
             raise _NoHookError(error) from error
+        self._failed = None
         self._close(self._hook)
         self._hook, self.meter = hook, meter
         return hook

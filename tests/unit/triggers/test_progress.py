@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +22,17 @@ from airflow_amt.tuning import (
     TrainingJobsDone,
 )
 from airflow_amt.watch import polling
-from tests.unit.tasks import DENIED, THROTTLED, FakeHook, describe, fired, loud_log, stored, use_hook
+from tests.unit.tasks import (
+    DENIED,
+    THROTTLED,
+    UNAVAILABLE,
+    FakeHook,
+    describe,
+    fired,
+    loud_log,
+    stored,
+    use_hook,
+)
 from tests.unit.tuning.factories import results, summary
 
 NAME = "churn-model"
@@ -166,6 +177,38 @@ def test_errors_of_the_list_are_errors_of_reading() -> None:
 
 
 # --- ending the task ---------------------------------------------------------------------------
+
+
+def test_lists_do_not_hasten_descriptions_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "LONGEST_BACKOFF_SECONDS", 300.0)
+
+    class Failing(FakeHook):
+        """Its lists work, and of its descriptions only the first of each job."""
+
+        def describe_tuning_job(self, name: str) -> dict[str, Any]:
+            if name in self.named("describe"):
+                self.calls.append(("describe", name))
+                raise UNAVAILABLE
+            return super().describe_tuning_job(name)
+
+    names = [f"job-{number}" for number in range(5)]
+    hook = Failing({name: ["InProgress"] for name in names})
+
+    async def run() -> None:
+        made = [trigger(hook, Converged()) for _ in names]
+        for one, name in zip(made, names, strict=True):
+            one.tuning_job_name = name
+            one.check_interval = 0.1
+        tasks = [asyncio.ensure_future(anext(one.run())) for one in made]
+        await asyncio.sleep(2.0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+    assert len(hook.named("list_page")) >= 5
+    # After the first failure a second passes until the next attempt, and then two.
+    assert max(Counter(hook.named("describe")).values()) <= 3
 
 
 class Published(dict[str, Any]):

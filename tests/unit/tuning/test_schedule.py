@@ -117,6 +117,11 @@ class World:
         self.fails: dict[str, list[Exception]] = {"describe": [], "list": []}
         self.always_fails: dict[str, Exception] = {}
         self.repeats_token = False
+        #: For how long watchers wait after an error.
+        self.backoff = 60.0
+        #: For how long the next list hangs, or the next one of this status.
+        self.hangs = 0.0
+        self.hangs_in: str | None = None
 
     def watch(self, name: str, interval: float = 30.0, **how: Any) -> Watcher:
         watcher = self.schedule.watch(name, interval, self.now)
@@ -171,6 +176,8 @@ class World:
         begin = throttled = 0
         while True:
             asked_at = self.now
+            if self.hangs and self.hangs_in in (None, sweep.status):
+                self._hang()
             error = self._call("list")
             if error is THROTTLED:
                 throttled += 1
@@ -198,6 +205,12 @@ class World:
                 self.schedule.swept(self.now, is_whole=begin >= len(listed))
                 return
 
+    def _hang(self) -> None:
+        ends, self.hangs = self.now + self.hangs, 0.0
+        self.now += 5.0
+        self.schedule.slow_sweep()
+        self.run(ends)
+
     def _wake(self, woken: list[Watcher]) -> None:
         for watcher in woken:
             observation = watcher.take()
@@ -206,7 +219,7 @@ class World:
             self.seen[watcher].append(observation)
             if observation.error is not None:
                 if observation.error is DOWN:
-                    due = self.now + 60
+                    due = self.now + self.backoff
                     assert not self.schedule.wait(watcher, due=due, backed_off=True, **how)
                 elif observation.error is not THROTTLED:
                     self.schedule.unwatch(watcher)
@@ -542,12 +555,68 @@ def test_a_failure_of_an_extra_read_is_nobodys() -> None:
     assert all(one.error is None for watcher in watchers for one in world.seen[watcher])
 
 
-def test_when_no_call_can_be_made_all_who_wait_hear_of_it() -> None:
-    world = World(account_of(10))
-    watchers = [world.watch(name) for name in world.account.jobs]
-    world.run(5)
-    assert set(world.schedule.unable_all(DENIED, 6.0)) == set(watchers)
-    assert all(one.take().error is DENIED for one in watchers)  # type: ignore[union-attr]
+def test_lists_that_work_do_not_hasten_descriptions_that_fail() -> None:
+    world = World(account_of(20))
+    for name in world.account.jobs:
+        world.watch(name, need=Need.DESCRIPTION if name in ("j1", "j2", "j3", "j4") else Need.SUMMARY)
+    world.run(20)
+    world.always_fails = {"describe": DOWN}
+    before = world.calls["describe"]
+    world.backoff = 300.0
+    world.run(920)
+    assert world.calls["describe"] - before <= 4 * 3
+
+
+@pytest.mark.parametrize("ends", [95.0, math.inf], ids=["while it hangs", "later"])
+def test_a_list_that_hangs_makes_nobody_late(ends: float) -> None:
+    """Five minutes long, as botocore's attempts of a minute each may be."""
+    world = World(account_of(40, ends=lambda number: ends + number), rate=5)
+    for name in world.account.jobs:
+        world.watch(name)
+    world.run(80)
+    world.hangs = 300.0
+    world.run(500)
+    assert world.hangs == 0.0
+    # Eight seconds are what it takes to describe them all, five those that the list was waited for.
+    assert world.stalest <= 30 + 8 + 5 + 1
+    assert len(world.ended) == (40 if ends < math.inf else 0)
+    before = world.calls["describe"]
+    world.run(800)
+    assert world.calls["describe"] - before <= 5 * 4 + 4
+
+
+def test_a_list_of_those_that_ended_that_hangs_hides_no_end() -> None:
+    world = World(account_of(40, ends=lambda _: 95.0))
+    for name in world.account.jobs:
+        world.watch(name)
+    world.run(100)
+    world.hangs_in = "Completed"
+    world.hangs = 300.0
+    world.run(500)
+    assert world.hangs == 0.0
+    assert len(world.ended) == 40
+    assert max(latencies(world)) <= 32 + 5 + 4
+
+
+def test_how_many_pages_there_were_is_not_believed_for_ever() -> None:
+    account = account_of(20, ends=lambda number: 50.0 if number < 10 else math.inf)
+    for number in range(100):
+        account.jobs[f"other{number}"] = Job(f"other{number}", created=-100.0, ends=100.0)
+    world = World(account, page=10)
+    for name in [f"j{number}" for number in range(20)]:
+        world.watch(name)
+    world.run(1200)
+    before = sum(world.calls.values())
+    world.run(1500)
+    assert sum(world.calls.values()) - before <= 2 * 11
+
+
+def test_short_and_long_intervals_together_pile_up_nothing() -> None:
+    world = World(account_of(100))
+    for number, name in enumerate(world.account.jobs):
+        world.watch(name, interval=5 if number < 10 else 3600)
+    world.run(1000)
+    assert len(world.schedule._heap) <= 1200
 
 
 # --- adapting ------------------------------------------------------------------------------------

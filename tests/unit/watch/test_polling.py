@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from airflow_amt.exceptions import AmtAccessDeniedError, AmtAwsError, AmtThrottledError
+from airflow_amt.tuning import Converged, TuningProgress
+from airflow_amt.watch import polling
 from airflow_amt.watch.polling import (
     LONGEST_BACKOFF_SECONDS,
     MAX_FAILURES_IN_A_ROW,
@@ -109,3 +113,56 @@ def test_a_call_is_made_until_it_succeeds() -> None:
 
     assert patiently(call, interval_seconds=2, log=loud_log(), sleep=waits.append) == "done"
     assert waits == [2, 4]
+
+
+# --- what a summary leaves open ------------------------------------------------------------------
+
+
+def summary_and_description() -> tuple[TuningProgress, dict[str, Any]]:
+    description = describe(status="InProgress")
+    return replace(TuningProgress.from_describe(description), is_summary=True), description
+
+
+def test_a_description_stands_the_longer_the_longer_nothing_came_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(polling, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    reader = reader_of(condition=Converged())
+    summary, description = summary_and_description()
+    described_at: list[float] = []
+    for seconds in range(0, 1201, 5):
+        now[0] = seconds
+        if reader.take(summary).is_in_doubt:
+            described_at.append(seconds)
+            reader.take(TuningProgress.from_describe(description), description)
+    assert described_at == [0, 30, 60, 120, 240, 480, 780, 1080]
+
+
+def test_convergence_that_is_told_late_is_seen_though_no_counter_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(polling, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    reader = reader_of(condition=Converged())
+    summary, description = summary_and_description()
+    reader.take(TuningProgress.from_describe(description), description)
+    now[0] = 30.0
+    assert reader.take(summary).is_in_doubt
+    late = describe(
+        status="InProgress",
+        TuningJobCompletionDetails={"ConvergenceDetectedTime": datetime(2026, 1, 1, tzinfo=UTC)},
+    )
+    assert reader.take(TuningProgress.from_describe(late), late).verdict is Verdict.CONDITION
+
+
+def test_summaries_do_not_make_up_for_descriptions_that_fail() -> None:
+    reader = reader_of(condition=Converged())
+    summary, _ = summary_and_description()
+    delays: list[float] = []
+    for _ in range(MAX_FAILURES_IN_A_ROW - 1):
+        assert reader.take(summary).is_in_doubt
+        delays.append(reader.fail(THROTTLED).delay_seconds)
+    assert delays[:3] == [30, 60, 120]
+    with pytest.raises(AmtThrottledError):
+        reader.fail(THROTTLED)

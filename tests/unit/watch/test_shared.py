@@ -12,16 +12,19 @@ from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from airflow_amt import _compat
+from airflow_amt.exceptions import AmtAccessDeniedError
 from airflow_amt.hooks.errors import aws_error
 from airflow_amt.tuning.schedule import Observation, Schedule
 from airflow_amt.watch import shared
 from airflow_amt.watch.shared import SharedWatch, configured_rate, subscribe
 from tests.unit.tasks import DENIED, THROTTLED, UNAVAILABLE, FakeHook
 
+NO_CREDENTIALS = aws_error("DescribeHyperParameterTuningJob", "NoCredentialsError", "none found")
 EXPIRED = aws_error("DescribeHyperParameterTuningJob", "ExpiredTokenException", "too old", 400)
 
 
@@ -256,6 +259,31 @@ def test_a_hook_that_cannot_be_built_is_everybodys_error() -> None:
     assert connection.built <= 3
 
 
+@pytest.mark.parametrize("error", [DENIED, UNAVAILABLE, NO_CREDENTIALS], ids=["denied", "down", "none"])
+def test_so_it_is_if_aws_has_something_against_it(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    connection = Connection(error)
+
+    async def run() -> list[Observation]:
+        return await asyncio.gather(*(watch_to_the_end(connection, name) for name in names(200)))
+
+    assert {error_of(one) for one in asyncio.run(run())} == {error}
+    assert connection.built == 1
+    # A permission to list would not help.
+    assert "ListHyperParameterTuningJobs" not in caplog.text
+
+
+def test_whoever_asks_for_the_hook_gets_the_error_itself() -> None:
+    async def run() -> None:
+        with (
+            subscribe(Connection(DENIED), "a", 30) as subscription,
+            pytest.raises(AmtAccessDeniedError) as caught,
+        ):
+            subscription.hook()
+        assert caught.value is DENIED
+
+    asyncio.run(run())
+
+
 def test_throttling_is_waited_out() -> None:
     hook = FakeHook({"a": [THROTTLED, THROTTLED, "Completed"]})
     assert error_of(asyncio.run(watch_to_the_end(Connection(hook), "a"))) is None
@@ -283,6 +311,68 @@ def test_a_defect_of_the_watch_ends_nobodys_waiting_in_silence(
 
     assert {str(error_of(one)) for one in asyncio.run(run())} == {"a defect"}
     assert "Watching tuning jobs failed" in caplog.text
+
+
+def test_a_defect_while_a_page_is_told_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = FakeHook({name: ["InProgress"] for name in names(200)})
+    wake = SharedWatch._wake
+
+    async def broken(watch: SharedWatch, watchers: Any) -> None:
+        if watch._defect is None:
+            await wake(watch, watchers[:50])
+            raise RuntimeError("a defect")
+        await wake(watch, watchers)
+
+    monkeypatch.setattr(SharedWatch, "_wake", broken)
+
+    async def run() -> list[Observation]:
+        async with asyncio.timeout(5):
+            return await asyncio.gather(*(watch_to_the_end(Connection(hook), name) for name in names(200)))
+
+    assert {str(error_of(one)) for one in asyncio.run(run())} == {"a defect"}
+
+
+def test_a_watch_that_somebody_cancels_tells_its_subscribers() -> None:
+    connection = Connection(FakeHook({name: ["InProgress"] for name in names(20)}))
+
+    async def run() -> list[Observation]:
+        tasks = [asyncio.create_task(watch_to_the_end(connection, name, 30)) for name in names(20)]
+        await asyncio.sleep(0.5)
+        (task,) = [one for one in asyncio.all_tasks() if one.get_name() == "airflow-amt-watch"]
+        task.cancel()
+        async with asyncio.timeout(5):
+            ended = await asyncio.gather(*tasks)
+        assert not shared._watches[asyncio.get_running_loop()]
+        return ended
+
+    assert {str(error_of(one)) for one in asyncio.run(run())} == {"the watch of tuning jobs was cancelled"}
+
+
+def test_a_list_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "_SLOW_PAGE_SECONDS", 0.3)
+    leave = threading.Event()
+
+    class Hanging(FakeHook):
+        def list_tuning_jobs_page(self, token: str | None = None, **filters: Any) -> Any:
+            if self.named("list_page"):
+                leave.wait(20)
+            return super().list_tuning_jobs_page(token, **filters)
+
+    hook = Hanging({name: ["InProgress"] for name in names(5)})
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(watch_to_the_end(Connection(hook), name)) for name in names(5)]
+        await asyncio.sleep(0.5)
+        hook.script = {name: ["Completed"] for name in names(5)}
+        async with asyncio.timeout(5):
+            assert all(one.error is None for one in await asyncio.gather(*tasks))
+        # What waited for the list has gone on; the thread that hangs is still in its call.
+        assert len(hook.named("list_page")) == 1
+
+    try:
+        asyncio.run(run())
+    finally:
+        leave.set()
 
 
 # --- the deadline --------------------------------------------------------------------------------
@@ -332,6 +422,35 @@ def test_expired_credentials_are_renewed_and_nobody_notices(monkeypatch: pytest.
     connection = Connection(old, new)
     assert error_of(asyncio.run(watch_to_the_end(connection, "a"))) is None
     assert closed.is_set()
+
+
+def test_credentials_that_cannot_be_renewed_leave_the_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "_NEW_HOOK_SECONDS", 0.0)
+    connection = Connection(FakeHook({"a": ["InProgress", EXPIRED]}), NO_CREDENTIALS)
+    assert error_of(asyncio.run(watch_to_the_end(connection, "a"))) is EXPIRED
+
+
+def test_a_connection_that_was_edited_badly_fails_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "_LOOK_AT_CONNECTION_SECONDS", 0.5)
+    hook = FakeHook({name: ["InProgress"] for name in names(20)})
+
+    class Edited(Connection):
+        """What is there can be looked at, and no client be made of it."""
+
+        def new_hook(self) -> Any:
+            if not self.built:
+                return super().new_hook()
+            new = FakeHook()
+            new.build = Mock(side_effect=NO_CREDENTIALS)  # type: ignore[method-assign]
+            return new
+
+    connection = Edited(hook)
+
+    async def run() -> list[Observation]:
+        async with asyncio.timeout(10):
+            return await asyncio.gather(*(watch_to_the_end(connection, name) for name in names(20)))
+
+    assert {error_of(one) for one in asyncio.run(run())} == {NO_CREDENTIALS}
 
 
 def test_a_refusal_is_not_answered_with_ever_new_hooks() -> None:
