@@ -186,6 +186,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 # A wait cut short is for what a policy has to look at then.
                 is_timely=reader.guard is not None,
                 quiet_for=reader.quiet_seconds,
+                stale_in=reader.seconds_described,
                 curious=reader.is_curious,
                 backed_off=reading is not None and reading.has_failed,
             )

@@ -160,6 +160,7 @@ class Watcher:
         "need",
         "seen",
         "since",
+        "stale_from",
         "told_at",
         "unseen",
         "waiting",
@@ -176,6 +177,7 @@ class Watcher:
         self.waiting = False
         self.wake_from = since
         self.wake_by = math.inf
+        self.stale_from = math.inf
         self.curious = False
         self.backed_off = False
         self.told_at = since
@@ -327,6 +329,7 @@ class Schedule:
         need: Need = Need.SUMMARY,
         wake_from: float = -math.inf,
         wake_by: float = math.inf,
+        stale_from: float = math.inf,
         curious: bool = False,
         backed_off: bool = False,
     ) -> bool:
@@ -335,7 +338,8 @@ class Schedule:
         :param due: when its job is to be read at the latest, unless it is read before.
         :param need: what it needs.
         :param wake_from: until then a change of counters is no news to it.
-        :param wake_by: from then on any observation is, even without a change.
+        :param wake_by: from then on any observation is, even without a change, and the job is read then.
+        :param stale_from: from then on any observation is, whenever there is one.
         :param curious: a description would be better than a summary, if one is to be had cheaply.
         :param backed_off: it waits longer than its interval, because reading failed.
         :return: whether there is something to look at already.
@@ -345,6 +349,7 @@ class Schedule:
         watcher.need = need
         watcher.wake_from = wake_from
         watcher.wake_by = wake_by
+        watcher.stale_from = stale_from
         watcher.curious = curious
         watcher.backed_off = backed_off
         job = watcher.job
@@ -551,7 +556,7 @@ class Schedule:
         each of them would tell them the same.
         """
         self._failures = self._failures + 1 if is_transient else 0
-        told = self._tell_of_job(name, error, now)
+        told = self._tell_of_job(name, error, now, is_transient=is_transient)
         if self._failures >= _OUTAGE:
             told += self._tell_due(error, now)
         return told
@@ -778,7 +783,7 @@ class Schedule:
             or watcher.seen is None
             # It counts failures in a row.
             or watcher.backed_off
-            or asked_at >= watcher.wake_by
+            or asked_at >= min(watcher.wake_by, watcher.stale_from)
             or (description is not None and asked_at >= watcher.due)
         ):
             return True
@@ -793,19 +798,24 @@ class Schedule:
             return False
         return True
 
-    def _tell_of_job(self, name: str, error: Exception, now: float) -> list[Watcher]:
+    def _tell_of_job(
+        self, name: str, error: Exception, now: float, *, is_transient: bool = False
+    ) -> list[Watcher]:
         """Tell those who watch a job that its Describe failed."""
         job = self._jobs.get(name)
         if job is None:
             return []
-        told = self._tell(job, error, now)
+        told = self._tell(job, error, now, is_transient=is_transient)
         self._free(job)
         return told
 
-    def _tell(self, job: _Job, error: Exception, now: float) -> list[Watcher]:
+    def _tell(self, job: _Job, error: Exception, now: float, *, is_transient: bool = False) -> list[Watcher]:
         told: list[Watcher] = []
         for watcher in job.watchers:
             watcher.told_at = now
+            if is_transient and watcher.backed_off and now < min(watcher.due, watcher.wake_by):
+                # It was told of this outage while the call was under way, and counts its failures.
+                continue
             if watcher.is_hungry:
                 watcher.unseen = Observation(asked_at=now, error=error)
                 told.append(watcher)

@@ -5,6 +5,7 @@ No Airflow here and no sleeping: each reader says what it saw and how long to wa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,8 +38,10 @@ LONGEST_BACKOFF_SECONDS = 300.0
 #: Between two lines about the progress that a trigger writes, in seconds, where nothing else depends on it.
 _LOG_SECONDS = 60.0
 
-#: For how many intervals at most a description stands for its job while status and counters stay the same.
-_DESCRIPTION_GOOD_FOR_INTERVALS = 10
+#: For how many intervals a description stands for its job while status and counters stay the same. At least
+#: a little less than one: reads are made early to come apart.
+_DESCRIPTION_GOOD_FOR_AT_LEAST = 0.8
+_DESCRIPTION_GOOD_FOR_AT_MOST = 10.0
 
 #: Shortest wait before a step of a stop policy can become due, in seconds.
 _SHORTEST_LOOK_SECONDS = 1.0
@@ -240,6 +243,22 @@ class TuningJobReader:
         return max(0.0, self._told_at + _LOG_SECONDS - time.monotonic())
 
     @property
+    def seconds_described(self) -> float:
+        """For how long a summary is no news that shows the job as it was described."""
+        if self._described is None:
+            return math.inf
+        # The best objective or convergence may be told later than the counters. So the first description of
+        # them stands for an interval, and a later one for as long as nothing had come before it.
+        good_for = max(
+            _DESCRIPTION_GOOD_FOR_AT_LEAST * self._interval_seconds,
+            min(
+                self._described.at - self._described.first_at,
+                _DESCRIPTION_GOOD_FOR_AT_MOST * self._interval_seconds,
+            ),
+        )
+        return max(0.0, self._described.at + good_for - time.monotonic())
+
+    @property
     def seconds_left(self) -> float | None:
         """Seconds until the deadline; ``None`` if there is none."""
         if self._deadline is None:
@@ -351,13 +370,8 @@ class TuningJobReader:
         """Return what the condition said of the last description, if a summary shows the job as then."""
         if not progress.is_summary or self._described is None or self.need is Need.DESCRIPTION:
             return None
-        described = self._described
-        # The best objective or convergence may be told later than the counters. So the first description of
-        # them stands for an interval, and a later one for as long as nothing had come before it.
-        longest = _DESCRIPTION_GOOD_FOR_INTERVALS * self._interval_seconds
-        good_for = min(max(self._interval_seconds, described.at - described.first_at), longest)
-        fresh = time.monotonic() - described.at < good_for
-        return described.result if fresh and described.key == change_key(progress) else None
+        stands = self.seconds_described > 0 and self._described.key == change_key(progress)
+        return self._described.result if stands else None
 
     def _training_jobs(self, progress: TuningProgress) -> Sequence[TrainingJobResult]:
         counters = (progress.training_jobs, progress.objectives)

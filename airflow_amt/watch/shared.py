@@ -116,6 +116,7 @@ class Subscription:
         until_deadline: float | None = None,
         is_timely: bool = False,
         quiet_for: float = 0.0,
+        stale_in: float = math.inf,
         curious: bool = False,
         backed_off: bool = False,
     ) -> Observation | None:
@@ -127,6 +128,7 @@ class Subscription:
             ``None`` to wait for news.
         :param is_timely: it is not to be read much before it is due.
         :param quiet_for: seconds until a change of counters is news.
+        :param stale_in: seconds until any observation is news, though none is read for that.
         :param curious: a description would be better than a summary, if one is to be had cheaply.
         :param backed_off: reading failed, so it may be due later than an interval from now.
         :return: ``None`` if none came in some seconds after the deadline.
@@ -142,6 +144,7 @@ class Subscription:
             need=need,
             wake_from=now + quiet_for,
             wake_by=wake_by,
+            stale_from=now + stale_in,
             curious=curious,
             backed_off=backed_off,
         )

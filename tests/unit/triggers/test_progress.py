@@ -191,11 +191,11 @@ def test_lists_do_not_hasten_descriptions_that_fail(monkeypatch: pytest.MonkeyPa
                 raise UNAVAILABLE
             return super().describe_tuning_job(name)
 
-    names = [f"job-{number}" for number in range(5)]
+    names = [f"job-{number}" for number in range(10)]
     hook = Failing({name: ["InProgress"] for name in names})
 
     async def run() -> None:
-        made = [trigger(hook, Converged()) for _ in names]
+        made = [trigger(hook, Converged() if name < "job-5" else TrainingJobsDone(9)) for name in names]
         for one, name in zip(made, names, strict=True):
             one.tuning_job_name = name
             one.check_interval = 0.1
@@ -208,7 +208,35 @@ def test_lists_do_not_hasten_descriptions_that_fail(monkeypatch: pytest.MonkeyPa
     asyncio.run(run())
     assert len(hook.named("list_page")) >= 5
     # After the first failure a second passes until the next attempt, and then two.
-    assert max(Counter(hook.named("describe")).values()) <= 3
+    counts = Counter(hook.named("describe"))
+    assert max(counts[name] for name in names[:5]) <= 3
+    assert sum(counts[name] for name in names[:5]) > 5
+
+
+def test_convergence_that_is_told_late_is_seen_though_no_counter_changed() -> None:
+    hook = FakeHook({NAME: ["InProgress"], "other": ["InProgress"], "third": ["InProgress"]})
+    late = {"ConvergenceDetectedTime": datetime(2026, 1, 1, tzinfo=UTC)}
+
+    async def run() -> Any:
+        others = [trigger(hook, TrainingJobsDone(9)) for _ in range(2)]
+        for one, name in zip(others, ("other", "third"), strict=True):
+            one.tuning_job_name = name
+        running = [asyncio.ensure_future(anext(one.run())) for one in others]
+        waiting = asyncio.ensure_future(anext(trigger(hook, Converged()).run()))
+        await asyncio.sleep(0.3)
+        hook.script[NAME] = [describe(NAME, "InProgress", TuningJobCompletionDetails=late)]
+        began = asyncio.get_running_loop().time()
+        async with asyncio.timeout(5):
+            event = await waiting
+        assert asyncio.get_running_loop().time() - began < 1.0
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        return event
+
+    payload = asyncio.run(run()).payload
+    assert payload["event"] == "condition"
+    assert hook.named("list_page")
 
 
 class Published(dict[str, Any]):

@@ -382,6 +382,16 @@ def test_from_its_deadline_on_any_observation_is_one() -> None:
     assert any(47.0 <= one.asked_at <= 47.2 for one in world.seen[watcher])
 
 
+def test_what_was_seen_long_ago_is_seen_again_and_no_read_is_made_for_it() -> None:
+    world = World(account_of(50, period=1e9))
+    watcher = world.watch("j0", stale_from=100.0)
+    for number in range(1, 50):
+        world.watch(f"j{number}")
+    world.run(130)
+    assert [round(one.asked_at / 30) for one in world.seen[watcher] if one.description is None] == [0, 4]
+    assert world.calls["list"] == 5
+
+
 def test_the_curious_get_a_description_now_and_then() -> None:
     world = World(account_of(300, period=20.0))
     for name in world.account.jobs:
@@ -504,6 +514,22 @@ def test_an_outage_costs_few_calls_and_everybody_hears_of_it() -> None:
     world.always_fails = {}
     world.run(500)
     assert len(world.ended) == 500
+
+
+def test_whoever_heard_of_an_outage_does_not_hear_it_again_from_a_call_that_was_under_way() -> None:
+    schedule = Schedule()
+    watchers = [schedule.watch(f"j{number}", 30.0, 0.0) for number in range(4)]
+    for watcher in watchers:
+        schedule.wait(watcher, due=0.0, need=Need.DESCRIPTION)
+    names = []
+    while isinstance(action := schedule.next(1.0, BEGAN), Describe):
+        names.append(action.name)
+    assert len(names) == 4
+    for name in names[:3]:
+        for watcher in schedule.failed(name, DOWN, 2.0, is_transient=True):
+            assert watcher.take() is not None
+            schedule.wait(watcher, due=60.0, need=Need.DESCRIPTION, backed_off=True)
+    assert schedule.failed(names[3], DOWN, 2.1, is_transient=True) == []
 
 
 def test_a_missing_job_that_cannot_be_described_is_not_described_again_at_once() -> None:
