@@ -76,8 +76,11 @@ class Meter:
         urgent = event_name.rpartition(".")[2] in _URGENT
         with self._lock:
             self.calls += 1
+            if urgent:
+                self._bucket.spend(self._clock())
+                return
             wait = self._bucket.reserve(self._clock())
-        if wait > 0 and not urgent:
+        if wait > 0:
             self._sleep(wait)
 
     def _on_answer(self, response: Any = None, **_: Any) -> None:

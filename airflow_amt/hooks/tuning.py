@@ -46,8 +46,8 @@ _BOTOCORE_ERRORS = (BotoCoreError, ResponseParserError)
 
 
 @cache
-def _loader() -> Loader:
-    return create_loader()
+def _loader(data_path: str | None) -> Loader:
+    return create_loader(data_path)
 
 
 class AmtHook(AwsBaseHook):
@@ -71,7 +71,9 @@ class AmtHook(AwsBaseHook):
         A model of SageMaker takes 20 MB, and each session would read its own.
         """
         session = super().get_session(*args, **kwargs)
-        session._session.register_component("data_loader", _loader())
+        inner = session._session
+        # As the session's own loader would: people may have models of their own (AWS_DATA_PATH).
+        inner.register_component("data_loader", _loader(inner.get_config_variable("data_path")))
         return session
 
     @property

@@ -9,18 +9,23 @@ import random
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_amt import _compat
 from airflow_amt._lazy_hook import LazyHook
 from airflow_amt.exceptions import AmtAwsError, AmtFieldError, AmtRequestError
+from airflow_amt.hooks.metering import Meter, meter_of
 from airflow_amt.tuning import TuningProgress
 from airflow_amt.tuning.history import iso
 from airflow_amt.tuning.values import parse_number
 from airflow_amt.watch.ended import STATE_VERSION, EndedJobsReader, JobFilter
 from airflow_amt.watch.polling import LONGEST_BACKOFF_SECONDS
+from airflow_amt.watch.shared import configured_rate
+
+if TYPE_CHECKING:
+    from airflow_amt.hooks.tuning import AmtHook
 
 #: Version of the stored arguments.
 TRIGGER_VERSION = 2
@@ -140,6 +145,7 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
         self.botocore_config = _botocore_config(problems, botocore_config)
         self.version = version
         self._newer = newer
+        self._meter: Meter | None = None
         self._problem = AmtRequestError(problems) if problems else None
         if self._problem is not None and version is None:
             raise self._problem
@@ -262,10 +268,18 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
     # The hook is built in the thread that reads: here it would block all triggers.
 
     def _list_jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:
-        return self.hook.list_tuning_jobs(**filters)
+        return self._metered_hook().list_tuning_jobs(**filters)
 
     def _read_tags(self, arn: str) -> dict[str, str] | None:
-        return self.hook.tags(arn)
+        return self._metered_hook().tags(arn)
+
+    def _metered_hook(self) -> AmtHook:
+        """Return the hook, whose calls count with those of all other watching of the connection."""
+        hook = self.hook
+        if self._meter is None:
+            hook.build("ListHyperParameterTuningJobs")
+            self._meter = meter_of(hook, *configured_rate())
+        return hook
 
     def _filter(self) -> JobFilter:
         return JobFilter(

@@ -49,9 +49,12 @@ class TokenBucket:
         return 0.0 if lacking <= _ROUNDING else lacking / self.rate(now)
 
     def spend(self, now: float) -> None:
-        """Take note of a call that is made now, whether it may be or not."""
+        """Take note of a call that is made now, whether it may be or not.
+
+        However many of them there are, later calls wait no longer than a burst takes to come back.
+        """
         self._fill(now)
-        self._tokens -= 1
+        self._tokens = min(self._tokens, max(self._tokens - 1, -self._burst))
 
     def reserve(self, now: float) -> float:
         """Take note of a call, and return the seconds after which it may be made."""

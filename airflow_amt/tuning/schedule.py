@@ -403,8 +403,18 @@ class Schedule:
             return Describe(queued.name)
         if (extra := self._next_extra(now)) is not None:
             return Describe(extra.name, is_extra=True)
-        times = [heap[0][0] for heap in (self._heap, self._early) if heap]
-        return Wait(min(times, default=None))
+        return Wait(self._next_moment(now))
+
+    def _next_moment(self, now: float) -> float | None:
+        """Return when there is something to do at the earliest, but for what no longer holds."""
+        while self._heap and self._heap[0][2].pushed != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        while self._early and self._early[0][2].as_of != self._early[0][3]:
+            heapq.heappop(self._early)
+        times = [self._heap[0][0]] if self._heap else []
+        if self._early:
+            times.append(max(self._early[0][0], now + self._extra.wait(now)))
+        return min(times, default=None)
 
     def _take_due(self, now: float) -> Sweep | None:
         due: dict[str, list[_Job]] = {}

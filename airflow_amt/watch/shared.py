@@ -466,6 +466,7 @@ class SharedWatch:
             subscribers=self._schedule.watchers,
             staleness=self._schedule.staleness(time.monotonic()),
             meter=self._source.meter,
+            region=self._source.region,
         )
 
 
@@ -485,6 +486,7 @@ class _HookSource:
     def __init__(self, connection: Connection) -> None:
         self.conn_id = connection.aws_conn_id
         self.meter: Meter | None = None
+        self.region: str | None = None
         self._new_hook = connection.new_hook
         self._lock = threading.Lock()
         self._hook: AmtHook | None = None
@@ -572,7 +574,7 @@ class _HookSource:
             raise _NoHookError(error) from error
         self._failed = None
         self._close(self._hook)
-        self._hook, self.meter = hook, meter
+        self._hook, self.meter, self.region = hook, meter, hook.conn.meta.region_name
         return hook
 
     def _close(self, hook: AmtHook | None) -> None:
@@ -618,23 +620,34 @@ class _Report:
     """
 
     def __init__(self, conn_id: str | None, now: float) -> None:
-        self._tags = {"connection": conn_id or "none"}
+        self._tags = {"connection": conn_id or "none", "region": "unknown"}
         self._calls = self._throttles = 0
         self._told = False
         self.next_at = now + _REPORT_SECONDS
 
-    def tell(self, now: float, *, jobs: int, subscribers: int, staleness: float, meter: Meter | None) -> None:
+    def tell(
+        self,
+        now: float,
+        *,
+        jobs: int,
+        subscribers: int,
+        staleness: float,
+        meter: Meter | None,
+        region: str | None,
+    ) -> None:
         """Write the report."""
+        self._tags["region"] = region or "unknown"
         self.next_at = now + _REPORT_SECONDS
         calls, throttles = (0, 0) if meter is None else (meter.calls, meter.throttles)
         new_calls, new_throttles = max(0, calls - self._calls), max(0, throttles - self._throttles)
         self._calls, self._throttles = calls, throttles
         log.info(
-            "Watching %d tuning jobs for %d triggers (connection %s): %d calls to AWS in the last minute, "
-            "%d of them throttled; the oldest answer is %.0f s old.",
+            "Watching %d tuning jobs for %d triggers (connection %s, region %s): %d calls to AWS in the last "
+            "minute, %d of them throttled; the oldest answer is %.0f s old.",
             jobs,
             subscribers,
             self._tags["connection"],
+            self._tags["region"],
             new_calls,
             new_throttles,
             staleness,

@@ -88,7 +88,16 @@ def test_a_stop_and_its_record_do_not_wait_but_count() -> None:
         sagemaker.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName="a")
     sagemaker.add_tags(ResourceArn="arn:aws:sagemaker:eu-west-1:000000000000:x/y", Tags=[])
     assert clock.waits == []
-    assert metered.wait() == pytest.approx(2.0)
+    assert metered.wait() == pytest.approx(1.0)
+
+
+def test_thousands_of_stops_do_not_end_the_reading() -> None:
+    metered, _ = meter(rate=5.0, burst=10.0)
+    sagemaker = client([(200, b"{}")])
+    metered.attach(sagemaker)
+    for _ in range(200):
+        sagemaker.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName="a")
+    assert metered.wait() == pytest.approx(11 / 5)
 
 
 @pytest.mark.parametrize("mode", ["legacy", "standard"])

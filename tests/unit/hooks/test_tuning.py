@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -526,3 +527,19 @@ def test_the_connection_is_the_amazon_providers(monkeypatch: pytest.MonkeyPatch)
     assert AmtHook.conn_type == "aws"
     assert hook.conn.meta.endpoint_url == "http://127.0.0.1:9"
     assert hook.conn_region_name == "cn-north-1"
+
+
+def test_the_service_models_are_shared_by_those_that_look_for_them_at_the_same_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_AMT_TEST", '{"conn_type": "aws", "login": "a", "password": "b"}')
+
+    def loader() -> Any:
+        session = AmtHook(aws_conn_id="AMT_TEST", region_name="eu-west-1").get_session()
+        return session._session.get_component("data_loader")
+
+    shared = loader()
+    assert loader() is shared
+    monkeypatch.setenv("AWS_DATA_PATH", str(tmp_path))
+    assert loader() is not shared
+    assert str(tmp_path) in loader().search_paths

@@ -14,9 +14,10 @@ from airflow.sdk import Asset, AssetWatcher
 
 from airflow_amt import _compat
 from airflow_amt.exceptions import AmtRequestError
+from airflow_amt.hooks.metering import meter_of
 from airflow_amt.triggers import ended
 from airflow_amt.triggers.ended import AmtTuningJobEndedTrigger
-from tests.unit.tasks import ARN, DENIED, THROTTLED, loud_log, use_hook
+from tests.unit.tasks import ARN, DENIED, THROTTLED, FakeHook, loud_log, use_hook
 
 
 class Account:
@@ -26,6 +27,11 @@ class Account:
         self.failures = list(failures)
         self.jobs: list[dict[str, Any]] = []
         self.lists = 0
+        self.aws_conn_id = "aws_default"
+        self.conn = FakeHook().conn
+
+    def build(self, operation: str) -> None:
+        assert operation == "ListHyperParameterTuningJobs"
 
     def end(self, name: str, ago: float = 0.0) -> None:
         at = datetime.now(UTC) - timedelta(seconds=ago)
@@ -344,3 +350,12 @@ def test_events_of_one_look_do_not_come_at_once(monkeypatch: pytest.MonkeyPatch)
     began = time.monotonic()
     watch(account, until=lambda seen: len(seen) == 2, monkeypatch=monkeypatch)
     assert time.monotonic() - began >= 0.3
+
+
+def test_its_calls_count_with_those_of_the_watch_of_its_connection() -> None:
+    account = Account()
+    made = AmtTuningJobEndedTrigger()
+    use_hook(made, account)
+    meter = meter_of(account, 5.0, 10.0)  # type: ignore[arg-type]
+    assert list(made._list_jobs(LastModifiedTimeAfter=datetime(2026, 1, 1, tzinfo=UTC))) == []
+    assert made._meter is meter

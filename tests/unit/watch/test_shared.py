@@ -531,7 +531,7 @@ def test_once_a_minute_it_tells_what_it_does(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(
         _compat,
         "gauge",
-        lambda metric, value, tags: gauges.setdefault(metric, []).append((value, tags["connection"])),
+        lambda metric, value, tags: gauges.setdefault(metric, []).append((value, *tags.values())),
     )
     hook = FakeHook({name: ["InProgress"] for name in names(3)})
 
@@ -546,8 +546,8 @@ def test_once_a_minute_it_tells_what_it_does(monkeypatch: pytest.MonkeyPatch, ca
     assert 1 <= len([one for one in told if "Watching 3 tuning jobs for 3 triggers" in one]) <= 6
     kinds = ("jobs", "subscribers", "calls", "throttles", "staleness")
     assert set(gauges) == {f"amt.watch.{kind}" for kind in kinds}
-    assert gauges["amt.watch.jobs"][0] == (3, "aws_default")
-    assert gauges["amt.watch.jobs"][-1] == (0, "aws_default")
+    assert gauges["amt.watch.jobs"][0] == (3, "aws_default", "eu-west-1")
+    assert gauges["amt.watch.jobs"][-1] == (0, "aws_default", "eu-west-1")
 
 
 def test_metrics_reach_airflow(monkeypatch: pytest.MonkeyPatch) -> None:
