@@ -12,7 +12,8 @@ wait for a best objective. The peer cannot, so there all of its triggers wait fo
 
 ``memory_per_trigger_kb`` is resident memory in the steady window beyond that after a first trigger, by N.
 CPU is that of the whole client process, with what the measuring itself takes
-(``measuring_cpu_s_per_minute``); ``ratio.cpu`` leaves that out on both sides. A percentile of the latency is
+(``measuring_cpu_s_per_minute``); ``ratio.cpu`` leaves that out on both sides. What
+stalls hold of a full garbage collection is ``longest_collection_ms``. A percentile of the latency is
 null where so many ends were not detected at all. ``ratio`` is the peer's figure over ours, null where one of
 them is missing.
 
@@ -343,6 +344,7 @@ _ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("until all run, s", ("until_all_run_s",)),
     ("longest stall at start, ms", ("stall_at_start_ms",)),
     ("longest stall later, ms", ("stall_later_ms",)),
+    ("longest collection, ms", ("longest_collection_ms",)),
     ("detected", ("detected",)),
     ("not detected", ("not_detected",)),
     ("fired something else", ("wrong",)),

@@ -103,6 +103,21 @@ class Stalls:
         return round(1000 * longest, 1)
 
 
+class Collections:
+    """Notes how long Python's garbage collections took, each of which holds the event loop up."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._begun = 0.0
+        gc.callbacks.append(self._note)
+
+    def _note(self, phase: str, _: dict[str, int]) -> None:
+        if phase == "start":
+            self._begun = time.perf_counter()
+        else:
+            self.longest = max(self.longest, time.perf_counter() - self._begun)
+
+
 class Watching:
     """The triggers of a cell, and when each fired."""
 
@@ -300,6 +315,7 @@ async def measure(options: argparse.Namespace, make: Maker) -> dict[str, Any]:
         "configure", accounts=accounts, jobs=options.jobs, interval=options.interval, others=options.others
     )
     gc.collect()
+    collections = Collections()
     stalls.every = _RARE_SAMPLE_SECONDS
     figures: dict[str, Any] = {"measuring_cpu_s_per_minute": await idle_cpu()}
     stalls.every = _SAMPLE_SECONDS
@@ -354,11 +370,7 @@ async def measure(options: argparse.Namespace, make: Maker) -> dict[str, Any]:
     figures["memory_per_trigger_kb"] = round((steady_memory - before) / options.jobs / 1000, 2)
     figures["resident_before_mb"] = round(before / 1e6, 1)
     figures["resident_mb"] = round(steady_memory / 1e6, 1)
-    steady_stall = stalls.take()
     figures["sockets"] = sockets(options.port)
-    # Counting them holds the event loop up, for which nobody is to blame but this.
-    await asyncio.sleep(2 * _RARE_SAMPLE_SECONDS)
-    stalls.take()
     figures["threads"] = threading.active_count() - own_threads
     figures["fired_before_any_end"] = options.jobs - watching.left
 
@@ -373,7 +385,8 @@ async def measure(options: argparse.Namespace, make: Maker) -> dict[str, Any]:
         await asyncio.wait_for(watching.over.wait(), timeout=last - time.time())
     statistic = await control("statistics")
     figures["ends"] = _calls(statistic)
-    figures["stall_later_ms"] = max(steady_stall, stalls.take())
+    figures["stall_later_ms"] = stalls.take()
+    figures["longest_collection_ms"] = round(1000 * collections.longest, 1)
     moments = (await control("moments"))["moments"]
     expected = ["condition" if objective else "ended" for objective in objectives]
     figures |= latencies(moments, watching, expected)

@@ -211,6 +211,8 @@ class _Job:
     pushed: float | None = None
     #: In a queue, in a call, or put off until a sweep is over.
     busy: bool = False
+    #: Of these: put off until a sweep is over.
+    postponed: bool = False
     #: It waits its turn to be described because its read is due; a sweep that comes first will do.
     queued: bool = False
     #: A description may tell what the list could not: it is missing there.
@@ -631,6 +633,7 @@ class Schedule:
         found_all = sweep.wanted <= sweep.found
         if sweep.chase:
             self._free_found(sweep)
+            self._resume(sweep)
             return
         if found_all or is_whole:
             self._pages[sweep.status] = max(1, sweep.pages), now
@@ -672,9 +675,7 @@ class Schedule:
         sweep.is_slow = True
         if sweep.chase:
             self._suspect_missing()
-        postponed, sweep.postponed = sweep.postponed, []
-        for job in postponed:
-            self._free(job)
+        self._resume(sweep)
 
     @property
     def _sweep(self) -> _Sweeping:
@@ -688,8 +689,7 @@ class Schedule:
         self._no_sweep_before[sweep.status] = not_before
         if sweep.chase:
             self._free_found(sweep)
-        else:
-            self._resume(sweep)
+        self._resume(sweep)
 
     def _free_found(self, sweep: _Sweeping) -> None:
         for name in sweep.found & self._missing.keys():
@@ -701,13 +701,12 @@ class Schedule:
 
     def _chase_missing(self, sweep: _Sweeping) -> None:
         """Look for those that should have been listed, and were not."""
-        postponed = set(sweep.postponed)
         for name in sweep.wanted - sweep.found:
             job = self._jobs.get(name)
             # One that somebody began to watch meanwhile may be newer than the list.
             if (
                 job is None
-                or (job.busy and job not in postponed)
+                or (job.busy and not job.postponed)
                 or (job.as_of is not None and job.as_of >= sweep.began)
                 or not any(
                     # One that failed just now is tried again when that is due, and then it is.
@@ -718,16 +717,18 @@ class Schedule:
                 )
             ):
                 continue
-            job.busy = True
+            job.busy, job.postponed = True, False
             self._missing[name] = job
-        sweep.postponed = [job for job in sweep.postponed if job.name not in self._missing]
         self._chase = deque(status for status in _CHASED if status != sweep.status)
         if len(self._missing) < _CHASE_FROM:
             self._suspect_missing()
 
     def _resume(self, sweep: _Sweeping) -> None:
-        for job in sweep.postponed:
-            self._free(job)
+        postponed, sweep.postponed = sweep.postponed, []
+        for job in postponed:
+            # Unless it has been queued meanwhile.
+            if job.postponed:
+                self._free(job)
 
     # --- observations --------------------------------------------------------------------------
 
@@ -801,7 +802,7 @@ class Schedule:
             return False
         if description is not None:
             return True
-        if watcher.curious and not job.busy and self._take_extra(now):
+        if watcher.curious and (job.postponed or not job.busy) and self._take_extra(now):
             self._enqueue(self._extras, job)
             # If nothing comes of it, the next summary will do.
             watcher.curious = False
@@ -874,7 +875,7 @@ class Schedule:
             heapq.heapify(self._heap)
 
     def _enqueue(self, queue: deque[_Job], job: _Job) -> None:
-        job.busy = True
+        job.busy, job.postponed = True, False
         job.queued = queue is self._queue
         queue.append(job)
 
@@ -895,11 +896,11 @@ class Schedule:
     def _postpone(self, jobs: Iterable[_Job]) -> None:
         sweep = self._sweep
         for job in jobs:
-            job.busy = True
+            job.busy = job.postponed = True
             sweep.postponed.append(job)
 
     def _free(self, job: _Job) -> None:
-        job.busy = False
+        job.busy = job.postponed = False
         self._push(job)
 
 

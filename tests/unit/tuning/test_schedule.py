@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -28,6 +30,11 @@ from airflow_amt.tuning.schedule import (
     change_key,
     early_wait,
 )
+
+_Result = TypeVar("_Result")
+
+#: What is under way: gives the seconds until it goes on.
+Work = Generator[float, None, _Result]
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 THROTTLED = aws_error("List", "ThrottlingException", "Rate exceeded", 400)
@@ -97,16 +104,33 @@ class Account:
 
 
 class World:
-    """Runs a schedule on an account: one call at a time, each of which takes a while."""
+    """Runs a schedule on an account: up to four calls at once, each of which takes a while.
+
+    What a call answers is as of its beginning.
+    """
 
     def __init__(
-        self, account: Account, *, seconds_per_call: float = 0.1, page: int = 100, rate: float = math.inf
+        self,
+        account: Account,
+        *,
+        seconds_per_call: float = 0.1,
+        page: int = 100,
+        rate: float = math.inf,
+        slots: int = 4,
+        rng: random.Random | None = None,
     ) -> None:
         self.account = account
         self.schedule = Schedule()
         self.now = 0.0
-        self.seconds_per_call = max(seconds_per_call, 1 / rate)
+        self.seconds_per_call = seconds_per_call
         self.page = page
+        self.seconds_between_calls = 1 / rate
+        self.slots = slots
+        #: With it each call takes another time.
+        self.rng = rng
+        #: Calls under way: when they are over, and what then goes on.
+        self.under_way: list[tuple[float, int, Work[None]]] = []
+        self.next_call_at = 0.0
         self.calls: Counter[str] = Counter()
         self.watchers: dict[Watcher, dict[str, Any]] = {}
         self.seen: dict[Watcher, list[Observation]] = {}
@@ -122,6 +146,7 @@ class World:
         #: For how long the next list hangs, or the next one of this status.
         self.hangs = 0.0
         self.hangs_in: str | None = None
+        self._count = 0
 
     def watch(self, name: str, interval: float = 30.0, **how: Any) -> Watcher:
         watcher = self.schedule.watch(name, interval, self.now)
@@ -132,13 +157,22 @@ class World:
 
     def run(self, until: float) -> World:
         while self.now < until:
-            action = self.schedule.next(self.now, self.wall)
-            if isinstance(action, Wait):
-                self.now = min(until, math.inf if action.until is None else action.until)
-            elif isinstance(action, Describe):
-                self._describe(action)
-            else:
-                self._sweep(action)
+            then = until
+            if len(self.under_way) < self.slots:
+                if self.now < self.next_call_at:
+                    then = min(then, self.next_call_at)
+                else:
+                    action = self.schedule.next(self.now, self.wall)
+                    if not isinstance(action, Wait):
+                        self._go_on(
+                            self._describe(action) if isinstance(action, Describe) else self._sweep(action)
+                        )
+                        continue
+                    then = min(then, math.inf if action.until is None else action.until)
+            over = self.under_way[0][0] if self.under_way else math.inf
+            self.now = max(self.now, min(then, over))
+            if over <= self.now:
+                self._go_on(heapq.heappop(self.under_way)[2])
             self.stalest = max(self.stalest, self.schedule.staleness(self.now))
         return self
 
@@ -146,39 +180,56 @@ class World:
     def wall(self) -> datetime:
         return BEGAN + timedelta(seconds=self.now) + self.account.skew
 
-    def _call(self, operation: str) -> Exception | None:
-        self.calls[operation] += 1
-        self.now += self.seconds_per_call
-        if operation in self.always_fails:
-            return self.always_fails[operation]
-        return self.fails[operation].pop(0) if self.fails[operation] else None
+    def _go_on(self, work: Work[None]) -> None:
+        with suppress(StopIteration):
+            self._count += 1
+            heapq.heappush(self.under_way, (self.now + next(work), self._count, work))
 
-    def _describe(self, action: Describe) -> None:
-        asked_at, schedule = self.now, self.schedule
-        error = self._call("describe")
-        job = self.account.jobs.get(action.name)
-        if error is None and (job is None or not job.created <= asked_at < job.deleted):
+    def _call(self, operation: str, answer: Callable[[], Any], hangs: float = 0.0) -> Work[Any]:
+        while self.now < self.next_call_at:
+            yield self.next_call_at - self.now
+        self.next_call_at = self.now + self.seconds_between_calls
+        self.calls[operation] += 1
+        asked_at, answered = self.now, answer()
+        if hangs:
+            yield 5.0
+            self.schedule.slow_sweep()
+            yield hangs - 5.0
+        yield self.seconds_per_call * (1.0 if self.rng is None else self.rng.uniform(0.2, 5.0))
+        if operation in self.always_fails:
+            return self.always_fails[operation], asked_at, answered
+        return self.fails[operation].pop(0) if self.fails[operation] else None, asked_at, answered
+
+    def _describe(self, action: Describe) -> Work[None]:
+        schedule = self.schedule
+
+        def answer() -> TuningProgress | None:
+            job = self.account.jobs.get(action.name)
+            return None if job is None or not job.created <= self.now < job.deleted else job.at(self.now)
+
+        error, asked_at, progress = yield from self._call("describe", answer)
+        if error is None and progress is None:
             error = GONE
         if error is THROTTLED:
             self._wake(schedule.throttled(action.name, THROTTLED, self.now))
         elif error is not None:
-            transient = is_transient(error)  # type: ignore[arg-type]
+            transient = is_transient(error)
             if action.is_extra and transient:
                 schedule.dropped(action.name)
             else:
                 self._wake(schedule.failed(action.name, error, self.now, is_transient=transient))
         else:
-            assert job is not None
-            progress = job.at(asked_at)
             self._wake(schedule.described(action.name, progress, {"is": progress}, asked_at, self.now))
 
-    def _sweep(self, sweep: Sweep) -> None:
+    def _sweep(self, sweep: Sweep) -> Work[None]:
         begin = throttled = 0
         while True:
-            asked_at = self.now
-            if self.hangs and self.hangs_in in (None, sweep.status):
-                self._hang()
-            error = self._call("list")
+            hangs = 0.0
+            if self.hangs_in in (None, sweep.status):
+                hangs, self.hangs = self.hangs, 0.0
+            error, asked_at, listed = yield from self._call(
+                "list", lambda: self.account.listed(sweep, self.now), hangs
+            )
             if error is THROTTLED:
                 throttled += 1
                 self._wake(self.schedule.throttled(None, THROTTLED, self.now))
@@ -187,14 +238,13 @@ class World:
                     return
                 continue
             if error is not None:
-                if is_transient(error):  # type: ignore[arg-type]
-                    self._wake(self.schedule.interrupted(error, self.now))  # type: ignore[arg-type]
+                if is_transient(error):
+                    self._wake(self.schedule.interrupted(error, self.now))
                 elif error is DENIED:
                     self.schedule.refused(self.now)
                 else:
                     self.schedule.failed_sweep(self.now)
                 return
-            listed = self.account.listed(sweep, asked_at)
             woken, go_on = self.schedule.page(listed[begin : begin + self.page], asked_at, self.now)
             self._wake(woken)
             begin += self.page
@@ -204,12 +254,6 @@ class World:
             if not go_on or begin >= len(listed):
                 self.schedule.swept(self.now, is_whole=begin >= len(listed))
                 return
-
-    def _hang(self) -> None:
-        ends, self.hangs = self.now + self.hangs, 0.0
-        self.now += 5.0
-        self.schedule.slow_sweep()
-        self.run(ends)
 
     def _wake(self, woken: list[Watcher]) -> None:
         for watcher in woken:
@@ -276,6 +320,17 @@ def test_their_ends_are_found_in_the_list_of_those_that_completed() -> None:
     assert len(world.ended) == 1000
     assert max(latencies(world)) <= 33
     assert world.calls["describe"] <= 30
+
+
+def test_what_is_due_while_the_missing_are_looked_for_is_not_forgotten() -> None:
+    spread = random.Random(1)
+    world = World(account_of(200, ends=lambda _: spread.uniform(60, 400)), seconds_per_call=3.0)
+    for number, name in enumerate(world.account.jobs):
+        world.run(number * 0.15)
+        world.watch(name)
+    world.run(500)
+    assert len(world.ended) == 200
+    assert max(latencies(world)) <= 60
 
 
 @pytest.mark.parametrize("status", ["Stopped", "Failed", "Completed"])
@@ -715,7 +770,7 @@ def test_every_end_is_seen_whatever_happens(
         account.jobs[f"s{number}"] = Job(f"s{number}", created=-rng.uniform(0, 900))
     hidden = {name for name in account.jobs if rng.random() < 0.05}
     account.hidden = hidden.__contains__
-    world = World(account, seconds_per_call=rng.choice([0.02, 0.2]), page=page)
+    world = World(account, seconds_per_call=rng.choice([0.02, 0.2, 1.0]), page=page, rng=rng)
     if faults:
         world.fails = {
             "describe": rng.choices([DOWN, THROTTLED], k=rng.randrange(8)),
