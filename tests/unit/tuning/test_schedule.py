@@ -323,14 +323,31 @@ def test_their_ends_are_found_in_the_list_of_those_that_completed() -> None:
 
 
 def test_what_is_due_while_the_missing_are_looked_for_is_not_forgotten() -> None:
-    spread = random.Random(1)
-    world = World(account_of(200, ends=lambda _: spread.uniform(60, 400)), seconds_per_call=3.0)
-    for number, name in enumerate(world.account.jobs):
-        world.run(number * 0.15)
-        world.watch(name)
-    world.run(500)
-    assert len(world.ended) == 200
-    assert max(latencies(world)) <= 60
+    schedule = Schedule()
+    account = account_of(12, ends=lambda number: 20.0 if number < 6 else math.inf)
+    for name in account.jobs:
+        schedule.wait(schedule.watch(name, 30.0, 0.0), due=2.0 if name < "j9" else 0.0)
+
+    def sweep(at: float) -> Sweep:
+        action = schedule.next(at, BEGAN)
+        assert isinstance(action, Sweep)
+        return action
+
+    def listed(action: Sweep, at: float) -> None:
+        for watcher in schedule.page(account.listed(action, at), at, at)[0]:
+            if watcher.take().progress.is_terminal:  # type: ignore[union-attr]
+                schedule.unwatch(watcher)
+            else:
+                schedule.wait(watcher, due=at + (1.4 if watcher.job.name == "j8" else 30.0))
+        schedule.swept(at, is_whole=True)
+
+    listed(sweep(2.0), 2.0)
+    listed(sweep(32.0), 32.0)
+    looking = sweep(33.0)
+    assert looking.status == "Completed"
+    assert isinstance(schedule.next(33.5, BEGAN), Wait)
+    listed(looking, 34.0)
+    assert not isinstance(schedule.next(34.0, BEGAN), Wait)
 
 
 @pytest.mark.parametrize("status", ["Stopped", "Failed", "Completed"])
