@@ -16,7 +16,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
@@ -297,6 +297,8 @@ class Schedule:
         self._watched_at = -math.inf
         self._gather_from: float | None = None
         self._failures = 0
+        #: Descriptions failed so that all who waited were told, and none has succeeded since.
+        self._descriptions_out = False
         self._extra = TokenBucket(_EXTRA_PER_MINUTE / 60, _EXTRA_PER_MINUTE, 0.0)
 
     # --- watchers ------------------------------------------------------------------------------
@@ -401,10 +403,11 @@ class Schedule:
             return sweep
         if (suspect := self._pop(self._suspects)) is not None:
             return Describe(suspect.name)
-        if (queued := self._pop(self._queue, due_by=now)) is not None:
-            return Describe(queued.name)
+        # Before what is due: they are few, and the queue may never be empty.
         if (extra := self._next_extra(now)) is not None:
             return Describe(extra.name, is_extra=True)
+        if (queued := self._pop(self._queue, due_by=now)) is not None:
+            return Describe(queued.name)
         return Wait(self._next_moment(now))
 
     def _next_moment(self, now: float) -> float | None:
@@ -570,6 +573,7 @@ class Schedule:
         self._failures = self._failures + 1 if is_transient else 0
         told = self._tell_of_job(name, error, now, is_transient=is_transient)
         if self._failures >= _OUTAGE:
+            self._descriptions_out = True
             told += self._tell_due(error, now)
         return told
 
@@ -586,8 +590,8 @@ class Schedule:
         """
         if name is None:
             self._stop_sweep(now)
-            return self._tell_due(error, now)
-        return self._tell_of_job(name, error, now) + self._tell_due(error, now)
+            return self._tell_due(error, now, is_transient=False)
+        return self._tell_of_job(name, error, now) + self._tell_due(error, now, is_transient=False)
 
     def throttled(self, name: str | None, error: AmtAwsError, now: float) -> list[Watcher]:
         """Take note that a call was throttled, which is nobody's failure.
@@ -631,13 +635,14 @@ class Schedule:
         sweep = self._sweep
         self._sweeping = None
         found_all = sweep.wanted <= sweep.found
+        if found_all or is_whole:
+            self._sweeps_failed.pop(sweep.status, None)
         if sweep.chase:
             self._free_found(sweep)
             self._resume(sweep)
             return
         if found_all or is_whole:
             self._pages[sweep.status] = max(1, sweep.pages), now
-            self._sweeps_failed.pop(sweep.status, None)
             if sweep.status == _IN_PROGRESS:
                 self._newest_before = self._newest
                 self._newest = max(filter(None, (self._newest, sweep.newest)), default=None)
@@ -674,7 +679,8 @@ class Schedule:
         sweep = self._sweep
         sweep.is_slow = True
         if sweep.chase:
-            self._suspect_missing()
+            self._chase.clear()
+            self._free_found(sweep)
         self._resume(sweep)
 
     @property
@@ -710,14 +716,15 @@ class Schedule:
                 or (job.as_of is not None and job.as_of >= sweep.began)
                 or not any(
                     # One that failed just now is tried again when that is due, and then it is.
-                    one.waiting
+                    one.is_hungry
                     and one.since <= sweep.began
                     and (not one.backed_off or min(one.due, one.wake_by) <= sweep.began)
                     for one in job.watchers
                 )
             ):
                 continue
-            job.busy, job.postponed = True, False
+            # It may be so from an earlier time: only what this search tells counts.
+            job.busy, job.postponed, job.suspect = True, False, False
             self._missing[name] = job
         self._chase = deque(status for status in _CHASED if status != sweep.status)
         if len(self._missing) < _CHASE_FROM:
@@ -750,7 +757,7 @@ class Schedule:
                 and progress.training_jobs.launched < job.progress.training_jobs.launched
             ):
                 # A list that lags: that the job goes on is all that it tells.
-                progress = job.progress
+                progress = replace(job.progress, is_summary=True)
         job.progress = progress
         job.as_of = asked_at
         job.created_at = progress.created_at or job.created_at
@@ -832,7 +839,9 @@ class Schedule:
                 told.append(watcher)
         return told
 
-    def _tell_due(self, error: Exception, now: float, *, unread_for: float = 0.0) -> list[Watcher]:
+    def _tell_due(
+        self, error: Exception, now: float, *, unread_for: float = 0.0, is_transient: bool = True
+    ) -> list[Watcher]:
         told: list[Watcher] = []
         for job in self._jobs.values():
             due = job.due
@@ -840,14 +849,17 @@ class Schedule:
                 continue
             since = max(-math.inf if job.as_of is None else job.as_of, *(one.told_at for one in job.watchers))
             if now - since >= unread_for:
-                told += self._tell(job, error, now)
+                told += self._tell(job, error, now, is_transient=is_transient)
         return told
 
     def _succeeded(self, now: float, what: Need) -> None:
-        if self._failures < _OUTAGE:
-            self._failures = 0
-            return
+        was_out = self._failures >= _OUTAGE
         self._failures = 0
+        if what is Need.DESCRIPTION:
+            was_out = was_out or self._descriptions_out
+            self._descriptions_out = False
+        if not was_out:
+            return
         # It is over: those who wait long because of it need not any more.
         for job in self._jobs.values():
             for watcher in job.watchers:

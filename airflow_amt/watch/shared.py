@@ -290,17 +290,16 @@ class SharedWatch:
             log.exception("Watching tuning jobs failed; their tasks resume")
             self._defect = error
             self._forget()
-            await self._wake(list(self._waiting))
+            self._let_all_go()
         except asyncio.CancelledError:
             if not self._has_ended:
                 # Somebody else cancelled it, and its subscribers would wait for ever.
                 self._defect = RuntimeError("the watch of tuning jobs was cancelled")
                 self._forget()
-                for future in self._waiting.values():
-                    if not future.done():
-                        future.set_result(None)
+                self._let_all_go()
             raise
         finally:
+            self._has_ended = True
             self._asleep_until = math.inf
             for task in self._running:
                 task.cancel()
@@ -315,6 +314,11 @@ class SharedWatch:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._awake.wait()
+
+    def _let_all_go(self) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_result(None)
 
     def _end(self) -> None:
         self._has_ended = True
@@ -336,9 +340,13 @@ class SharedWatch:
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._awake.set()
-        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+        if task.cancelled():
+            if not self._has_ended:
+                # Its job would never be read again.
+                self._defect = RuntimeError("a call of the watch of tuning jobs was cancelled")
+        elif isinstance(error := task.exception(), Exception):
             self._defect = error
+        self._awake.set()
 
     async def _wake(self, watchers: Sequence[Watcher]) -> None:
         for number, watcher in enumerate(watchers, start=1):
@@ -411,6 +419,8 @@ class SharedWatch:
                 return
             throttled = 0
             woken, go_on = self._schedule.page(summaries, asked_at, time.monotonic())
+            # It may ask for descriptions.
+            self._awake.set()
             await self._wake(woken)
             if following is not None and following in seen:
                 log.warning("AWS repeats a page when tuning jobs are listed; they are described for a while.")

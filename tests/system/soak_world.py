@@ -222,8 +222,9 @@ class Sampler:
             try:
                 members = family(pid)
                 sample["rss_mb"] = sum(one.memory_info().rss for one in members) / 1e6
-                # Without the supervisor, in which Airflow builds its API when a trigger first asks for it.
+                # Without the supervisor.
                 sample["runner_mb"] = sum(one.memory_info().rss for one in members[1:]) / 1e6
+                sample["runner_threads"] = sum(one.num_threads() for one in members[1:])
                 sample["threads"] = sum(one.num_threads() for one in members)
                 sample["descriptors"] = sum(one.num_fds() for one in members)
                 sample["sockets"] = sum(

@@ -474,6 +474,40 @@ def test_the_curious_get_a_description_now_and_then() -> None:
     assert world.calls["describe"] <= 30
 
 
+def test_the_curious_are_not_forgotten_where_the_rate_is_too_low_for_all() -> None:
+    world = World(account_of(320, ends=lambda number: math.inf if number else 400.0, period=10.0), rate=5)
+    for number, name in enumerate(world.account.jobs):
+        world.watch(name, need=Need.SUMMARY if number < 20 else Need.DESCRIPTION, curious=number < 20)
+    world.run(500)
+    assert latencies(world)[0] <= 60
+
+
+def test_one_that_was_suspect_before_is_freed_when_it_is_found() -> None:
+    schedule, account = Schedule(), account_of(10, ends=lambda number: 20.0 if number < 5 else math.inf)
+    watchers = [schedule.watch(name, 30.0, 0.0) for name in account.jobs]
+    for watcher in watchers:
+        schedule.wait(watcher, due=25.0 if watcher.job.name < "j5" else 20.0)
+        # Described in vain some time before.
+        watcher.job.suspect = watcher.job.name < "j5"
+        watcher.job.as_of = 1.0
+    statuses: list[str] = []
+    while isinstance(action := schedule.next(22.0, BEGAN), Sweep):
+        statuses.append(action.status)
+        for watcher in schedule.page(account.listed(action, 22.0), 22.0, 22.0)[0]:
+            observation = watcher.take()
+            assert observation is not None
+            # What ended is in doubt.
+            schedule.wait(
+                watcher, due=22.0, need=Need.DESCRIPTION if watcher in watchers[:5] else Need.SUMMARY
+            )
+        schedule.swept(22.0, is_whole=True)
+    assert statuses[:2] == ["InProgress", "Completed"]
+    described = {action.name} if isinstance(action, Describe) else set()
+    while isinstance(action := schedule.next(22.0, BEGAN), Describe):
+        described.add(action.name)
+    assert described == {f"j{number}" for number in range(5)}
+
+
 # --- lists that lie ------------------------------------------------------------------------------
 
 
@@ -602,6 +636,42 @@ def test_whoever_heard_of_an_outage_does_not_hear_it_again_from_a_call_that_was_
             assert watcher.take() is not None
             schedule.wait(watcher, due=60.0, need=Need.DESCRIPTION, backed_off=True)
     assert schedule.failed(names[3], DOWN, 2.1, is_transient=True) == []
+
+
+def test_whoever_waits_out_an_outage_does_not_hear_what_is_for_others_of_the_job() -> None:
+    schedule = Schedule()
+    patient, other = schedule.watch("j", 300.0, 0.0), schedule.watch("j", 10.0, 0.0)
+    elsewhere = [schedule.watch(f"e{number}", 10.0, 0.0) for number in range(3)]
+    assert isinstance(schedule.next(2.0, BEGAN), Wait)
+    schedule.wait(patient, due=500.0, backed_off=True)
+    for watcher in (other, *elsewhere):
+        schedule.wait(watcher, due=3.0, need=Need.DESCRIPTION)
+    told = [
+        watcher
+        for one in elsewhere
+        for watcher in schedule.failed(one.job.name, DOWN, 4.0, is_transient=True)
+    ]
+    assert set(told) == {other, *elsewhere}
+
+
+def test_a_list_that_works_again_first_leaves_the_relief_to_descriptions() -> None:
+    schedule, account = Schedule(), account_of(8)
+    watchers = [schedule.watch(name, 30.0, 0.0) for name in account.jobs]
+    for number, watcher in enumerate(watchers):
+        schedule.wait(watcher, due=0.0, need=Need.SUMMARY if number > 3 else Need.DESCRIPTION)
+    described = watchers[:4]
+    sweep = schedule.next(2.0, BEGAN)
+    assert isinstance(sweep, Sweep)
+    for watcher in described:
+        for one in schedule.failed(watcher.job.name, DOWN, 3.0, is_transient=True):
+            one.take()
+            schedule.wait(one, due=300.0, need=one.need, backed_off=True)
+    schedule.page(account.listed(sweep, 4.0), 4.0, 4.0)
+    schedule.swept(4.0, is_whole=True)
+    assert {one.due for one in described} == {300.0}
+    name = described[0].job.name
+    schedule.described(name, account.jobs[name].at(5.0), {}, 5.0, 5.0)
+    assert {one.due for one in described[1:]} == {35.0}
 
 
 def test_a_missing_job_that_cannot_be_described_is_not_described_again_at_once() -> None:
@@ -787,7 +857,8 @@ def test_every_end_is_seen_whatever_happens(
         account.jobs[f"s{number}"] = Job(f"s{number}", created=-rng.uniform(0, 900))
     hidden = {name for name in account.jobs if rng.random() < 0.05}
     account.hidden = hidden.__contains__
-    world = World(account, seconds_per_call=rng.choice([0.02, 0.2, 1.0]), page=page, rng=rng)
+    rate = rng.choice([math.inf, 5.0])
+    world = World(account, seconds_per_call=rng.choice([0.02, 0.2, 1.0]), page=page, rng=rng, rate=rate)
     if faults:
         world.fails = {
             "describe": rng.choices([DOWN, THROTTLED], k=rng.randrange(8)),
@@ -797,7 +868,8 @@ def test_every_end_is_seen_whatever_happens(
     for name in names:
         world.run(world.now + rng.choice([0.0, 0.0, 0.0, 2.0]))
         need = rng.choice([Need.SUMMARY, Need.SUMMARY, Need.DESCRIPTION])
-        world.watch(name, interval=rng.choice([10.0, 30.0, 60.0]), need=need)
+        curious = need is Need.SUMMARY and rng.random() < 0.5
+        world.watch(name, interval=rng.choice([10.0, 30.0, 60.0]), need=need, curious=curious)
     world.run(900)
     assert set(world.ended) == set(names)
     assert world.schedule.jobs == 0

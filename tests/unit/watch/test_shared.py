@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -346,6 +347,19 @@ def test_a_watch_that_somebody_cancels_tells_its_subscribers() -> None:
         return ended
 
     assert {str(error_of(one)) for one in asyncio.run(run())} == {"the watch of tuning jobs was cancelled"}
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, CancelledError])
+def test_a_call_that_is_cancelled_is_told(error: type[BaseException]) -> None:
+    class Cancelled(FakeHook):
+        def describe_tuning_job(self, name: str) -> dict[str, Any]:
+            raise error
+
+    async def run() -> Observation:
+        async with asyncio.timeout(5):
+            return await watch_to_the_end(Connection(Cancelled()), "a")
+
+    assert "was cancelled" in str(error_of(asyncio.run(run())))
 
 
 def test_a_list_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
