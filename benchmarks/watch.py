@@ -304,6 +304,11 @@ def processor() -> str:
     return platform.processor() or "unknown"
 
 
+def is_measured(cell: Mapping[str, Any], side: str) -> bool:
+    """Whether a stored cell has the figures of a side."""
+    return bool(cell.get(side)) and "failed" not in cell[side]
+
+
 def measure_cell(
     cell: Cell, sides: tuple[str, ...], known: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -313,7 +318,7 @@ def measure_cell(
         peer_python()
     found: dict[str, dict[str, Any] | None] = {"ours": None, "peer": None}
     for side in sides:
-        if known.get(side) and "failed" not in known[side]:
+        if is_measured(known, side):
             found[side] = known[side]
             continue
         sys.stderr.write(f"{cell.key}: {side}\n")
@@ -394,7 +399,7 @@ def run_matrix() -> None:
     for cell, sides in sorted(matrix(), key=lambda one: (one[0].connections, one[0].jobs < 1000)):
         results = stored()
         before = results["cells"].get(cell.key)
-        if before and all(before[side] and "failed" not in before[side] for side in sides):
+        if before and all(is_measured(before, side) for side in sides):
             continue
         result = measure_cell(cell, sides, before)
         same = results["cells"].get(replace(cell, mix="end").key)

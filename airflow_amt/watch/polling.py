@@ -360,9 +360,8 @@ class TuningJobReader:
         else:
             result = self._condition.evaluate(progress, self._training_jobs(progress))
             self._is_settled = result.met is not Met.UNKNOWN and self._listed is not None
-        key, now = change_key(progress), time.monotonic()
-        is_same = self._described is not None and self._described.key == key
-        first_at = self._described.first_at if is_same and self._described is not None else now
+        key, now, before = change_key(progress), time.monotonic(), self._described
+        first_at = before.first_at if before is not None and before.key == key else now
         self._described = _Described(key=key, first_at=first_at, at=now, result=result)
         return result
 

@@ -123,16 +123,20 @@ def summary_and_description() -> tuple[TuningProgress, dict[str, Any]]:
     return replace(TuningProgress.from_describe(description), is_summary=True), description
 
 
-def test_a_description_stands_the_longer_the_longer_nothing_came_after_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(polling, "time", SimpleNamespace(monotonic=lambda: now[0]))
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The reader's clock, which stands still but for what a test sets as ``now``."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(polling, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_a_description_stands_the_longer_the_longer_nothing_came_after_it(clock: SimpleNamespace) -> None:
     reader = reader_of(condition=Converged())
     summary, description = summary_and_description()
     described_at: list[float] = []
     for seconds in range(0, 1201, 5):
-        now[0] = seconds
+        clock.now = seconds
         if reader.take(summary).is_in_doubt:
             described_at.append(seconds)
             reader.take(TuningProgress.from_describe(description), description)
@@ -140,15 +144,11 @@ def test_a_description_stands_the_longer_the_longer_nothing_came_after_it(
     assert described_at == [0, 25, 50, 100, 200, 400, 700, 1000]
 
 
-def test_convergence_that_is_told_late_is_seen_though_no_counter_changed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(polling, "time", SimpleNamespace(monotonic=lambda: now[0]))
+def test_convergence_that_is_told_late_is_seen_though_no_counter_changed(clock: SimpleNamespace) -> None:
     reader = reader_of(condition=Converged())
     summary, description = summary_and_description()
     reader.take(TuningProgress.from_describe(description), description)
-    now[0] = 30.0
+    clock.now = 30.0
     assert reader.take(summary).is_in_doubt
     late = describe(
         status="InProgress",
