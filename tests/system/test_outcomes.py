@@ -146,11 +146,12 @@ EXPECTED: Mapping[str, Expected] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one task left behind: its state and, where there is one, outcome and return value in XCom."""
+    """What one task left behind: state, log and, where there is one, outcome and return value in XCom."""
 
     state: str | None
     outcome: dict[str, Any] | None
     returned: dict[str, Any] | None
+    log: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +214,8 @@ def table(cluster: AirflowCluster, amt: RunningServer, tmp_path_factory: pytest.
         for reason in reasons:
             for way, state in WAYS.items():
                 cluster.wait_task(f"outcome_{reason}", runs[reason], way, states={state})
+                if state == "deferred":
+                    cluster.wait_deferral_known(f"outcome_{reason}", runs[reason], way)
 
     # Its clock runs from the start: everybody must wait before others make the machine busy.
     start("max_runtime")
@@ -251,6 +254,7 @@ def table(cluster: AirflowCluster, amt: RunningServer, tmp_path_factory: pytest.
                 state=cluster.task_state(dag_id, run_id, way),
                 outcome=_read(cluster, dag_id, run_id, way, "outcome"),
                 returned=_read(cluster, dag_id, run_id, way, "return_value"),
+                log=cluster.task_log(dag_id, run_id, way),
             )
     stops = {
         task_id: (state, _read(cluster, "stop", stop_run, task_id, "return_value"))
@@ -264,7 +268,7 @@ def table(cluster: AirflowCluster, amt: RunningServer, tmp_path_factory: pytest.
 def test_outcome(table: Table, reason: str, way: str) -> None:
     expected, answer = EXPECTED[reason], table.answers[reason, way]
     outcome = answer.outcome
-    assert outcome is not None
+    assert outcome is not None, f"{answer.state} without an outcome:\n{answer.log}"
 
     assert (outcome["reason"], outcome["certain"], outcome["also"]) == (reason, True, [])
     assert (outcome["status"], answer.state) == (expected.status, expected.task_state)
