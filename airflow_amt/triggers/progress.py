@@ -29,7 +29,8 @@ class AmtTuningProgressTrigger(AmtTuningJobTrigger):
     How it works: the condition is evaluated on each snapshot by the code that the sensor itself uses
     (:mod:`airflow_amt.tuning.conditions`). The event is that of :class:`AmtTuningJobTrigger` with
     ``result`` beside it (:func:`airflow_amt.tuning.conditions.progress_result`): the evidence, because a
-    condition may have ceased to hold by the time the task resumes.
+    condition may have ceased to hold by the time the task resumes. It is ``None`` where a list told that the
+    job is over: nothing changes after that, and the task reads it.
 
     Why a class of its own: its stored arguments differ, and what older releases stored for
     :class:`AmtTuningJobTrigger` stays untouched by what is added here; the watching is inherited.
@@ -147,6 +148,7 @@ class AmtTuningProgressTrigger(AmtTuningJobTrigger):
         """Return what reads the tuning job and judges its progress."""
         return super().new_reader(
             condition=parse_condition(self.condition),
+            hands_on_end=not self.end_from_trigger,
             list_training_jobs=lambda: self.reading_hook.list_training_jobs(self.tuning_job_name),
             **options,
         )

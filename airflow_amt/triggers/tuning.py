@@ -188,6 +188,7 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 quiet_for=reader.quiet_seconds,
                 stale_in=reader.seconds_described,
                 curious=reader.is_curious,
+                ends_by_summary=reader.ends_by_summary,
                 backed_off=reading is not None and reading.has_failed,
             )
             if observation is None:

@@ -155,6 +155,7 @@ class Watcher:
         "backed_off",
         "curious",
         "due",
+        "ends_by_summary",
         "interval",
         "job",
         "need",
@@ -179,6 +180,7 @@ class Watcher:
         self.wake_by = math.inf
         self.stale_from = math.inf
         self.curious = False
+        self.ends_by_summary = False
         self.backed_off = False
         self.told_at = since
         self.seen: tuple[Any, ...] | None = None
@@ -335,6 +337,7 @@ class Schedule:
         wake_by: float = math.inf,
         stale_from: float = math.inf,
         curious: bool = False,
+        ends_by_summary: bool = False,
         backed_off: bool = False,
     ) -> bool:
         """Let a watcher wait for the next observation.
@@ -345,6 +348,7 @@ class Schedule:
         :param wake_by: from then on any observation is, even without a change, and the job is read then.
         :param stale_from: from then on any observation is, whenever there is one.
         :param curious: a description would be better than a summary, if one is to be had cheaply.
+        :param ends_by_summary: a summary will do that tells that the job is over, whatever else is needed.
         :param backed_off: it waits longer than its interval, because reading failed.
         :return: whether there is something to look at already.
         """
@@ -355,6 +359,7 @@ class Schedule:
         watcher.wake_by = wake_by
         watcher.stale_from = stale_from
         watcher.curious = curious
+        watcher.ends_by_summary = ends_by_summary
         watcher.backed_off = backed_off
         job = watcher.job
         if watcher.unseen is not None:
@@ -789,7 +794,8 @@ class Schedule:
         now: float,
     ) -> bool:
         job = watcher.job
-        if description is None and watcher.need is Need.DESCRIPTION:
+        will_do = description is not None or (watcher.ends_by_summary and progress.is_terminal)
+        if watcher.need is Need.DESCRIPTION and not will_do:
             if progress.is_terminal and not job.suspect:
                 # What it waits for has come; only a description tells what.
                 job.suspect = True

@@ -65,7 +65,8 @@ class Reading:
         a stop policy has something to tell people.
     :param delay_seconds: how long to wait before the next read, if the verdict is to wait.
     :param progress: what was read; ``None`` if the read failed.
-    :param result: the condition, evaluated on it; ``None`` without a condition or if the read failed.
+    :param result: the condition, evaluated on it; ``None`` without a condition, if the read failed, or if the
+        job is over and that is only handed on.
     :param look: what its guard made of it; ``None`` without a guard or if the read failed.
     :param is_in_doubt: it was a summary, and only a description tells: that is to be read at once.
     :param has_failed: the read failed, so the wait may be longer than the interval.
@@ -172,6 +173,8 @@ class TuningJobReader:
     :param list_training_jobs: lists its training jobs: answers as
         ``ListTrainingJobsForHyperParameterTuningJob``, all pages. Needed with a condition.
     :param guard: holds the job to stop policies; ``None`` for none.
+    :param hands_on_end: that the job is over is only handed on, to one who reads it himself: a summary that
+        tells so will do, and the condition is left to him.
     """
 
     def __init__(
@@ -185,6 +188,7 @@ class TuningJobReader:
         condition: Condition | None = None,
         list_training_jobs: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
         guard: Guard | None = None,
+        hands_on_end: bool = False,
     ) -> None:
         self._describe = describe
         self._interval_seconds = interval_seconds
@@ -201,6 +205,8 @@ class TuningJobReader:
         #: Whether only a change of the job can change what the condition says.
         self._is_settled = True
         self.guard = guard
+        #: Whether a summary tells enough of a job that is over.
+        self.ends_by_summary = hands_on_end and guard is None
 
     # --- reading by itself ---------------------------------------------------------------------
 
@@ -282,6 +288,10 @@ class TuningJobReader:
         :param description: what it was read from, unless that was a summary.
         :raises AmtAwsError: as for :meth:`read`.
         """
+        if self.ends_by_summary and progress.is_summary and progress.is_terminal:
+            self._patience.relieved()
+            self._tell(progress)
+            return Reading(verdict=Verdict.ENDED, delay_seconds=0.0, progress=progress)
         look: Look | None = None
         try:
             if self.guard is not None and description is not None:

@@ -118,6 +118,7 @@ class Subscription:
         quiet_for: float = 0.0,
         stale_in: float = math.inf,
         curious: bool = False,
+        ends_by_summary: bool = False,
         backed_off: bool = False,
     ) -> Observation | None:
         """Wait for the next observation of the job, or of a failure to read it.
@@ -130,6 +131,7 @@ class Subscription:
         :param quiet_for: seconds until a change of counters is news.
         :param stale_in: seconds until any observation is news, though none is read for that.
         :param curious: a description would be better than a summary, if one is to be had cheaply.
+        :param ends_by_summary: a summary will do that tells that the job is over, whatever else is needed.
         :param backed_off: reading failed, so it may be due later than an interval from now.
         :return: ``None`` if none came in some seconds after the deadline.
         """
@@ -146,6 +148,7 @@ class Subscription:
             wake_by=wake_by,
             stale_from=now + stale_in,
             curious=curious,
+            ends_by_summary=ends_by_summary,
             backed_off=backed_off,
         )
 

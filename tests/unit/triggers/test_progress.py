@@ -54,18 +54,23 @@ def running(done: int, **more: Any) -> dict[str, Any]:
 
 def trigger(hook: FakeHook, condition: Any, **options: Any) -> AmtTuningProgressTrigger:
     given = condition.to_dict() if isinstance(condition, Condition) else condition
-    made = stored(AmtTuningProgressTrigger(NAME, given, check_interval=0.02, **options))
+    made = stored(
+        AmtTuningProgressTrigger(
+            **{"tuning_job_name": NAME, "condition": given, "check_interval": 0.02, **options}
+        )
+    )
     assert isinstance(made, AmtTuningProgressTrigger)
     use_hook(made, hook)
     return made
 
 
-def event_of(made: AmtTuningProgressTrigger) -> Any:
-    async def collect() -> list[Any]:
-        return [event async for event in made.run()]
-
-    (event,) = asyncio.run(collect())
+async def the_event_of(made: AmtTuningProgressTrigger) -> Any:
+    (event,) = [event async for event in made.run()]
     return event
+
+
+def event_of(made: AmtTuningProgressTrigger) -> Any:
+    return asyncio.run(the_event_of(made))
 
 
 def test_it_fires_while_the_job_runs_with_the_evidence() -> None:
@@ -89,6 +94,43 @@ def test_it_fires_while_the_job_runs_with_the_evidence() -> None:
 def test_it_fires_when_the_job_is_over_though_the_condition_is_not_met() -> None:
     payload = fired(trigger(FakeHook({NAME: ["InProgress", "Completed"]}), Converged()))
     assert (payload["event"], payload["result"]["fired"]) == ("ended", "end")
+
+
+@pytest.mark.parametrize("end_from_trigger", [False, True])
+def test_it_tells_an_end_as_a_list_tells_it_if_a_worker_looks_at_it_anyhow(
+    end_from_trigger: bool, published: Published
+) -> None:
+    names = [f"job-{number}" for number in range(8)]
+    hook = FakeHook({name: ["InProgress"] for name in names})
+
+    async def run() -> list[Any]:
+        made = [
+            trigger(
+                hook,
+                Converged(),
+                tuning_job_name=name,
+                check_interval=0.3,
+                on_end="fail",
+                end_from_trigger=end_from_trigger,
+            )
+            for name in names
+        ]
+        tasks = [asyncio.create_task(the_event_of(one)) for one in made]
+        await asyncio.sleep(0.6)
+        hook.calls.clear()
+        for name in names:
+            hook.script[name] = ["Completed"]
+        return [event.payload for event in await asyncio.gather(*tasks)]
+
+    payloads = asyncio.run(run())
+    assert {(one["event"], one["status"]) for one in payloads} == {("ended", "Completed")}
+    described = [call for call in hook.calls if call[0] == "describe"]
+    if end_from_trigger:
+        assert all(one["result"]["fired"] == "end" for one in payloads)
+        assert len(described) >= len(names)
+    else:
+        assert len([one for one in payloads if one["result"] is None]) >= 4
+        assert len(described) <= 4
 
 
 def test_it_fires_at_its_deadline() -> None:

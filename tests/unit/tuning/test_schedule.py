@@ -417,6 +417,21 @@ def test_a_shorter_interval_of_another_watcher_of_the_job_counts() -> None:
 # --- what only a description tells ---------------------------------------------------------------
 
 
+def test_ends_that_are_only_handed_on_do_not_wait_for_their_turn_to_be_described() -> None:
+    world = World(account_of(400, ends=lambda _: 130.0), rate=5.0)
+    for number, name in enumerate(world.account.jobs):
+        # Those that need a description come to 20 s of calls an interval; the others are listed.
+        needs: dict[str, Any] = {"need": Need.DESCRIPTION, "ends_by_summary": True} if number % 4 == 0 else {}
+        world.watch(name, **needs)
+    world.run(129)
+    described = world.calls["describe"]
+    assert described >= 300
+    world.run(200)
+    assert len(world.ended) == 400
+    assert max(latencies(world)) <= 35
+    assert world.calls["describe"] - described <= 100
+
+
 def test_who_needs_a_description_gets_nothing_else() -> None:
     world = World(account_of(200, ends=lambda number: 100.0 + number / 10))
     for number in range(200):
@@ -869,7 +884,14 @@ def test_every_end_is_seen_whatever_happens(
         world.run(world.now + rng.choice([0.0, 0.0, 0.0, 2.0]))
         need = rng.choice([Need.SUMMARY, Need.SUMMARY, Need.DESCRIPTION])
         curious = need is Need.SUMMARY and rng.random() < 0.5
-        world.watch(name, interval=rng.choice([10.0, 30.0, 60.0]), need=need, curious=curious)
+        ends_by_summary = need is Need.DESCRIPTION and rng.random() < 0.5
+        world.watch(
+            name,
+            interval=rng.choice([10.0, 30.0, 60.0]),
+            need=need,
+            curious=curious,
+            ends_by_summary=ends_by_summary,
+        )
     world.run(900)
     assert set(world.ended) == set(names)
     assert world.schedule.jobs == 0

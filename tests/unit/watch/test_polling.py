@@ -167,3 +167,15 @@ def test_summaries_do_not_make_up_for_descriptions_that_fail() -> None:
     assert delays[:3] == [30, 60, 120]
     with pytest.raises(AmtThrottledError):
         reader.fail(THROTTLED)
+
+
+@pytest.mark.parametrize("hands_on_end", [True, False])
+def test_an_end_that_is_only_handed_on_needs_no_description(hands_on_end: bool) -> None:
+    reader = reader_of(condition=Converged(), hands_on_end=hands_on_end)
+    summary = replace(TuningProgress.from_describe(describe(status="Completed")), is_summary=True)
+    reading = reader.take(summary)
+    if hands_on_end:
+        assert (reading.verdict, reading.progress, reading.result) == (Verdict.ENDED, summary, None)
+    else:
+        assert (reading.verdict, reading.is_in_doubt) == (Verdict.WAIT, True)
+    assert reader.ends_by_summary is hands_on_end
