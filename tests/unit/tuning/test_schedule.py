@@ -417,19 +417,37 @@ def test_a_shorter_interval_of_another_watcher_of_the_job_counts() -> None:
 # --- what only a description tells ---------------------------------------------------------------
 
 
-def test_ends_that_are_only_handed_on_do_not_wait_for_their_turn_to_be_described() -> None:
-    world = World(account_of(400, ends=lambda _: 130.0), rate=5.0)
+@pytest.mark.parametrize("needy", [4, 2, 1], ids=["a quarter", "half", "all"])
+@pytest.mark.parametrize("status", ["Completed", "Stopped", "Failed"])
+def test_ends_that_are_only_handed_on_do_not_wait_for_their_turn_to_be_described(
+    status: str, needy: int
+) -> None:
+    # An interval is worth 60 calls, and each job that needs a description needs one in each.
+    world = World(account_of(1000, ends=lambda _: 130.0, status=status, stopping=15.0), rate=2.0)
     for number, name in enumerate(world.account.jobs):
-        # Those that need a description come to 20 s of calls an interval; the others are listed.
-        needs: dict[str, Any] = {"need": Need.DESCRIPTION, "ends_by_summary": True} if number % 4 == 0 else {}
+        needs: dict[str, Any] = {}
+        if number % needy == 0:
+            needs = {"need": Need.DESCRIPTION, "ends_by_summary": True}
         world.watch(name, **needs)
     world.run(129)
     described = world.calls["describe"]
-    assert described >= 300
-    world.run(200)
-    assert len(world.ended) == 400
-    assert max(latencies(world)) <= 35
-    assert world.calls["describe"] - described <= 100
+    assert described >= 100
+    world.run(260)
+    assert len(world.ended) == 1000
+    assert max(latencies(world)) <= 75
+    assert world.calls["describe"] - described <= 150
+
+
+def test_others_jobs_do_not_cost_those_their_turn_that_wait_for_it() -> None:
+    account = account_of(100)
+    for number in range(2000):
+        account.jobs[f"other{number}"] = Job(f"other{number}", created=-100.0)
+    world = World(account, rate=2.0)
+    for number in range(100):
+        world.watch(f"j{number}", need=Need.DESCRIPTION, ends_by_summary=True)
+    world.run(1500)
+    assert world.calls["describe"] >= 2800
+    assert world.calls["list"] <= 100
 
 
 def test_who_needs_a_description_gets_nothing_else() -> None:
