@@ -275,6 +275,8 @@ class _Sweeping:
     wanted: set[str]
     #: Whose end it may tell by the way.
     hoped: set[str] = field(default_factory=set)
+    #: It was begun for those that wait for their turn to be described.
+    catches_up: bool = False
     most_pages: int
     chase: bool
     found: set[str] = field(default_factory=set)
@@ -311,8 +313,6 @@ class Schedule:
         self._sweeping: _Sweeping | None = None
         self._chase: deque[str] = deque()
         self._missing: dict[str, _Job] = {}
-        #: Missing, too, and still waiting to be described.
-        self._sought: dict[str, _Job] = {}
         self._behind_again_at = -math.inf
         #: Pages that a status had, and when.
         self._pages: dict[str, tuple[int, float]] = {}
@@ -501,20 +501,25 @@ class Schedule:
 
     def _catch_up(self, now: float) -> Sweep | None:
         """Begin a sweep if the rate is too low for what waits to be described: some may be over."""
-        if self._sweeping is not None or not self._queue or now < self._behind_again_at:
+        if self._sweeping is not None or now < self._behind_again_at:
+            return None
+        while self._queue and not self._queue[0].queued:
+            self._queue.popleft()
+        if not self._queue or not self._queue[0].is_behind(now):
             return None
         first = self._queue[0]
-        if not first.is_behind(now):
-            return None
         self._behind_again_at = now + _BEHIND_AGAIN_SECONDS
-        return self._worthwhile_sweep(first.group, now)
+        sweep = self._worthwhile_sweep(first.group, now)
+        if sweep is not None:
+            self._sweep.catches_up = True
+        return sweep
 
     def _worthwhile_sweep(self, status: str, now: float) -> Sweep | None:
         """Begin a sweep of the jobs of a status, if it costs less than to describe them."""
         if status not in _SWEPT or now < self._no_sweep_before.get(status, -math.inf):
             return None
         wanted: dict[str, _Job] = {}
-        hoped: set[str] = set()
+        hoped: dict[str, _Job] = {}
         worth = 0.0
         for name, job in self._jobs.items():
             if job.group != status:
@@ -527,7 +532,7 @@ class Schedule:
                 wanted[name] = job
                 worth += _WORTH_BEHIND
             elif job.may_end_in_queue and job.as_of is not None:
-                hoped.add(name)
+                hoped[name] = job
         pages, as_of = self._pages.get(status, (0, -math.inf))
         if now - as_of >= _PAGES_KNOWN_SECONDS:
             pages = math.ceil(len(wanted) / PAGE)
@@ -539,7 +544,11 @@ class Schedule:
             status=status,
             began=now,
             wanted=set(wanted),
-            hoped=hoped,
+            hoped={
+                name
+                for name, job in hoped.items()
+                if oldest is None or (job.created_at is not None and job.created_at >= oldest)
+            },
             # More than that, and describing them is cheaper.
             most_pages=math.ceil(worth),
             chase=False,
@@ -553,15 +562,13 @@ class Schedule:
             status = self._chase.popleft()
             missing = {name: job for name, job in self._missing.items() if self._jobs.get(name) is job}
             self._missing = missing
-            sought = {name: job for name, job in self._sought.items() if job.may_end_in_queue}
-            wanted = missing.keys() | sought.keys()
-            if len(wanted) < _CHASE_FROM or now < self._no_sweep_before.get(status, -math.inf):
+            if len(missing) < _CHASE_FROM or now < self._no_sweep_before.get(status, -math.inf):
                 continue
             self._sweeping = _Sweeping(
                 status=status,
                 began=now,
-                wanted=set(wanted),
-                most_pages=max(1, len(wanted) // _MISSING_PER_PAGE),
+                wanted=set(missing),
+                most_pages=max(1, len(missing) // _MISSING_PER_PAGE),
                 chase=True,
             )
             after = self._newest_before
@@ -574,8 +581,6 @@ class Schedule:
 
     def _suspect_missing(self) -> None:
         self._chase.clear()
-        # These have their turn anyhow.
-        self._sought.clear()
         missing, self._missing = self._missing, {}
         for name, job in missing.items():
             if self._jobs.get(name) is job:
@@ -694,15 +699,18 @@ class Schedule:
             self._free_found(sweep)
             self._resume(sweep)
             return
+        nothing_is_missing = found_all and sweep.hoped <= sweep.found
         if found_all or is_whole:
             self._pages[sweep.status] = max(1, sweep.pages), now
-            if sweep.status == _IN_PROGRESS:
+            if sweep.status == _IN_PROGRESS and (nothing_is_missing or is_whole):
                 self._newest_before = self._newest
                 self._newest = max(filter(None, (self._newest, sweep.newest)), default=None)
+        elif sweep.catches_up:
+            self._behind_again_at = now + _SWEEPS_REFUSED_SECONDS
         else:
             # It came to more pages than it spares: others have many jobs here.
             self._no_sweep_before[sweep.status] = now + _SWEEPS_REFUSED_SECONDS
-        if is_whole and not sweep.wanted | sweep.hoped <= sweep.found:
+        if is_whole and not nothing_is_missing:
             self._chase_missing(sweep)
         self._resume(sweep)
 
@@ -755,8 +763,6 @@ class Schedule:
             job = self._missing.pop(name)
             if not job.suspect:
                 self._free(job)
-        for name in sweep.found & self._sought.keys():
-            del self._sought[name]
         if not self._chase:
             self._suspect_missing()
 
@@ -764,13 +770,10 @@ class Schedule:
         """Look for those that should have been listed, and were not."""
         for name in (sweep.wanted | sweep.hoped) - sweep.found:
             job = self._jobs.get(name)
-            if job is not None and job.may_end_in_queue:
-                self._sought[name] = job
-                continue
             # One that somebody began to watch meanwhile may be newer than the list.
             if (
                 job is None
-                or (job.busy and not job.postponed)
+                or (job.busy and not job.postponed and not job.may_end_in_queue)
                 or (job.as_of is not None and job.as_of >= sweep.began)
                 or not any(
                     # One that failed just now is tried again when that is due, and then it is.
@@ -782,10 +785,10 @@ class Schedule:
             ):
                 continue
             # It may be so from an earlier time: only what this search tells counts.
-            job.busy, job.postponed, job.suspect = True, False, False
+            job.busy, job.postponed, job.queued, job.suspect = True, False, False, False
             self._missing[name] = job
         self._chase = deque(status for status in _CHASED if status != sweep.status)
-        if len(self._missing) + len(self._sought) < _CHASE_FROM:
+        if len(self._missing) < _CHASE_FROM:
             self._suspect_missing()
 
     def _resume(self, sweep: _Sweeping) -> None:
@@ -806,7 +809,14 @@ class Schedule:
         now: float,
     ) -> list[Watcher]:
         if job.as_of is not None and job.as_of > asked_at:
-            return []
+            if (
+                description is None
+                or job.progress is None
+                or change_key(progress) != change_key(job.progress)
+            ):
+                return []
+            # A list that was asked for later shows it no different.
+            asked_at = job.as_of
         if description is None and job.progress is not None:
             if _is_older(progress.status, job.progress.status):
                 return []
@@ -953,7 +963,11 @@ class Schedule:
     def _pop(self, queue: deque[_Job], *, due_by: float = math.inf) -> _Job | None:
         while queue:
             job = queue.popleft()
-            job.queued = False
+            if queue is self._queue:
+                if not job.queued:
+                    # It waits elsewhere meanwhile.
+                    continue
+                job.queued = False
             if self._jobs.get(job.name) is not job:
                 continue
             due = job.due
