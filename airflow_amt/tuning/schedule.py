@@ -59,6 +59,13 @@ _EXTRA_PER_MINUTE = 4.0
 _YOUNG_SECONDS = 120.0
 _SHORTEST_EARLY_SECONDS = 5.0
 
+#: What a list is worth for a job that waits so long to be described that it may be over, as a share of a
+#: description: it tells that, and spares nothing if the job goes on.
+_WORTH_BEHIND = 0.25
+
+#: How soon it is looked again whether such a list is worthwhile, in seconds.
+_BEHIND_AGAIN_SECONDS = 1.0
+
 #: How long throttling may keep a job unread before its watchers are told, again and again.
 _TELL_THROTTLING_SECONDS = 300.0
 
@@ -230,6 +237,11 @@ class _Job:
         return min(one.interval for one in self.watchers)
 
     @property
+    def unread_since(self) -> float:
+        """When it was read, or first watched."""
+        return min(one.since for one in self.watchers) if self.as_of is None else self.as_of
+
+    @property
     def group(self) -> str:
         """The status with which it is listed."""
         return _IN_PROGRESS if self.progress is None else self.progress.status
@@ -237,6 +249,15 @@ class _Job:
     @property
     def takes_summaries(self) -> bool:
         return any(one.waiting and one.need is Need.SUMMARY for one in self.watchers)
+
+    @property
+    def may_end_in_queue(self) -> bool:
+        """Whether it waits to be described, and a list that tells its end would do."""
+        return self.queued and any(one.is_hungry and one.ends_by_summary for one in self.watchers)
+
+    def is_behind(self, now: float) -> bool:
+        """Whether it waits to be described for so long that a list should tell if it is over."""
+        return self.may_end_in_queue and now - self.unread_since >= self.interval
 
     def needs_description(self, now: float) -> bool:
         return any(
@@ -252,6 +273,10 @@ class _Sweeping:
     status: str
     began: float
     wanted: set[str]
+    #: Whose end it may tell by the way.
+    hoped: set[str] = field(default_factory=set)
+    #: It was begun for those that wait for their turn to be described.
+    catches_up: bool = False
     most_pages: int
     chase: bool
     found: set[str] = field(default_factory=set)
@@ -288,6 +313,7 @@ class Schedule:
         self._sweeping: _Sweeping | None = None
         self._chase: deque[str] = deque()
         self._missing: dict[str, _Job] = {}
+        self._behind_again_at = -math.inf
         #: Pages that a status had, and when.
         self._pages: dict[str, tuple[int, float]] = {}
         self._no_sweep_before: dict[str, float] = {}
@@ -382,11 +408,7 @@ class Schedule:
     def staleness(self, now: float) -> float:
         """Return how long ago the job that was not read for the longest time was read, in seconds."""
         return max(
-            (
-                now - (min(one.since for one in job.watchers) if job.as_of is None else job.as_of)
-                for job in self._jobs.values()
-                if job.due is not None
-            ),
+            (now - job.unread_since for job in self._jobs.values() if job.due is not None),
             default=0.0,
         )
 
@@ -411,6 +433,8 @@ class Schedule:
         # Before what is due: they are few, and the queue may never be empty.
         if (extra := self._next_extra(now)) is not None:
             return Describe(extra.name, is_extra=True)
+        if (sweep := self._catch_up(now)) is not None:
+            return sweep
         if (queued := self._pop(self._queue, due_by=now)) is not None:
             return Describe(queued.name)
         return Wait(self._next_moment(now))
@@ -475,29 +499,58 @@ class Schedule:
             self._postpone(jobs)
         return sweep
 
+    def _catch_up(self, now: float) -> Sweep | None:
+        """Begin a sweep if the rate is too low for what waits to be described: some may be over."""
+        if self._sweeping is not None or now < self._behind_again_at:
+            return None
+        while self._queue and not self._queue[0].queued:
+            self._queue.popleft()
+        if not self._queue or not self._queue[0].is_behind(now):
+            return None
+        first = self._queue[0]
+        self._behind_again_at = now + _BEHIND_AGAIN_SECONDS
+        sweep = self._worthwhile_sweep(first.group, now)
+        if sweep is not None:
+            self._sweep.catches_up = True
+        return sweep
+
     def _worthwhile_sweep(self, status: str, now: float) -> Sweep | None:
         """Begin a sweep of the jobs of a status, if it costs less than to describe them."""
         if status not in _SWEPT or now < self._no_sweep_before.get(status, -math.inf):
             return None
-        group = [job for job in self._jobs.values() if job.group == status and job.takes_summaries]
-        worth = sum(
-            job.due is not None and job.due <= now + _WORTH_A_PLACE * job.interval
-            for job in group
-            if job.queued or not job.busy
-        )
+        wanted: dict[str, _Job] = {}
+        hoped: dict[str, _Job] = {}
+        worth = 0.0
+        for name, job in self._jobs.items():
+            if job.group != status:
+                continue
+            if job.takes_summaries:
+                wanted[name] = job
+                is_free = job.queued or not job.busy
+                worth += is_free and job.due is not None and job.due <= now + _WORTH_A_PLACE * job.interval
+            elif job.is_behind(now):
+                wanted[name] = job
+                worth += _WORTH_BEHIND
+            elif job.may_end_in_queue and job.as_of is not None:
+                hoped[name] = job
         pages, as_of = self._pages.get(status, (0, -math.inf))
         if now - as_of >= _PAGES_KNOWN_SECONDS:
-            pages = math.ceil(len(group) / PAGE)
+            pages = math.ceil(len(wanted) / PAGE)
         if pages >= worth:
             return None
-        created = [job.created_at for job in group]
+        created = [job.created_at for job in wanted.values()]
         oldest = None if None in created else min(one for one in created if one is not None)
         self._sweeping = _Sweeping(
             status=status,
             began=now,
-            wanted={job.name for job in group},
+            wanted=set(wanted),
+            hoped={
+                name
+                for name, job in hoped.items()
+                if oldest is None or (job.created_at is not None and job.created_at >= oldest)
+            },
             # More than that, and describing them is cheaper.
-            most_pages=worth,
+            most_pages=math.ceil(worth),
             chase=False,
         )
         # Whether the filter includes its limit is not documented; times may be rounded.
@@ -646,15 +699,18 @@ class Schedule:
             self._free_found(sweep)
             self._resume(sweep)
             return
+        nothing_is_missing = found_all and sweep.hoped <= sweep.found
         if found_all or is_whole:
             self._pages[sweep.status] = max(1, sweep.pages), now
-            if sweep.status == _IN_PROGRESS:
+            if sweep.status == _IN_PROGRESS and (nothing_is_missing or is_whole):
                 self._newest_before = self._newest
                 self._newest = max(filter(None, (self._newest, sweep.newest)), default=None)
+        elif sweep.catches_up:
+            self._behind_again_at = now + _SWEEPS_REFUSED_SECONDS
         else:
             # It came to more pages than it spares: others have many jobs here.
             self._no_sweep_before[sweep.status] = now + _SWEEPS_REFUSED_SECONDS
-        if is_whole and not found_all:
+        if is_whole and not nothing_is_missing:
             self._chase_missing(sweep)
         self._resume(sweep)
 
@@ -712,12 +768,12 @@ class Schedule:
 
     def _chase_missing(self, sweep: _Sweeping) -> None:
         """Look for those that should have been listed, and were not."""
-        for name in sweep.wanted - sweep.found:
+        for name in (sweep.wanted | sweep.hoped) - sweep.found:
             job = self._jobs.get(name)
             # One that somebody began to watch meanwhile may be newer than the list.
             if (
                 job is None
-                or (job.busy and not job.postponed)
+                or (job.busy and not job.postponed and not job.may_end_in_queue)
                 or (job.as_of is not None and job.as_of >= sweep.began)
                 or not any(
                     # One that failed just now is tried again when that is due, and then it is.
@@ -729,7 +785,7 @@ class Schedule:
             ):
                 continue
             # It may be so from an earlier time: only what this search tells counts.
-            job.busy, job.postponed, job.suspect = True, False, False
+            job.busy, job.postponed, job.queued, job.suspect = True, False, False, False
             self._missing[name] = job
         self._chase = deque(status for status in _CHASED if status != sweep.status)
         if len(self._missing) < _CHASE_FROM:
@@ -753,7 +809,14 @@ class Schedule:
         now: float,
     ) -> list[Watcher]:
         if job.as_of is not None and job.as_of > asked_at:
-            return []
+            if (
+                description is None
+                or job.progress is None
+                or change_key(progress) != change_key(job.progress)
+            ):
+                return []
+            # A list that was asked for later shows it no different.
+            asked_at = job.as_of
         if description is None and job.progress is not None:
             if _is_older(progress.status, job.progress.status):
                 return []
@@ -900,7 +963,11 @@ class Schedule:
     def _pop(self, queue: deque[_Job], *, due_by: float = math.inf) -> _Job | None:
         while queue:
             job = queue.popleft()
-            job.queued = False
+            if queue is self._queue:
+                if not job.queued:
+                    # It waits elsewhere meanwhile.
+                    continue
+                job.queued = False
             if self._jobs.get(job.name) is not job:
                 continue
             due = job.due

@@ -417,19 +417,104 @@ def test_a_shorter_interval_of_another_watcher_of_the_job_counts() -> None:
 # --- what only a description tells ---------------------------------------------------------------
 
 
-def test_ends_that_are_only_handed_on_do_not_wait_for_their_turn_to_be_described() -> None:
-    world = World(account_of(400, ends=lambda _: 130.0), rate=5.0)
+@pytest.mark.parametrize("needy", [4, 2, 1], ids=["a quarter", "half", "all"])
+@pytest.mark.parametrize("status", ["Completed", "Stopped", "Failed"])
+def test_ends_that_are_only_handed_on_do_not_wait_for_their_turn_to_be_described(
+    status: str, needy: int
+) -> None:
+    # An interval is worth 60 calls, and each job that needs a description needs one in each.
+    world = World(account_of(1000, ends=lambda _: 130.0, status=status, stopping=15.0), rate=2.0)
     for number, name in enumerate(world.account.jobs):
-        # Those that need a description come to 20 s of calls an interval; the others are listed.
-        needs: dict[str, Any] = {"need": Need.DESCRIPTION, "ends_by_summary": True} if number % 4 == 0 else {}
+        needs: dict[str, Any] = {}
+        if number % needy == 0:
+            needs = {"need": Need.DESCRIPTION, "ends_by_summary": True}
         world.watch(name, **needs)
     world.run(129)
     described = world.calls["describe"]
-    assert described >= 300
+    assert described >= 100
+    world.run(260)
+    assert len(world.ended) == 1000
+    assert max(latencies(world)) <= 75
+    assert world.calls["describe"] - described <= 150
+
+
+def test_others_jobs_do_not_cost_those_their_turn_that_wait_for_it() -> None:
+    account = account_of(100)
+    for number in range(2000):
+        account.jobs[f"other{number}"] = Job(f"other{number}", created=-100.0)
+    world = World(account, rate=2.0)
+    for number in range(100):
+        world.watch(f"j{number}", need=Need.DESCRIPTION, ends_by_summary=True)
+    world.run(1500)
+    assert world.calls["describe"] >= 2800
+    assert world.calls["list"] <= 100
+
+
+NEEDY: dict[str, Any] = {"need": Need.DESCRIPTION, "ends_by_summary": True}
+
+
+@pytest.mark.parametrize("gone", ["not listed", "deleted"])
+def test_those_that_no_list_has_do_not_cost_the_others_their_turn(gone: str) -> None:
+    account = account_of(120)
+    lost = {f"j{number}" for number in range(20)}
+    if gone == "deleted":
+        for name in lost:
+            account.jobs[name].deleted = 150.0
+    else:
+        account.hidden = lost.__contains__
+    world = World(account, rate=2.0)
+    watchers = {name: world.watch(name, **NEEDY) for name in account.jobs}
+    world.run(900)
+    assert world.calls["describe"] >= 1500
+    if gone == "deleted":
+        assert all(world.seen[watchers[name]][-1].error is GONE for name in lost)
+        assert world.schedule.watchers == 100
+
+
+def test_ends_one_by_one_do_not_wait_for_their_turn_either() -> None:
+    world = World(
+        account_of(200, ends=lambda number: 100.0 + 40.0 * number if number < 20 else math.inf), rate=1.0
+    )
+    for name in world.account.jobs:
+        world.watch(name, **NEEDY)
+    world.run(1000)
+    assert len(world.ended) == 20
+    assert max(latencies(world)) <= 70
+
+
+def test_a_list_for_those_that_wait_that_is_too_long_leaves_the_other_lists_alone() -> None:
+    account = account_of(140)
+    for number in range(1500):
+        account.jobs[f"other{number}"] = Job(f"other{number}", created=-5000.0)
+    account.jobs["long over"] = Job("long over", created=-9000.0, ends=-8000.0)
+    world = World(account, rate=1.0)
+    for number in range(140):
+        world.watch(f"j{number}", **({} if number < 80 else NEEDY))
     world.run(200)
-    assert len(world.ended) == 400
-    assert max(latencies(world)) <= 35
-    assert world.calls["describe"] - described <= 100
+    world.watch("long over", **NEEDY)
+    world.run(900)
+    assert world.ended.keys() == {"long over"}
+    read = [one for number, one in enumerate(world.seen.values()) if number < 80]
+    assert min(len(one) for one in read) >= 8
+    assert world.schedule.staleness(world.now) <= 120
+
+
+def test_a_description_that_a_list_overtook_counts_if_that_shows_the_job_no_different() -> None:
+    account = account_of(2)
+    schedule = Schedule()
+    watcher = schedule.watch("j0", 30.0, 0.0)
+    schedule.wait(watcher, due=0.0, **NEEDY)
+    other = schedule.watch("j1", 30.0, 0.0)
+    schedule.wait(other, due=math.inf)
+    assert schedule.next(2.0, BEGAN) == Describe("j0")
+    for number in range(2, 9):
+        schedule.wait(schedule.watch(f"j{number}", 30.0, 2.0), due=2.0)
+    sweep = schedule.next(3.0, BEGAN)
+    assert isinstance(sweep, Sweep)
+    schedule.page(account.listed(sweep, 3.0), 3.0, 3.1)
+    then = account.jobs["j0"].at(2.0)
+    assert schedule.described("j0", then, {"is": then}, 2.0, 3.5) == [watcher]
+    assert watcher.take() == Observation(asked_at=3.0, progress=then, description={"is": then})
 
 
 def test_who_needs_a_description_gets_nothing_else() -> None:
