@@ -224,8 +224,14 @@ class _Job:
     postponed: bool = False
     #: It waits its turn to be described because its read is due; a sweep that comes first will do.
     queued: bool = False
+    #: Its latest place in a queue; earlier ones no longer hold.
+    place: int = 0
     #: A description may tell what the list could not: it is missing there.
     suspect: bool = False
+    #: It was in no list, and was described as going on: until then no list is asked for it.
+    unlisted_until: float = -math.inf
+    #: When it was read last, AWS had told of changes up to then: it ends later.
+    ends_after: datetime | None = None
 
     @property
     def due(self) -> float | None:
@@ -250,20 +256,27 @@ class _Job:
     def takes_summaries(self) -> bool:
         return any(one.waiting and one.need is Need.SUMMARY for one in self.watchers)
 
-    @property
-    def may_end_in_queue(self) -> bool:
-        """Whether it waits to be described, and a list that tells its end would do."""
-        return self.queued and any(one.is_hungry and one.ends_by_summary for one in self.watchers)
+    def may_be_listed(self, now: float) -> bool:
+        """Whether it waits its turn to be described, and a list that tells its end would do."""
+        return (
+            self.queued
+            and now >= self.unlisted_until
+            and any(one.is_hungry and one.ends_by_summary for one in self.watchers)
+        )
 
     def is_behind(self, now: float) -> bool:
         """Whether it waits to be described for so long that a list should tell if it is over."""
-        return self.may_end_in_queue and now - self.unread_since >= self.interval
+        return self.may_be_listed(now) and now - self.unread_since >= self.interval
 
     def needs_description(self, now: float) -> bool:
         return any(
             one.is_hungry and one.need is Need.DESCRIPTION and min(one.due, one.wake_by) <= now
             for one in self.watchers
         )
+
+
+#: Jobs, with the place that each had when it came.
+_Queue = deque[tuple[_Job, int]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -275,7 +288,7 @@ class _Sweeping:
     wanted: set[str]
     #: Whose end it may tell by the way.
     hoped: set[str] = field(default_factory=set)
-    #: It was begun for those that wait for their turn to be described.
+    #: It is for those that wait for their turn to be described, and for nobody else.
     catches_up: bool = False
     most_pages: int
     chase: bool
@@ -307,21 +320,20 @@ class Schedule:
         self._heap: list[tuple[float, int, _Job]] = []
         self._early: list[tuple[float, int, _Job, float]] = []
         self._count = 0
-        self._suspects: deque[_Job] = deque()
-        self._queue: deque[_Job] = deque()
-        self._extras: deque[_Job] = deque()
+        self._suspects: _Queue = deque()
+        self._queue: _Queue = deque()
+        self._extras: _Queue = deque()
         self._sweeping: _Sweeping | None = None
         self._chase: deque[str] = deque()
         self._missing: dict[str, _Job] = {}
         self._behind_again_at = -math.inf
-        #: Pages that a status had, and when.
-        self._pages: dict[str, tuple[int, float]] = {}
+        #: Pages that a status had, for those that are due and for those that wait for their turn, and when.
+        self._pages: dict[tuple[str, bool], tuple[int, float]] = {}
         self._no_sweep_before: dict[str, float] = {}
         #: Sweeps that failed in a row.
         self._sweeps_failed: dict[str, int] = {}
-        #: Newest change by AWS's clock in the last whole sweep, and in the one before it.
+        #: Newest change by AWS's clock in any sweep so far.
         self._newest: datetime | None = None
-        self._newest_before: datetime | None = None
         self._watched_at = -math.inf
         self._gather_from: float | None = None
         self._failures = 0
@@ -503,55 +515,55 @@ class Schedule:
         """Begin a sweep if the rate is too low for what waits to be described: some may be over."""
         if self._sweeping is not None or now < self._behind_again_at:
             return None
-        while self._queue and not self._queue[0].queued:
+        while self._queue and self._queue[0][1] != self._queue[0][0].place:
             self._queue.popleft()
-        if not self._queue or not self._queue[0].is_behind(now):
+        if not self._queue or not self._queue[0][0].is_behind(now):
             return None
-        first = self._queue[0]
         self._behind_again_at = now + _BEHIND_AGAIN_SECONDS
-        sweep = self._worthwhile_sweep(first.group, now)
-        if sweep is not None:
-            self._sweep.catches_up = True
-        return sweep
+        status = self._queue[0][0].group
+        behind = {name: job for name, job in self._jobs.items() if job.group == status and job.is_behind(now)}
+        return self._sweep_if_worthwhile(status, behind, _WORTH_BEHIND * len(behind), now, catches_up=True)
 
     def _worthwhile_sweep(self, status: str, now: float) -> Sweep | None:
         """Begin a sweep of the jobs of a status, if it costs less than to describe them."""
+        wanted = {
+            name: job for name, job in self._jobs.items() if job.group == status and job.takes_summaries
+        }
+        worth = sum(
+            job.due is not None and job.due <= now + _WORTH_A_PLACE * job.interval
+            for job in wanted.values()
+            if job.queued or not job.busy
+        )
+        return self._sweep_if_worthwhile(status, wanted, worth, now, catches_up=False)
+
+    def _sweep_if_worthwhile(
+        self, status: str, wanted: Mapping[str, _Job], worth: float, now: float, *, catches_up: bool
+    ) -> Sweep | None:
         if status not in _SWEPT or now < self._no_sweep_before.get(status, -math.inf):
             return None
-        wanted: dict[str, _Job] = {}
-        hoped: dict[str, _Job] = {}
-        worth = 0.0
-        for name, job in self._jobs.items():
-            if job.group != status:
-                continue
-            if job.takes_summaries:
-                wanted[name] = job
-                is_free = job.queued or not job.busy
-                worth += is_free and job.due is not None and job.due <= now + _WORTH_A_PLACE * job.interval
-            elif job.is_behind(now):
-                wanted[name] = job
-                worth += _WORTH_BEHIND
-            elif job.may_end_in_queue and job.as_of is not None:
-                hoped[name] = job
-        pages, as_of = self._pages.get(status, (0, -math.inf))
+        created = [job.created_at for job in wanted.values()]
+        oldest = None if None in created else min((one for one in created if one is not None), default=None)
+        others = {
+            name: job
+            for name, job in self._jobs.items()
+            if job.group == status
+            and name not in wanted
+            and (oldest is None or (job.created_at is not None and job.created_at >= oldest))
+        }
+        pages, as_of = self._pages.get((status, catches_up), (0, -math.inf))
         if now - as_of >= _PAGES_KNOWN_SECONDS:
-            pages = math.ceil(len(wanted) / PAGE)
+            pages = math.ceil((len(wanted) + len(others)) / PAGE)
         if pages >= worth:
             return None
-        created = [job.created_at for job in wanted.values()]
-        oldest = None if None in created else min(one for one in created if one is not None)
         self._sweeping = _Sweeping(
             status=status,
             began=now,
             wanted=set(wanted),
-            hoped={
-                name
-                for name, job in hoped.items()
-                if oldest is None or (job.created_at is not None and job.created_at >= oldest)
-            },
+            hoped={name for name, job in others.items() if job.as_of is not None and job.may_be_listed(now)},
             # More than that, and describing them is cheaper.
             most_pages=math.ceil(worth),
             chase=False,
+            catches_up=catches_up,
         )
         # Whether the filter includes its limit is not documented; times may be rounded.
         return Sweep(status=status, created_after=None if oldest is None else oldest - timedelta(seconds=1))
@@ -571,7 +583,9 @@ class Schedule:
                 most_pages=max(1, len(missing) // _MISSING_PER_PAGE),
                 chase=True,
             )
-            after = self._newest_before
+            # Where that is not known of one, it may be described.
+            known = (job.ends_after for job in missing.values() if job.ends_after is not None)
+            after = min(known, default=None)
             return Sweep(
                 status=status,
                 modified_after=None if after is None or status == _STOPPING else after - timedelta(seconds=1),
@@ -617,9 +631,13 @@ class Schedule:
         self._succeeded(now, Need.DESCRIPTION)
         if job is None:
             return []
-        job.suspect = False
+        if job.suspect:
+            job.suspect, job.unlisted_until = False, now + _SWEEPS_REFUSED_SECONDS
         woken = self._observe(job, progress, description, asked_at, now)
         self._free(job)
+        if not woken and job.needs_description(now):
+            # A list overtook it, and tells something else: its turn is not over.
+            self._enqueue(self._queue, job, first=True)
         return woken
 
     def failed(self, name: str, error: Exception, now: float, *, is_transient: bool) -> list[Watcher]:
@@ -699,18 +717,17 @@ class Schedule:
             self._free_found(sweep)
             self._resume(sweep)
             return
-        nothing_is_missing = found_all and sweep.hoped <= sweep.found
+        self._newest = max(filter(None, (self._newest, sweep.newest)), default=None)
+        kind = sweep.status, sweep.catches_up
         if found_all or is_whole:
-            self._pages[sweep.status] = max(1, sweep.pages), now
-            if sweep.status == _IN_PROGRESS and (nothing_is_missing or is_whole):
-                self._newest_before = self._newest
-                self._newest = max(filter(None, (self._newest, sweep.newest)), default=None)
+            self._pages[kind] = max(1, sweep.pages), now
         elif sweep.catches_up:
-            self._behind_again_at = now + _SWEEPS_REFUSED_SECONDS
+            # It has more than that: it is tried again when twice as many are worthwhile.
+            self._pages[kind] = 2 * sweep.pages, now
         else:
             # It came to more pages than it spares: others have many jobs here.
             self._no_sweep_before[sweep.status] = now + _SWEEPS_REFUSED_SECONDS
-        if is_whole and not nothing_is_missing:
+        if is_whole and not sweep.wanted | sweep.hoped <= sweep.found:
             self._chase_missing(sweep)
         self._resume(sweep)
 
@@ -773,7 +790,7 @@ class Schedule:
             # One that somebody began to watch meanwhile may be newer than the list.
             if (
                 job is None
-                or (job.busy and not job.postponed and not job.may_end_in_queue)
+                or (job.busy and not job.postponed and not job.may_be_listed(sweep.began))
                 or (job.as_of is not None and job.as_of >= sweep.began)
                 or not any(
                     # One that failed just now is tried again when that is due, and then it is.
@@ -786,6 +803,7 @@ class Schedule:
                 continue
             # It may be so from an earlier time: only what this search tells counts.
             job.busy, job.postponed, job.queued, job.suspect = True, False, False, False
+            job.place += 1
             self._missing[name] = job
         self._chase = deque(status for status in _CHASED if status != sweep.status)
         if len(self._missing) < _CHASE_FROM:
@@ -828,6 +846,9 @@ class Schedule:
                 progress = replace(job.progress, is_summary=True)
         job.progress = progress
         job.as_of = asked_at
+        job.ends_after = self._newest
+        if description is None:
+            job.unlisted_until = -math.inf
         job.created_at = progress.created_at or job.created_at
         woken: list[Watcher] = []
         spread = self._spread()
@@ -955,19 +976,21 @@ class Schedule:
             self._heap = [one for one in self._heap if one[2].pushed == one[0]]
             heapq.heapify(self._heap)
 
-    def _enqueue(self, queue: deque[_Job], job: _Job) -> None:
+    def _enqueue(self, queue: _Queue, job: _Job, *, first: bool = False) -> None:
         job.busy, job.postponed = True, False
         job.queued = queue is self._queue
-        queue.append(job)
+        job.place += 1
+        if first:
+            queue.appendleft((job, job.place))
+        else:
+            queue.append((job, job.place))
 
-    def _pop(self, queue: deque[_Job], *, due_by: float = math.inf) -> _Job | None:
+    def _pop(self, queue: _Queue, *, due_by: float = math.inf) -> _Job | None:
         while queue:
-            job = queue.popleft()
-            if queue is self._queue:
-                if not job.queued:
-                    # It waits elsewhere meanwhile.
-                    continue
-                job.queued = False
+            job, place = queue.popleft()
+            if place != job.place:
+                continue
+            job.queued = False
             if self._jobs.get(job.name) is not job:
                 continue
             due = job.due

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import pytest
@@ -497,6 +498,86 @@ def test_a_list_for_those_that_wait_that_is_too_long_leaves_the_other_lists_alon
     read = [one for number, one in enumerate(world.seen.values()) if number < 80]
     assert min(len(one) for one in read) >= 8
     assert world.schedule.staleness(world.now) <= 120
+
+
+def test_a_list_for_those_that_wait_that_was_too_long_once_is_made_when_more_wait() -> None:
+    world = World(account_of(400, ends=lambda _: 400.0), rate=20.0)
+    for name in world.account.jobs:
+        world.watch(name, **NEEDY)
+    world.run(150)
+    world.seconds_between_calls = 0.5
+    world.run(600)
+    assert len(world.ended) == 400
+    assert max(latencies(world)) <= 70
+
+
+def test_ends_are_looked_for_among_all_that_came_after_each_was_seen() -> None:
+    # Others' jobs come and go, so that the lists of the young show ever newer changes.
+    account = account_of(200, ends=lambda number: 1010.0 if number < 150 else math.inf)
+    for number in range(100):
+        account.jobs[f"young{number}"] = Job(f"young{number}", created=-60.0)
+    for number in range(60):
+        account.jobs[f"other{number}"] = Job(f"other{number}", created=-50.0, ends=20.0 * number)
+    world = World(account, rate=1.0)
+    for number in range(200):
+        world.watch(f"j{number}", interval=300.0, **NEEDY)
+    for number in range(100):
+        world.watch(f"young{number}")
+    world.run(1009)
+    described = world.calls["describe"]
+    world.run(1500)
+    assert len(world.ended) == 150
+    assert max(latencies(world)) <= 330
+    # Those found in the list of the completed are not described.
+    assert world.calls["describe"] - described <= 460
+
+
+@pytest.mark.parametrize("strangers", [1500, 2500])
+def test_those_that_wait_for_their_turn_make_no_list_for_others_longer(strangers: int) -> None:
+    def gap(**how: Any) -> tuple[float, int]:
+        account = account_of(50)
+        for number in range(strangers):
+            account.jobs[f"other{number}"] = Job(f"other{number}", created=-300.0)
+        for number in range(20):
+            account.jobs[f"young{number}"] = Job(f"young{number}", created=-60.0)
+        world = World(account, rate=1.0)
+        young = [world.watch(f"young{number}") for number in range(20)]
+        for number in range(50):
+            world.watch(f"j{number}", **how)
+        world.run(600)
+        at = [[0.0, *(seen.asked_at for seen in world.seen[one]), 600.0] for one in young]
+        return max(b - a for each in at for a, b in pairwise(each)), world.calls["list"]
+
+    longest, lists = gap(**NEEDY)
+    as_before, lists_before = gap(need=Need.DESCRIPTION)
+    assert longest <= as_before + 10.0
+    assert lists <= lists_before + 60
+
+
+def test_those_that_are_in_no_list_are_not_preferred() -> None:
+    account = account_of(120)
+    account.hidden = {f"j{number}" for number in range(100)}.__contains__
+    world = World(account, rate=2.0)
+    watchers = {name: world.watch(name, **NEEDY) for name in account.jobs}
+    world.run(600)
+    seen = {name: len(world.seen[one]) for name, one in watchers.items()}
+    assert min(seen.values()) >= max(seen.values()) - 4
+
+
+def test_a_description_that_a_list_overtook_is_asked_for_again_if_that_shows_a_change() -> None:
+    account = account_of(9, period=10.0)
+    schedule = Schedule()
+    watcher = schedule.watch("j0", 30.0, 0.0)
+    schedule.wait(watcher, due=0.0, **NEEDY)
+    assert schedule.next(2.0, BEGAN) == Describe("j0")
+    for number in range(1, 9):
+        schedule.wait(schedule.watch(f"j{number}", 30.0, 2.0), due=2.0)
+    sweep = schedule.next(13.0, BEGAN)
+    assert isinstance(sweep, Sweep)
+    schedule.page(account.listed(sweep, 13.0), 13.0, 13.1)
+    then = account.jobs["j0"].at(2.0)
+    assert schedule.described("j0", then, {"is": then}, 2.0, 13.5) == []
+    assert schedule.next(13.5, BEGAN) == Describe("j0")
 
 
 def test_a_description_that_a_list_overtook_counts_if_that_shows_the_job_no_different() -> None:
