@@ -290,6 +290,8 @@ class _Sweeping:
     hoped: set[str] = field(default_factory=set)
     #: It is for those that wait for their turn to be described, and for nobody else.
     catches_up: bool = False
+    #: It ended before its time, so that others had not to wait.
+    is_cut: bool = False
     most_pages: int
     chase: bool
     found: set[str] = field(default_factory=set)
@@ -513,19 +515,29 @@ class Schedule:
 
     def _catch_up(self, now: float) -> Sweep | None:
         """Begin a sweep if the rate is too low for what waits to be described: some may be over."""
-        if self._sweeping is not None or now < self._behind_again_at:
-            return None
-        while self._queue and self._queue[0][1] != self._queue[0][0].place:
-            self._queue.popleft()
-        if not self._queue or not self._queue[0][0].is_behind(now):
+        if self._sweeping is not None or not self._queue or now < self._behind_again_at:
             return None
         self._behind_again_at = now + _BEHIND_AGAIN_SECONDS
-        status = self._queue[0][0].group
-        behind = {name: job for name, job in self._jobs.items() if job.group == status and job.is_behind(now)}
-        return self._sweep_if_worthwhile(status, behind, _WORTH_BEHIND * len(behind), now, catches_up=True)
+        behind: dict[str, dict[str, _Job]] = {}
+        for job, place in self._queue:
+            if place == job.place and job.is_behind(now):
+                behind.setdefault(job.group, {})[job.name] = job
+        # Those first of which one was not read for the longest time.
+        for status, jobs in sorted(
+            behind.items(), key=lambda one: min(job.unread_since for job in one[1].values())
+        ):
+            # One that was never read would make the list as long as the account has jobs.
+            known = {name: job for name, job in jobs.items() if job.created_at is not None} or jobs
+            sweep = self._sweep_if_worthwhile(status, known, _WORTH_BEHIND * len(known), now, catches_up=True)
+            if sweep is not None:
+                return sweep
+        return None
 
     def _worthwhile_sweep(self, status: str, now: float) -> Sweep | None:
         """Begin a sweep of the jobs of a status, if it costs less than to describe them."""
+        if not self._may_sweep(status, now):
+            # Asked for each that is due where lists are refused: without looking at all jobs.
+            return None
         wanted = {
             name: job for name, job in self._jobs.items() if job.group == status and job.takes_summaries
         }
@@ -536,10 +548,13 @@ class Schedule:
         )
         return self._sweep_if_worthwhile(status, wanted, worth, now, catches_up=False)
 
+    def _may_sweep(self, status: str, now: float) -> bool:
+        return status in _SWEPT and now >= self._no_sweep_before.get(status, -math.inf)
+
     def _sweep_if_worthwhile(
         self, status: str, wanted: Mapping[str, _Job], worth: float, now: float, *, catches_up: bool
     ) -> Sweep | None:
-        if status not in _SWEPT or now < self._no_sweep_before.get(status, -math.inf):
+        if not self._may_sweep(status, now):
             return None
         created = [job.created_at for job in wanted.values()]
         oldest = None if None in created else min((one for one in created if one is not None), default=None)
@@ -632,7 +647,9 @@ class Schedule:
         if job is None:
             return []
         if job.suspect:
-            job.suspect, job.unlisted_until = False, now + _SWEEPS_REFUSED_SECONDS
+            job.suspect = False
+            if progress.status == job.group:
+                job.unlisted_until = now + _SWEEPS_REFUSED_SECONDS
         woken = self._observe(job, progress, description, asked_at, now)
         self._free(job)
         if not woken and job.needs_description(now):
@@ -692,16 +709,21 @@ class Schedule:
         sweep = self._sweep
         sweep.pages += 1
         woken: list[Watcher] = []
+        changes = (one.last_modified_at for one in summaries)
+        sweep.newest = max(filter(None, (sweep.newest, self._newest, *changes)), default=None)
         for progress in summaries:
-            modified = progress.last_modified_at
-            if modified is not None and (sweep.newest is None or modified > sweep.newest):
-                sweep.newest = modified
             sweep.found.add(progress.name)
             job = self._jobs.get(progress.name)
             if job is None:
                 continue
             woken += self._observe(job, progress, None, asked_at, now)
-        return woken, sweep.pages < sweep.most_pages and not sweep.wanted <= sweep.found
+            if job.as_of == asked_at:
+                job.ends_after = sweep.newest
+        if sweep.catches_up and sweep.postponed:
+            # Those that are due come first.
+            sweep.is_cut = True
+        is_enough = sweep.is_cut or sweep.pages >= sweep.most_pages or sweep.wanted <= sweep.found
+        return woken, not is_enough
 
     def swept(self, now: float, *, is_whole: bool) -> None:
         """Take note that a sweep is over.
@@ -717,16 +739,19 @@ class Schedule:
             self._free_found(sweep)
             self._resume(sweep)
             return
-        self._newest = max(filter(None, (self._newest, sweep.newest)), default=None)
+        self._newest = sweep.newest or self._newest
         kind = sweep.status, sweep.catches_up
         if found_all or is_whole:
             self._pages[kind] = max(1, sweep.pages), now
-        elif sweep.catches_up:
-            # It has more than that: it is tried again when twice as many are worthwhile.
-            self._pages[kind] = 2 * sweep.pages, now
-        else:
+        elif not sweep.catches_up:
             # It came to more pages than it spares: others have many jobs here.
             self._no_sweep_before[sweep.status] = now + _SWEEPS_REFUSED_SECONDS
+        elif not sweep.is_cut:
+            # It has more than that: it is tried again when twice as many are worthwhile.
+            self._pages[kind] = 2 * sweep.pages, now
+        if sweep.catches_up:
+            # Three times as long nothing but descriptions, and lists that are due.
+            self._behind_again_at = now + max(_BEHIND_AGAIN_SECONDS, 3 * (now - sweep.began))
         if is_whole and not sweep.wanted | sweep.hoped <= sweep.found:
             self._chase_missing(sweep)
         self._resume(sweep)

@@ -445,6 +445,7 @@ class Soak:
                 self._try_to_delete(job, job.name)
 
     def _try_to_delete(self, job: Job, name: str) -> None:
+        found = self._deleted.get((job.region, name))
         try:
             found = self._world.found(job.region, name)
             if found.status in OVER:
@@ -454,9 +455,8 @@ class Soak:
                 )
         except ClientError as error:
             # Its answer got lost the first time.
-            if error.response["Error"]["Code"] != "ResourceNotFound":
+            if error.response["Error"]["Code"] != "ResourceNotFound" or found is None:
                 raise
-            found = self._deleted[job.region, name]
         if found.status in OVER:
             self._deleted[job.region, name] = Found(
                 region=found.region, description=found.description, tags=found.tags, deleted=True

@@ -539,7 +539,7 @@ def test_those_that_wait_for_their_turn_make_no_list_for_others_longer(strangers
         for number in range(strangers):
             account.jobs[f"other{number}"] = Job(f"other{number}", created=-300.0)
         for number in range(20):
-            account.jobs[f"young{number}"] = Job(f"young{number}", created=-60.0)
+            account.jobs[f"young{number}"] = Job(f"young{number}", created=-60.0, period=1.0)
         world = World(account, rate=1.0)
         young = [world.watch(f"young{number}") for number in range(20)]
         for number in range(50):
@@ -552,6 +552,65 @@ def test_those_that_wait_for_their_turn_make_no_list_for_others_longer(strangers
     as_before, lists_before = gap(need=Need.DESCRIPTION)
     assert longest <= as_before + 10.0
     assert lists <= lists_before + 60
+
+
+@pytest.mark.parametrize("first", ["described only", "in no list"])
+def test_those_at_the_front_that_no_list_helps_do_not_keep_lists_from_the_others(first: str) -> None:
+    account = account_of(300, ends=lambda number: 700.0 if number >= 250 else math.inf)
+    how: dict[str, Any] = {"need": Need.DESCRIPTION}
+    if first == "in no list":
+        account.hidden = {f"j{number}" for number in range(250)}.__contains__
+        how = NEEDY
+    world = World(account, rate=2.0)
+    for number in range(300):
+        world.watch(f"j{number}", **(how if number < 250 else NEEDY))
+        if number == 249:
+            world.run(2.0)
+    world.run(1000)
+    assert len(world.ended) == 50
+    assert max(latencies(world)) <= 80
+
+
+def test_one_that_was_never_read_does_not_make_the_list_as_long_as_the_account() -> None:
+    account = account_of(60, ends=lambda number: 300.0 + 20.0 * number)
+    for number in range(1500):
+        account.jobs[f"other{number}"] = Job(f"other{number}", created=-5000.0)
+    for number in range(15):
+        account.jobs[f"new{number}"] = Job(f"new{number}", created=100.0 * number)
+    world = World(account, rate=0.5)
+    for number in range(60):
+        world.watch(f"j{number}", **NEEDY)
+    for number in range(15):
+        world.run(100.0 * number + 1)
+        world.watch(f"new{number}", **NEEDY)
+    world.run(1700)
+    assert len(world.ended) == 60
+    assert max(latencies(world)) <= 90
+
+
+def test_lists_for_those_that_wait_leave_most_of_the_rate_to_descriptions() -> None:
+    account = account_of(300)
+    for number in range(4000):
+        account.jobs[f"other{number}"] = Job(f"other{number}", created=-100.0)
+    world = World(account, rate=1.0)
+    for number in range(300):
+        world.watch(f"j{number}", **NEEDY)
+    world.run(600)
+    assert world.calls["list"] <= 0.35 * sum(world.calls.values())
+
+
+def test_those_that_stop_slowly_are_looked_for_where_they_are_listed_now() -> None:
+    account = account_of(240)
+    for number in range(40):
+        account.jobs[f"j{number}"].ends = 200.0 + 5.0 * number
+        account.jobs[f"j{number}"].stopping = 100.0
+    world = World(account, rate=1.0)
+    for name in account.jobs:
+        world.watch(name, **NEEDY)
+    world.run(700)
+    assert len(world.ended) == 40
+    # For the last four a list would not pay.
+    assert sorted(latencies(world))[-5] <= 60
 
 
 def test_those_that_are_in_no_list_are_not_preferred() -> None:
