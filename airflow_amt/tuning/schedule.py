@@ -279,6 +279,11 @@ class _Job:
 _Queue = deque[tuple[_Job, int]]
 
 
+#: A kind of list: its status, whether it is for those that wait for their turn, and whether of them for those
+#: that were never read.
+_Kind = tuple[str, bool, bool]
+
+
 @dataclass(slots=True, kw_only=True)
 class _Sweeping:
     """A sweep that is under way."""
@@ -288,18 +293,22 @@ class _Sweeping:
     wanted: set[str]
     #: Whose end it may tell by the way.
     hoped: set[str] = field(default_factory=set)
-    #: It is for those that wait for their turn to be described, and for nobody else.
-    catches_up: bool = False
     #: It ended before its time, so that others had not to wait.
     is_cut: bool = False
     most_pages: int
-    chase: bool
+    #: ``None`` for one in which those are looked for that are missing from another.
+    kind: _Kind | None
     found: set[str] = field(default_factory=set)
     pages: int = 0
     newest: datetime | None = None
     postponed: list[_Job] = field(default_factory=list)
     #: A call of it takes long: nobody waits for it any more.
     is_slow: bool = False
+
+    @property
+    def catches_up(self) -> bool:
+        """Whether it is for those that wait for their turn to be described, and for nobody else."""
+        return self.kind is not None and self.kind[1]
 
 
 def change_key(progress: TuningProgress) -> tuple[Any, ...]:
@@ -329,8 +338,8 @@ class Schedule:
         self._chase: deque[str] = deque()
         self._missing: dict[str, _Job] = {}
         self._behind_again_at = -math.inf
-        #: Pages that a status had, for those that are due and for those that wait for their turn, and when.
-        self._pages: dict[tuple[str, bool], tuple[int, float]] = {}
+        #: Pages that a kind of list had, and when.
+        self._pages: dict[_Kind, tuple[int, float]] = {}
         self._no_sweep_before: dict[str, float] = {}
         #: Sweeps that failed in a row.
         self._sweeps_failed: dict[str, int] = {}
@@ -518,17 +527,16 @@ class Schedule:
         if self._sweeping is not None or not self._queue or now < self._behind_again_at:
             return None
         self._behind_again_at = now + _BEHIND_AGAIN_SECONDS
-        behind: dict[str, dict[str, _Job]] = {}
+        # Those that were never read apart: their list is as long as the account has jobs.
+        behind: dict[tuple[str, bool], dict[str, _Job]] = {}
         for job, place in self._queue:
             if place == job.place and job.is_behind(now):
-                behind.setdefault(job.group, {})[job.name] = job
-        # Those first of which one was not read for the longest time.
-        for status, jobs in sorted(
+                behind.setdefault((job.group, job.created_at is None), {})[job.name] = job
+        # First those of which one was not read for the longest time.
+        for (status, _), jobs in sorted(
             behind.items(), key=lambda one: min(job.unread_since for job in one[1].values())
         ):
-            # One that was never read would make the list as long as the account has jobs.
-            known = {name: job for name, job in jobs.items() if job.created_at is not None} or jobs
-            sweep = self._sweep_if_worthwhile(status, known, _WORTH_BEHIND * len(known), now, catches_up=True)
+            sweep = self._sweep_if_worthwhile(status, jobs, _WORTH_BEHIND * len(jobs), now, catches_up=True)
             if sweep is not None:
                 return sweep
         return None
@@ -565,7 +573,8 @@ class Schedule:
             and name not in wanted
             and (oldest is None or (job.created_at is not None and job.created_at >= oldest))
         }
-        pages, as_of = self._pages.get((status, catches_up), (0, -math.inf))
+        kind = status, catches_up, catches_up and oldest is None
+        pages, as_of = self._pages.get(kind, (0, -math.inf))
         if now - as_of >= _PAGES_KNOWN_SECONDS:
             pages = math.ceil((len(wanted) + len(others)) / PAGE)
         if pages >= worth:
@@ -577,8 +586,7 @@ class Schedule:
             hoped={name for name, job in others.items() if job.as_of is not None and job.may_be_listed(now)},
             # More than that, and describing them is cheaper.
             most_pages=math.ceil(worth),
-            chase=False,
-            catches_up=catches_up,
+            kind=kind,
         )
         # Whether the filter includes its limit is not documented; times may be rounded.
         return Sweep(status=status, created_after=None if oldest is None else oldest - timedelta(seconds=1))
@@ -596,7 +604,7 @@ class Schedule:
                 began=now,
                 wanted=set(missing),
                 most_pages=max(1, len(missing) // _MISSING_PER_PAGE),
-                chase=True,
+                kind=None,
             )
             # Where that is not known of one, it may be described.
             known = (job.ends_after for job in missing.values() if job.ends_after is not None)
@@ -735,20 +743,19 @@ class Schedule:
         found_all = sweep.wanted <= sweep.found
         if found_all or is_whole:
             self._sweeps_failed.pop(sweep.status, None)
-        if sweep.chase:
+        if sweep.kind is None:
             self._free_found(sweep)
             self._resume(sweep)
             return
         self._newest = sweep.newest or self._newest
-        kind = sweep.status, sweep.catches_up
         if found_all or is_whole:
-            self._pages[kind] = max(1, sweep.pages), now
+            self._pages[sweep.kind] = max(1, sweep.pages), now
         elif not sweep.catches_up:
             # It came to more pages than it spares: others have many jobs here.
             self._no_sweep_before[sweep.status] = now + _SWEEPS_REFUSED_SECONDS
         elif not sweep.is_cut:
             # It has more than that: it is tried again when twice as many are worthwhile.
-            self._pages[kind] = 2 * sweep.pages, now
+            self._pages[sweep.kind] = 2 * sweep.pages, now
         if sweep.catches_up:
             # Three times as long nothing but descriptions, and lists that are due.
             self._behind_again_at = now + max(_BEHIND_AGAIN_SECONDS, 3 * (now - sweep.began))
@@ -781,7 +788,7 @@ class Schedule:
         """
         sweep = self._sweep
         sweep.is_slow = True
-        if sweep.chase:
+        if sweep.kind is None:
             self._chase.clear()
             self._free_found(sweep)
         self._resume(sweep)
@@ -796,7 +803,7 @@ class Schedule:
         sweep = self._sweep
         self._sweeping = None
         self._no_sweep_before[sweep.status] = not_before
-        if sweep.chase:
+        if sweep.kind is None:
             self._free_found(sweep)
         self._resume(sweep)
 
