@@ -35,6 +35,12 @@ class LazyHook:
         """The hook of this connection."""
         return self.new_hook()
 
+    def close_hook(self) -> None:
+        """Close the hook's connections to AWS, if there are any."""
+        hook = vars(self).get("hook")
+        if hook is not None:
+            hook.close()
+
     def new_hook(self) -> AmtHook:
         """Return a hook of this connection that is as the connection is now."""
         from airflow_amt.hooks.tuning import AmtHook

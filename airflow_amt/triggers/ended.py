@@ -265,6 +265,10 @@ class AmtTuningJobEndedTrigger(LazyHook, BaseEventTrigger):
             )
             await asyncio.sleep(_REMIND_SECONDS)
 
+    async def cleanup(self) -> None:
+        """Close the connections to AWS."""
+        self.close_hook()
+
     # The hook is built in the thread that reads: here it would block all triggers.
 
     def _list_jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:

@@ -306,6 +306,8 @@ class AmtTuningJobTrigger(LazyHook, BaseTrigger):
                 "`airflow-amt reap`.",
                 self.tuning_job_name,
             )
+        finally:
+            self.close_hook()
 
     def is_resumed(self, state: str | None) -> bool:
         """Whether the trigger is ended because its task goes on, though nobody fired an event.

@@ -592,7 +592,7 @@ class _HookSource:
 
     def _close(self, hook: AmtHook | None) -> None:
         if hook is not None:
-            hook.conn.close()
+            hook.close()
 
     def _is_edited(self, hook: AmtHook) -> bool:
         try:

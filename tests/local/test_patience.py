@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from airflow_amt.exceptions import AmtAwsError
@@ -42,7 +46,47 @@ def hook(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Amt
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
     hook = AmtHook(config={"retries": {"total_max_attempts": 1}})
     yield hook
-    hook.conn.close()
+    hook.close()
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """What nothing refers to is freed, and nothing else is."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def connections(server: RunningServer) -> int:
+    port = urlsplit(server.endpoint).port
+    links = psutil.Process().net_connections("tcp")
+    return sum(bool(one.raddr) and one.raddr.port == port for one in links)
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_a_hook_that_is_closed_leaves_no_connection_whatever_failed_before(
+    server: RunningServer, hook: AmtHook, ended: str
+) -> None:
+    with ThreadPoolExecutor(4) as threads:
+
+        def call(_: int) -> bool:
+            try:
+                hook.describe_tuning_job(ended)
+            except AmtAwsError:
+                return False
+            return True
+
+        server.set_faults({"rules": [{"kind": "drop", "when": "after", "every": 3}]})
+        assert set(threads.map(call, range(24))) == {True, False}
+        server.set_faults(None)
+        assert set(threads.map(call, range(8))) == {True}
+        assert connections(server) > 0
+        hook.close()
+        assert connections(server) == 0
+        assert call(0)
+        hook.close()
+    assert connections(server) == 0
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,9 @@ class FakeHook:
     def build(self) -> None:
         pass
 
+    def close(self) -> None:
+        self.conn.close()
+
     def has_connection_of(self, other: FakeHook) -> bool:
         return other is self
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,6 +114,15 @@ def watch(
 
     asyncio.run(run())
     return events, log.lines
+
+
+def test_it_leaves_no_connection_behind() -> None:
+    closed: list[bool] = []
+    trigger = AmtTuningJobEndedTrigger()
+    asyncio.run(trigger.cleanup())  # no hook was built
+    use_hook(trigger, SimpleNamespace(close=lambda: closed.append(True)))
+    asyncio.run(trigger.cleanup())
+    assert closed == [True]
 
 
 def test_an_event_says_what_a_dag_needs(monkeypatch: pytest.MonkeyPatch) -> None:

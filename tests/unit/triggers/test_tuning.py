@@ -245,7 +245,10 @@ def kill(hook: FakeHook, state: Any, monkeypatch: pytest.MonkeyPatch, **options:
 )
 def test_a_kill_stops_the_job(state: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     hook = FakeHook({NAME: ["InProgress"]})
+    closed: list[bool] = []
+    hook.conn.close = lambda: closed.append(True)
     asked = kill(hook, state, monkeypatch)
+    assert closed == [True]
     assert asked == [(OWNER.dag_id, OWNER.run_id, OWNER.task_id, -1)]
     assert hook.named("stop") == [
         (NAME, "on_kill", f"the task was killed, its state is {state or 'cleared'}")
