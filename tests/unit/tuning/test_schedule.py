@@ -604,13 +604,13 @@ def test_those_that_were_never_read_are_listed_too(known: int) -> None:
 
 
 def test_lists_for_those_that_wait_leave_most_of_the_rate_to_descriptions() -> None:
-    account = account_of(300)
-    for number in range(4000):
+    account = account_of(120)
+    for number in range(2000):
         account.jobs[f"other{number}"] = Job(f"other{number}", created=-100.0)
     world = World(account, rate=1.0)
-    for number in range(300):
+    for number in range(120):
         world.watch(f"j{number}", **NEEDY)
-    world.run(600)
+    world.run(500)
     assert world.calls["list"] <= 0.35 * sum(world.calls.values())
 
 
