@@ -530,7 +530,7 @@ class Schedule:
         # Those that were never read apart: their list is as long as the account has jobs.
         behind: dict[tuple[str, bool], dict[str, _Job]] = {}
         for job, place in self._queue:
-            if place == job.place and job.is_behind(now):
+            if place == job.place and self._may_sweep(job.group, now) and job.is_behind(now):
                 behind.setdefault((job.group, job.created_at is None), {})[job.name] = job
         # First those of which one was not read for the longest time.
         for (status, _), jobs in sorted(
@@ -562,8 +562,6 @@ class Schedule:
     def _sweep_if_worthwhile(
         self, status: str, wanted: Mapping[str, _Job], worth: float, now: float, *, catches_up: bool
     ) -> Sweep | None:
-        if not self._may_sweep(status, now):
-            return None
         created = [job.created_at for job in wanted.values()]
         oldest = None if None in created else min((one for one in created if one is not None), default=None)
         others = {
@@ -725,8 +723,6 @@ class Schedule:
             if job is None:
                 continue
             woken += self._observe(job, progress, None, asked_at, now)
-            if job.as_of == asked_at:
-                job.ends_after = sweep.newest
         if sweep.catches_up and sweep.postponed:
             # Those that are due come first.
             sweep.is_cut = True
@@ -878,9 +874,11 @@ class Schedule:
                 progress = replace(job.progress, is_summary=True)
         job.progress = progress
         job.as_of = asked_at
-        job.ends_after = self._newest
         if description is None:
+            job.ends_after = self._sweep.newest
             job.unlisted_until = -math.inf
+        else:
+            job.ends_after = self._newest
         job.created_at = progress.created_at or job.created_at
         woken: list[Watcher] = []
         spread = self._spread()

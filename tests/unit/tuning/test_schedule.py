@@ -418,6 +418,9 @@ def test_a_shorter_interval_of_another_watcher_of_the_job_counts() -> None:
 # --- what only a description tells ---------------------------------------------------------------
 
 
+NEEDY: dict[str, Any] = {"need": Need.DESCRIPTION, "ends_by_summary": True}
+
+
 @pytest.mark.parametrize("needy", [4, 2, 1], ids=["a quarter", "half", "all"])
 @pytest.mark.parametrize("status", ["Completed", "Stopped", "Failed"])
 def test_ends_that_are_only_handed_on_do_not_wait_for_their_turn_to_be_described(
@@ -426,10 +429,7 @@ def test_ends_that_are_only_handed_on_do_not_wait_for_their_turn_to_be_described
     # An interval is worth 60 calls, and each job that needs a description needs one in each.
     world = World(account_of(1000, ends=lambda _: 130.0, status=status, stopping=15.0), rate=2.0)
     for number, name in enumerate(world.account.jobs):
-        needs: dict[str, Any] = {}
-        if number % needy == 0:
-            needs = {"need": Need.DESCRIPTION, "ends_by_summary": True}
-        world.watch(name, **needs)
+        world.watch(name, **(NEEDY if number % needy == 0 else {}))
     world.run(129)
     described = world.calls["describe"]
     assert described >= 100
@@ -445,13 +445,10 @@ def test_others_jobs_do_not_cost_those_their_turn_that_wait_for_it() -> None:
         account.jobs[f"other{number}"] = Job(f"other{number}", created=-100.0)
     world = World(account, rate=2.0)
     for number in range(100):
-        world.watch(f"j{number}", need=Need.DESCRIPTION, ends_by_summary=True)
+        world.watch(f"j{number}", **NEEDY)
     world.run(1500)
     assert world.calls["describe"] >= 2800
     assert world.calls["list"] <= 100
-
-
-NEEDY: dict[str, Any] = {"need": Need.DESCRIPTION, "ends_by_summary": True}
 
 
 @pytest.mark.parametrize("gone", ["not listed", "deleted"])
