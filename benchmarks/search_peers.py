@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from airflow_amt.local.search import (
     ContinuousParameter,
     Evaluation,
     IntegerParameter,
+    Parameter,
     Prior,
     Search,
     Space,
@@ -131,3 +135,95 @@ class ScikitLearnGaussianProcess:
             else:
                 point.append(one.position(text))
         return point
+
+
+class SyneTune:
+    """Syne-tune's Gaussian process, in a child process: see :mod:`benchmarks.search_syne_tune`.
+
+    All searches of a process share one child, so only the latest one may be used.
+    """
+
+    slow = True
+    #: The Python that has syne-tune.
+    interpreter: str | None = None
+    _child: subprocess.Popen[str] | None = None
+
+    @classmethod
+    def use(cls, interpreter: str | None) -> None:
+        """Say which Python has syne-tune."""
+        cls.interpreter = interpreter
+
+    @classmethod
+    def installed(cls) -> dict[str, str]:
+        """Return the versions in its environment."""
+        return cls._ask({"begin": {"space": [], "mode": "max", "seed": 0}})
+
+    def __init__(
+        self, space: Space, objective_type: ObjectiveType, seed: int, prior: Prior | None = None
+    ) -> None:
+        mode = "max" if objective_type is ObjectiveType.MAXIMIZE else "min"
+        begin = {"space": [_described(one) for one in space.parameters], "mode": mode, "seed": seed}
+        self._ask({"begin": begin})
+        self._running: list[tuple[dict[str, str], int]] = []
+        self._seen = 0
+        self._begun = 0
+        self._foreign = 0
+
+    def propose(self, history: Sequence[Evaluation], pending: Sequence[Combination]) -> dict[str, str] | None:
+        """See :meth:`Search.propose`."""
+        finished = [
+            [self._number(one.hyperparameters), one.hyperparameters, one.objective]
+            for one in history[self._seen :]
+        ]
+        self._seen = len(history)
+        combination = self._ask({"finished": finished})
+        self._running.append((combination, self._begun))
+        self._begun += 1
+        return combination
+
+    def _number(self, combination: Combination) -> int:
+        known = next((one for one in self._running if one[0] == combination), None)
+        if known is not None:
+            self._running.remove(known)
+            return known[1]
+        self._foreign += 1
+        return -self._foreign
+
+    @classmethod
+    def _ask(cls, message: dict[str, Any]) -> dict[str, str]:
+        if cls._child is None:
+            if cls.interpreter is None:
+                raise RuntimeError(
+                    "syne-tune has an environment of its own: say which with --syne-tune PYTHON"
+                )
+            # Isolated, because modules next to the script have names of libraries.
+            command = [cls.interpreter, "-I", str(Path(__file__).parent / "search_syne_tune.py")]
+            cls._child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            )
+        child = cls._child
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(json.dumps(message) + "\n")
+        child.stdin.flush()
+        line = child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"syne-tune's process has ended with {child.wait()}")
+        answer: dict[str, str] = json.loads(line)
+        return answer
+
+
+def _described(one: Parameter) -> dict[str, Any]:
+    """Return a range as :mod:`benchmarks.search_syne_tune` reads it."""
+    if isinstance(one, CategoricalParameter):
+        return {"name": one.name, "kind": "categorical", "values": one.values}
+    if isinstance(one, IntegerParameter):
+        kind, logarithmic = "integer", one.logarithmic
+    else:
+        kind, logarithmic = "continuous", one.scaling == "Logarithmic"
+    return {
+        "name": one.name,
+        "kind": f"logarithmic {kind}" if logarithmic else kind,
+        "low": one.low,
+        "high": one.high,
+    }
