@@ -285,7 +285,7 @@ def planned(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what is missing, and write the figures after every few cells."""
+    """Measure what is missing, and write the figures every half minute."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
     parser.add_argument("--engines", nargs="+", choices=sorted(ENGINES), default=list(ENGINES))
     parser.add_argument("--tables", nargs="+", choices=EVERY, default=EVERY, metavar="FAMILY/NAME")
@@ -334,20 +334,22 @@ def main(arguments: list[str] | None = None) -> int:
         return figures
 
     search_peers.SyneTune.use(options.syne_tune)
+    if "syne-tune-gp" in options.engines:
+        syne_tune = search_peers.SyneTune.installed()
     with ProcessPoolExecutor(
         options.workers, initializer=search_peers.SyneTune.use, initargs=(options.syne_tune,)
     ) as pool:
         waiting = {pool.submit(tune, *cell): cell for cell in todo}
-        for number, done in enumerate(as_completed(waiting), start=1):
+        written = time.monotonic()
+        for done in as_completed(waiting):
             cells[_key(waiting[done])] = done.result()
-            if number % 25 == 0:
+            if time.monotonic() - written > 30:
                 write()
+                written = time.monotonic()
     # One at a time, when nothing else is running here.
     for engine in options.engines:
         if engine not in WARM and not options.no_timing and (options.again or engine not in timing):
             timing[engine] = {family: think(engine, family, names[0]) for family, names in TABLES.items()}
-    if "syne-tune-gp" in options.engines:
-        syne_tune = search_peers.SyneTune.installed()
     figures = write()
     shown = {key: value for key, value in figures.items() if key != "cells"}
     sys.stdout.write(json.dumps(shown, indent=None if options.json else 2) + "\n")

@@ -156,7 +156,7 @@ class SyneTune:
     @classmethod
     def installed(cls) -> dict[str, str]:
         """Return the versions in its environment."""
-        return cls._ask({"begin": {"space": [], "mode": "max", "seed": 0}})
+        return cls._ask({"versions": ["syne-tune", "numpy", "scipy"]})
 
     def __init__(
         self, space: Space, objective_type: ObjectiveType, seed: int, prior: Prior | None = None

@@ -4,12 +4,13 @@
 interpreter that has ``syne-tune[gpsearchers]``, and imports nothing else but the standard library. It reads
 one JSON object a line and answers each with one:
 
-======================================================== =====================================
-read                                                     answered
-======================================================== =====================================
-``{"begin": {"space": [...], "mode": "max", "seed": 1}}`` the versions it runs with
+========================================================= ==========================================
+read                                                      answered
+========================================================= ==========================================
+``{"versions": ["syne-tune", ...]}``                      the versions of these, and Python's
+``{"begin": {"space": [...], "mode": "max", "seed": 1}}`` ``{}``
 ``{"finished": [[number, combination, objective], ...]}`` the next combination, values as strings
-======================================================== =====================================
+========================================================= ==========================================
 
 ``begin`` starts a new tuning job. Proposals are numbered from 0; what was tried, but not proposed here, has a
 negative number.
@@ -99,10 +100,12 @@ def main() -> int:
     job: Job | None = None
     for line in sys.stdin:
         message = json.loads(line)
-        if "begin" in message:
-            job = Job(**message["begin"])
+        if "versions" in message:
             answer = {"python": platform.python_version()}
-            answer.update({name: version(name) for name in ("syne-tune", "numpy", "scipy")})
+            answer.update({name: version(name) for name in message["versions"]})
+        elif "begin" in message:
+            job = Job(**message["begin"])
+            answer = {}
         elif job is None:
             raise RuntimeError("nothing has begun")
         else:
