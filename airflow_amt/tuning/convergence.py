@@ -78,8 +78,8 @@ class ProportionalPatience:
     def __post_init__(self) -> None:
         if not 0 < self.patience < math.inf:
             raise ValueError(f"patience must be above 0 and finite, not {self.patience!r}")
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold must be a share from 0 to below 1, not {self.threshold!r}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be a share from 0 to 1, not {self.threshold!r}")
         if self.minimum < 1:
             raise ValueError(f"minimum must be at least 1, not {self.minimum!r}")
 
@@ -88,10 +88,18 @@ class ProportionalPatience:
         number = len(objectives)
         if number < self.minimum:
             return False
+        needed = self.needed(objectives, objective_type)
+        return number - needed >= self.patience * needed
+
+    def needed(self, objectives: Sequence[float], objective_type: ObjectiveType) -> int:
+        """Return how many results it took until none was to come that is better by a significant amount.
+
+        :param objectives: see :meth:`ConvergenceRule.converged`; at least one.
+        :param objective_type: which direction of the objective is better.
+        """
         scores = _scores(objectives, objective_type)
         enough = max(scores) - self._margin(scores)
-        needed = next(position for position, score in enumerate(scores, start=1) if score >= enough)
-        return number - needed >= self.patience * needed
+        return next(position for position, score in enumerate(scores, start=1) if score >= enough)
 
     def _margin(self, scores: Sequence[float]) -> float:
         """Return the largest improvement that is not significant; the best score is above none of these."""

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from airflow_amt.exceptions import AmtFieldError
-from airflow_amt.tuning.convergence import NoSignificantImprovement
+from airflow_amt.tuning.convergence import NoSignificantImprovement, ProportionalPatience
 from airflow_amt.tuning.costs import STOP_SECONDS, UNITS, Consumption, PriceTable, TrainingJobUsage
 from airflow_amt.tuning.history import TrainingJobResult, ended_in_order, finite, iso
 from airflow_amt.tuning.parameters import (
@@ -382,6 +382,12 @@ _AMOUNT = Kind(
     accepts=lambda value: (number := finite(value)) is not None and 1e-9 <= number <= 1e15,
     limit="a number above 0 (1e-9 to 1e15)",
     fix="give the most that may be consumed, in the unit of the budget",
+    read=NUMBER.read,
+)
+_PATIENCE = Kind(
+    accepts=_AMOUNT.accepts,
+    limit=_AMOUNT.limit,
+    fix="give how many times as many results have to follow",
     read=NUMBER.read,
 )
 _OBJECTIVE = Kind(
@@ -922,6 +928,57 @@ class Plateau(SinglePolicy):
 
 
 @dataclass(frozen=True, slots=True)
+class Converged(SinglePolicy):
+    """The best objective is unlikely to improve any more: the convergence rule of this package.
+
+    The rule of :class:`airflow_amt.tuning.convergence.ProportionalPatience`, which the embedded AMT and
+    replays use, also for tuning jobs that were created without ``CompleteOnConvergence``. What AMT itself
+    detected is another matter: that is the condition of the same name.
+
+    Its share is how much of the patience is used, and no more than the share of the ``minimum`` that is
+    there. To raise it is to raise the patience.
+
+    :param patience: results without a significant improvement, in multiples of those that it took to get
+        there.
+    :param threshold: what is significant, as a share.
+    :param minimum: fewest results before it counts.
+    """
+
+    code: ClassVar[str] = "converged"
+    patience: float = field(default=2.0, metadata={"kind": _PATIENCE})
+    threshold: float = field(default=0.01, metadata={"kind": SHARE})
+    minimum: int = field(default=40, metadata={"kind": COUNT})
+
+    @property
+    def raisable(self) -> bool:
+        """See :attr:`Policy.raisable`."""
+        return True
+
+    @property
+    def uses_training_jobs(self) -> bool:
+        """See :attr:`Policy.uses_training_jobs`."""
+        return True
+
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
+        """See :meth:`Policy.measure`."""
+        direction = situation.progress.objective_type
+        if situation.results is None or direction is None:
+            return self.unknown("The objectives of the training jobs are not known.")
+        objectives = [objective for objective, _ in situation.results]
+        if not objectives:
+            return self.level(0.0, "There is no result yet.", evidence={"results": 0})
+        rule = ProportionalPatience(self.patience, self.threshold, self.minimum)
+        number, needed = len(objectives), rule.needed(objectives, direction)
+        patience = self.patience * raised
+        return self.level(
+            min((number - needed) / (patience * needed), number / self.minimum),
+            f"After result {needed} of {number} none was better by more than {self.threshold:.1%}; the limit "
+            f"is {patience:.6g} times as many results again, and at least {self.minimum} in all.",
+            evidence={"results": number, "needed": needed},
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TargetReached(SinglePolicy):
     """The best objective is as good as a value; a target, or the quality floor of another policy.
 
@@ -1217,6 +1274,7 @@ _SINGLE: Mapping[str, type[SinglePolicy]] = {
         Stalled,
         NotImproving,
         Plateau,
+        Converged,
         TargetReached,
         MinimumJobs,
         Custom,

@@ -24,6 +24,7 @@ from airflow_amt.tuning.costs import PriceTable
 from airflow_amt.tuning.naming import from_tag_list, task_label
 from airflow_amt.tuning.policies import (
     Budget,
+    Converged,
     Custom,
     Deadline,
     MaxFailedTrainingJobs,
@@ -91,6 +92,7 @@ TABLE: dict[str, Row] = {
     "not_improving-time": Row(NotImproving(duration=2 * SECOND), code="not_improving"),
     "not_improving-compute": Row(NotImproving(consumed=2.0, unit="compute_seconds"), code="not_improving"),
     "plateau": Row(Plateau(window=3, minimum=4), sequence="0.4 0.4 0.4 0.4 hang"),
+    "converged": Row(Converged(patience=2.0, minimum=5), sequence="0.4 0.5 0.4 0.4 0.4 0.4 hang", best=0.5),
     "target_reached": Row(TargetReached(0.9), sequence="0.4 0.95 hang", best=0.95),
     "minimum_jobs": Row(MinimumJobs(2)),
     "guarded": Row(

@@ -175,7 +175,7 @@ def test_other_settings_save_more_or_less() -> None:
         {"patience": math.nan},
         {"patience": math.inf},
         {"threshold": -0.01},
-        {"threshold": 1.0},
+        {"threshold": 1.01},
         {"threshold": math.nan},
         {"minimum": 0},
     ],

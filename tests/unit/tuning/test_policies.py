@@ -26,6 +26,7 @@ from airflow_amt.tuning.policies import (
     Answer,
     AnyOf,
     Budget,
+    Converged,
     Custom,
     Deadline,
     MaxFailedTrainingJobs,
@@ -364,6 +365,7 @@ def test_what_was_not_listed_cannot_be_told() -> None:
         Stalled(seconds(1)),
         NotImproving(training_jobs=1),
         Plateau(),
+        Converged(),
         Budget(1),
         NotImproving(consumed=1),
     ):
@@ -379,6 +381,21 @@ def test_plateau() -> None:
     better = policy.measure(situation(0, results([1, 2, 2, 3])))
     assert better.share == 0
     assert "by more than 1.0%" in better.reason
+
+
+def test_converged() -> None:
+    policy = Converged(patience=2.0, threshold=0.01, minimum=4)
+    assert policy.measure(situation(0, [])).share == 0
+    assert policy.measure(situation(0, results([1, 1, 1]))).share == 0.75, "at least 4 in all"
+    level = policy.measure(situation(0, results([1, 2, 1, 1, 1])))
+    assert level.share == 0.75, "3 of 4 more, as it took 2"
+    assert level.evidence == {"results": 5, "needed": 2}
+    assert "After result 2 of 5 none was better by more than 1.0%" in level.reason
+    assert policy.measure(situation(0, results([1, 2, 1, 1, 1, 1]))).share == 1
+    assert policy.measure(situation(0, results([1, 2, 1, 1, 1, 1])), raised=2).share == 0.5
+    assert policy.measure(situation(0, results([1, 2, 1, 1, 1, 3]))).share == 0
+    with pytest.raises(AmtFieldError, match="how many times as many"):
+        Converged(patience=0)
 
 
 def test_a_tuning_job_that_ends_is_left_alone() -> None:
@@ -731,6 +748,7 @@ SINGLE: st.SearchStrategy[Policy] = st.one_of(
     st.builds(NotImproving, duration=SPANS),
     st.builds(NotImproving, consumed=AMOUNTS),
     st.builds(Plateau, COUNTS, st.floats(0.01, 1), COUNTS),
+    st.builds(Converged, AMOUNTS, st.floats(0.01, 1), COUNTS),
     st.builds(TargetReached, st.floats(allow_nan=False, allow_infinity=False)),
     st.builds(MinimumJobs, COUNTS),
     st.builds(Custom, st.just(f"{__name__}.told"), st.fixed_dictionaries({"answer": st.floats(0, 2)})),

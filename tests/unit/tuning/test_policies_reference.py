@@ -24,6 +24,7 @@ from airflow_amt.tuning.policies import (
     Action,
     Answer,
     Budget,
+    Converged,
     Custom,
     Deadline,
     MaxFailedTrainingJobs,
@@ -288,15 +289,34 @@ def reference(policy: Policy, world: Raw, seen: int, now: int, raised: Fraction 
         return Fraction(any(not better(world, int(policy.value), one) for one in results))
     if isinstance(policy, MinimumJobs):
         return Fraction(len(results), policy.count)
+    if isinstance(policy, Converged):
+        return patience_used(policy, world, results, raised)
     assert isinstance(policy, Plateau)
     return Fraction(plateau(policy, world, results))
+
+
+def patience_used(policy: Converged, world: Raw, results: list[int], raised: Fraction) -> Fraction:
+    if not results:
+        return Fraction(0)
+    best = max(results) if world["direction"] == "Maximize" else min(results)
+    off = abs(best - middle_of(results))
+    # On one side of zero the distance counts for next to nothing.
+    unit = max(Fraction(abs(best)), off if min(results) < 0 < max(results) else off / 10**4)
+    margin = Fraction(policy.threshold) * unit
+    needed = next(number for number, one in enumerate(results, start=1) if abs(one - best) <= margin)
+    used = Fraction(len(results) - needed) / (Fraction(policy.patience) * raised * needed)
+    return min(used, Fraction(len(results), policy.minimum))
+
+
+def middle_of(results: list[int]) -> Fraction:
+    middle = Fraction(sum(sorted(results)[(len(results) - 1) // 2 : len(results) // 2 + 1]))
+    return middle / (1 + (len(results) % 2 == 0))
 
 
 def plateau(policy: Plateau, world: Raw, results: list[int]) -> bool:
     if len(results) < policy.minimum or len(results) <= policy.window:
         return False
-    middle = Fraction(sum(sorted(results)[(len(results) - 1) // 2 : len(results) // 2 + 1]))
-    middle /= 1 + (len(results) % 2 == 0)
+    middle = middle_of(results)
     off = sorted(abs(one - middle) for one in results)
     spread = sum(off[(len(off) - 1) // 2 : len(off) // 2 + 1], Fraction(0)) / (1 + (len(off) % 2 == 0))
     pick = max if world["direction"] == "Maximize" else min
@@ -332,6 +352,7 @@ POLICIES: st.SearchStrategy[Policy] = st.one_of(
     st.builds(TargetReached, st.integers(0, 5)),
     st.builds(MinimumJobs, st.integers(1, 5)),
     st.builds(Plateau, st.integers(1, 3), st.sampled_from([0.25, 0.5, 1.0]), st.integers(1, 4)),
+    st.builds(Converged, st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([0.25, 0.5]), st.integers(1, 4)),
 )
 SHARES = st.sampled_from([0.25, 0.5, 0.8, 1.0, 1.5])
 #: Exact as a fraction and as a float.
