@@ -150,8 +150,9 @@ class SyneTune:
 
     @classmethod
     def use(cls, interpreter: str | None) -> None:
-        """Say which Python has syne-tune."""
+        """Say which Python has syne-tune, and start anew: a forked process must not share the child."""
         cls.interpreter = interpreter
+        cls._child = None
 
     @classmethod
     def installed(cls) -> dict[str, str]:

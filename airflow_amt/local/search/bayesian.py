@@ -44,13 +44,13 @@ class BayesianSearch:
 
     Purpose: find good combinations in few training jobs.
 
-    How it works: the first few combinations are spread evenly (a low-discrepancy sequence). Then a Gaussian
-    process is fitted to the ranks of the objectives (turned into normal scores, so their scale and outliers
-    do not matter), and the combination of highest expected improvement is proposed, among random ones and
-    variations of the best. Pending training jobs count as if they had brought what the model expects, failed
-    ones as the worst so far. A small distance from all that was tried is kept, which shrinks as the history
-    grows: next to it a combination would mostly bring the same again, but a model that takes differences for
-    noise likes to look there once more.
+    How it works: the first combination is the middle of all ranges, the next few are spread evenly (a
+    low-discrepancy sequence). Then a Gaussian process is fitted to the ranks of the objectives (turned into
+    normal scores, so their scale and outliers do not matter), and the combination of highest expected
+    improvement is proposed, among random ones and variations of the best. Pending training jobs count as if
+    they had brought what the model expects, failed ones as the worst so far. A small distance from all that
+    was tried is kept, which shrinks as the history grows: next to it a combination would mostly bring the
+    same again, but a model that takes differences for noise likes to look there once more.
 
     Warm start: what parents with identical data and algorithm tried counts as if tried here. The objectives
     of other parents may be on another scale, so only their ranks count: every other one of the first
@@ -126,7 +126,7 @@ class BayesianSearch:
         return combination
 
     def _spread(self, number: int) -> Array:
-        """Return the n-th point of a Kronecker sequence with the seed's shift."""
+        """Return the n-th point of a Kronecker sequence with the seed's shift; the first in the middle."""
         dimensions = len(self._space.parameters)
         shift = np.random.default_rng(random.Random(f"{self._seed}/shift").getrandbits(64)).random(dimensions)
         # The generalised golden ratio: the root of x ** (d + 1) = x + 1, found by iterating.
@@ -134,7 +134,8 @@ class BayesianSearch:
         for _ in range(50):
             ratio = (1 + ratio) ** (1 / (dimensions + 1))
         point: Array = (shift + number * ratio ** -np.arange(1.0, dimensions + 1)) % 1.0
-        return point
+        # A range is made around what is likely to be good. Categories have no middle.
+        return point if number else np.where(self._categorical, point, 0.5)
 
     def _best(
         self,
