@@ -70,7 +70,7 @@ from benchmarks.record import FOLDER, save
 
 PENDING = 4
 TRAINING_JOBS = 100
-#: Seeds of methods whose search thinks long.
+#: Most seeds of methods of which a cell takes many seconds.
 SLOW_SEEDS = 3
 
 # --- methods ---------------------------------------------------------------------------------------
@@ -133,8 +133,8 @@ class Method:
 
     @property
     def is_slow(self) -> bool:
-        """Whether its search thinks long."""
-        return bool(self.config["Strategy"] == "Bayesian")
+        """Whether a cell takes many seconds."""
+        return self.pruner is not None or self.config["Strategy"] == "Bayesian"
 
     def create(self, task: Task, seed: int) -> tuple[Search, StoppingRule | None]:
         """Return its search and its rule for a task."""
@@ -385,7 +385,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--tasks", nargs="+", choices=[*reported, *tried], metavar="SOURCE/TASK")
     parser.add_argument("--tried", action="store_true", help="the tasks on which rules are tried out")
-    parser.add_argument("--seeds", type=int, default=10, help=f"Bayesian gets {SLOW_SEEDS} at most")
+    parser.add_argument(
+        "--seeds", type=int, default=10, help=f"at most {SLOW_SEEDS} of Bayesian and the peers"
+    )
     parser.add_argument("--again", action="store_true", help="measure also what the results file has")
     parser.add_argument("--output", help="name of the results file; fidelity unless --tried")
     parser.add_argument("--json", action="store_true", help="print the figures as the last line")
@@ -395,7 +397,8 @@ def main(arguments: list[str] | None = None) -> int:
     figures: dict[str, Any] = json.loads(stored.read_text()) if output and stored.exists() else {}
     cells: dict[str, Any] = figures.get("cells", {})
     described: dict[str, Any] = figures.get("tasks", {})
-    command = " ".join(["python -m benchmarks.fidelity", *_shown(sys.argv[1:] if arguments is None else arguments)])
+    shown_arguments = _shown(sys.argv[1:] if arguments is None else arguments)
+    command = " ".join(["python -m benchmarks.fidelity", *shown_arguments])
     # The file may be the work of several runs.
     commands = list(dict.fromkeys([*figures.get("commands", []), command]))
 
@@ -434,7 +437,7 @@ def main(arguments: list[str] | None = None) -> int:
                 baseline = None if method.baseline is None else cells[f"{method.baseline}/{task.name}/{seed}"]
                 cells[key] = measure(method, task, seed, baseline)
                 again.discard(key)
-        write()
+            write()
     figures = write()
     shown = {key: value for key, value in figures.items() if key != "cells"}
     sys.stdout.write(json.dumps(shown, indent=None if options.json else 2) + "\n")
