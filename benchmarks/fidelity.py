@@ -4,21 +4,22 @@
 
 Needs the ``benchmark`` dependency group. The curves come from two sources:
 
-- ``lcbench``: validation accuracies of networks on tabular tasks, as YAHPO Gym's surrogate of LCBench predicts
-  them. ``FOLDER`` is a checkout of slds-lmu/yahpo_data (Apache 2.0), of which ``lcbench/`` is read; without it
-  these tasks are left out. The first of the surrogate's 52 epochs is the network before training, which no
-  trainer emits: 51 are left. The tasks to report on are apart from those on which rules are tried out
-  (``--tried``, which writes nothing unless ``--output`` names a file).
+- ``lcbench``: validation accuracies of networks on tabular tasks, as YAHPO Gym's surrogate of LCBench
+  predicts them. ``FOLDER`` is a checkout of slds-lmu/yahpo_data (Apache 2.0), of which ``lcbench/`` is read;
+  without it these tasks are left out. The first of the surrogate's 52 epochs is the network before training,
+  which no trainer emits: 51 are left. The tasks to report on are apart from those on which rules are tried
+  out (``--tried``, which writes nothing unless ``--output`` names a file).
 - ``scikit-learn``: multilayer perceptrons on four bundled data sets, trained here for 300 random combinations
-  each (six minutes on one core), which is done once and kept in ``--cache``. A proposal is moved to the nearest
-  of them. Accuracy is maximised, the log loss and the squared error are minimised.
+  each (six minutes on one core), which is done once and kept in ``--cache``. A proposal is moved to the
+  nearest of them. Accuracy is maximised, the log loss and the squared error are minimised. As the best of
+  300 is soon found, what further training jobs can bring is bounded here.
 
 A simulated tuning job runs four training jobs at a time. An epoch takes one unit of time; whenever a training
 job has come to the end of one, the rule sees its curve (``report``), and what ends is told to the rule
-(``ended``) and to the search before the next one is proposed, as the embedded AMT does. Searches and rules are
-made from a request's fields by the embedded AMT's own functions; so a seed gives Random, ``Auto`` with Random,
-Hyperband and the peers the same combinations. A training job counts with its latest objective, also if it was
-stopped, and the best of these is the objective of the tuning job.
+(``ended``) and to the search before the next one is proposed, as the embedded AMT does. Searches and rules
+are made from a request's fields by the embedded AMT's own functions; so a seed gives Random, ``Auto`` with
+Random, Hyperband and the peers the same combinations. A training job counts with its latest objective, also
+if it was stopped, and the best of these is the objective of the tuning job.
 
 The methods:
 
@@ -37,13 +38,13 @@ brings with 100 training jobs that all run to the end:
   not moved by few large ones. ``equal_or_better_share`` and ``within_1_percent_share`` (of the baseline's
   objective) are shares of cells.
 - ``with_equal_epochs``: the tuning job goes on with further training jobs until it has used as many epochs as
-  the baseline; those that run then are stopped. ``difference`` and the shares as above, after ``training_jobs``
-  (median).
+  the baseline; those that run then are stopped. ``difference`` and the shares as above, after
+  ``training_jobs`` (median).
 - ``epochs_to_equal``: the epochs that all training jobs had used when one ended with an objective as good as
-  the baseline's best, as a share of all the baseline's epochs. ``reached_share`` is the share of cells in which
-  this happened before the baseline's epochs were used up; ``median`` is over all cells, where those that were
-  not reached count as more than 1 (``null`` if they are the half). ``against_first`` is the median ratio to the
-  epochs that the baseline itself had used when it found its best.
+  the baseline's best, as a share of all the baseline's epochs. ``reached_share`` is the share of cells in
+  which this happened before the baseline's epochs were used up; ``median`` is over all cells, where those
+  that were not reached count as infinite (``null`` if they are the half). ``against_first`` is the median
+  ratio to the epochs that the baseline itself had used when it found its best.
 
 Cells (method, task, seed) that the results file already has are not measured again, unless ``--again``.
 """
@@ -361,6 +362,9 @@ def summarise(cells: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, A
 # --- command ---------------------------------------------------------------------------------------
 
 
+_FOLDERS = ("--data", "--cache")
+
+
 def load(names: Sequence[str], data: Path | None, cache: Path) -> list[Task]:
     """Return the tasks of these names."""
     tasks: list[Task] = []
@@ -377,7 +381,9 @@ def load(names: Sequence[str], data: Path | None, cache: Path) -> list[Task]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure what is missing, and write the figures after every task and seed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fidelity", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fidelity", description=__doc__, allow_abbrev=False
+    )
     reported = [*(f"lcbench/{one}" for one in LCBENCH_REPORTED), *(f"scikit-learn/{one}" for one in MADE)]
     tried = [f"lcbench/{one}" for one in LCBENCH_TRIED]
     parser.add_argument("--data", type=Path, help="a checkout of slds-lmu/yahpo_data")
@@ -446,10 +452,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _shown(arguments: Sequence[str]) -> list[str]:
     """Return the arguments without the places of this machine."""
-    shown = list(arguments)
-    for option, word in (("--data", "FOLDER"), ("--cache", "FOLDER")):
-        if option in shown:
-            shown[shown.index(option) + 1] = word
+    shown: list[str] = []
+    for argument in arguments:
+        option, has_value, _ = argument.partition("=")
+        if shown and shown[-1] in _FOLDERS:
+            shown.append("FOLDER")
+        elif has_value and option in _FOLDERS:
+            shown.append(f"{option}=FOLDER")
+        else:
+            shown.append(argument)
     return shown
 
 

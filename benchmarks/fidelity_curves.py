@@ -1,7 +1,8 @@
-"""Learning curves that early stopping is measured on: LCBench's, by a surrogate, and such as are made here."""
+"""Learning curves that early stopping is measured on: LCBench's, by a surrogate, and some made here."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -168,12 +169,8 @@ _NETWORK = _space(
 )
 
 
-def _error_rate(model: Any, inputs: Any, outputs: Any) -> float:
-    return float((model.predict(inputs) != outputs).mean())
-
-
 def _accuracy(model: Any, inputs: Any, outputs: Any) -> float:
-    return 1.0 - _error_rate(model, inputs, outputs)
+    return float((model.predict(inputs) == outputs).mean())
 
 
 def _log_loss(model: Any, inputs: Any, outputs: Any) -> float:
@@ -212,7 +209,8 @@ class MadeTask:
         generator = random.Random(f"pool/{name}")
         pool = [self.space.draw(generator) for _ in range(POOL)]
         self._places = np.array([self._place(one) for one in pool])
-        path = cache / f"fidelity-{name}-{POOL}-scikit-learn-{version('scikit-learn')}.json"
+        digest = hashlib.sha256(json.dumps([self.epochs, pool]).encode()).hexdigest()[:12]
+        path = cache / f"fidelity-{name}-{digest}-scikit-learn-{version('scikit-learn')}.json"
         if path.exists():
             self._curves = json.loads(path.read_text())
         else:
