@@ -19,7 +19,9 @@ job has come to the end of one, the rule sees its curve (``report``), and what e
 (``ended``) and to the search before the next one is proposed, as the embedded AMT does. Searches and rules
 are made from a request's fields by the embedded AMT's own functions; so a seed gives Random, ``Auto`` with
 Random, Hyperband and the peers the same combinations. A training job counts with its latest objective, also
-if it was stopped, and the best of these is the objective of the tuning job.
+if it was stopped, and the best of these is the objective of the tuning job. Bayesian search proposes other
+combinations as soon as one training job is stopped, so that by chance alone half of its cells are worse than
+their baseline.
 
 The methods:
 
@@ -392,7 +394,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", choices=[*reported, *tried], metavar="SOURCE/TASK")
     parser.add_argument("--tried", action="store_true", help="the tasks on which rules are tried out")
     parser.add_argument(
-        "--seeds", type=int, default=10, help=f"at most {SLOW_SEEDS} of Bayesian and the peers"
+        "--seeds", type=int, default=10, help=f"Bayesian and the peers get at most {SLOW_SEEDS}"
     )
     parser.add_argument("--again", action="store_true", help="measure also what the results file has")
     parser.add_argument("--output", help="name of the results file; fidelity unless --tried")
