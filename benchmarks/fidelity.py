@@ -48,6 +48,9 @@ brings with 100 training jobs that all run to the end:
   that were not reached count as infinite (``null`` if they are the half). ``against_first`` is the median
   ratio to the epochs that the baseline itself had used when it found its best.
 
+Methods that take long are measured for fewer seeds: ``summary_where_peers_are`` has the same figures for the
+tasks and seeds on which every peer was measured.
+
 Cells (method, task, seed) that the results file already has are not measured again, unless ``--again``.
 """
 
@@ -361,6 +364,16 @@ def summarise(cells: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, A
     return summary
 
 
+def of_peers(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cells of the tasks and seeds on which every peer was measured."""
+    peers = [name for name, method in METHODS.items() if method.pruner is not None]
+
+    def has_all(key: str) -> bool:
+        return all(f"{peer}/{key.split('/', 1)[1]}" in cells for peer in peers)
+
+    return {key: cell for key, cell in cells.items() if has_all(key)}
+
+
 # --- command ---------------------------------------------------------------------------------------
 
 
@@ -416,6 +429,7 @@ def main(arguments: list[str] | None = None) -> int:
             "pending": PENDING,
             "training_jobs": TRAINING_JOBS,
             "summary": summarise(cells, described),
+            "summary_where_peers_are": summarise(of_peers(cells), described),
             "tasks": dict(sorted(described.items())),
             "cells": dict(sorted(cells.items())),
         }
