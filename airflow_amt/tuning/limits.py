@@ -936,7 +936,7 @@ class Converged(SinglePolicy):
     detected is another matter: that is the condition of the same name.
 
     Its share is how much of the patience is used, and no more than the share of the ``minimum`` that is
-    there. To raise it is to raise the patience.
+    there. To raise it is to raise both.
 
     :param patience: results without a significant improvement, in multiples of those that it took to get
         there.
@@ -969,11 +969,11 @@ class Converged(SinglePolicy):
             return self.level(0.0, "There is no result yet.", evidence={"results": 0})
         rule = ProportionalPatience(self.patience, self.threshold, self.minimum)
         number, needed = len(objectives), rule.needed(objectives, direction)
-        patience = self.patience * raised
         return self.level(
-            min((number - needed) / (patience * needed), number / self.minimum),
+            min((number - needed) / (self.patience * needed), number / self.minimum) / raised,
             f"After result {needed} of {number} none was better by more than {self.threshold:.1%}; the limit "
-            f"is {patience:.6g} times as many results again, and at least {self.minimum} in all.",
+            f"is {self.patience * raised:.6g} times as many results again, and at least "
+            f"{self.minimum * raised:.6g} in all.",
             evidence={"results": number, "needed": needed},
         )
 

@@ -393,6 +393,9 @@ def test_converged() -> None:
     assert "After result 2 of 5 none was better by more than 1.0%" in level.reason
     assert policy.measure(situation(0, results([1, 2, 1, 1, 1, 1]))).share == 1
     assert policy.measure(situation(0, results([1, 2, 1, 1, 1, 1])), raised=2).share == 0.5
+    raised = policy.measure(situation(0, results([1, 1, 1, 1])), raised=2)
+    assert raised.share == 0.5, "also where it is the least number of results that counts"
+    assert "at least 8 in all" in raised.reason
     assert policy.measure(situation(0, results([1, 2, 1, 1, 1, 3]))).share == 0
     with pytest.raises(AmtFieldError, match="how many times as many"):
         Converged(patience=0)

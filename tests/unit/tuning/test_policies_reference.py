@@ -298,14 +298,17 @@ def reference(policy: Policy, world: Raw, seen: int, now: int, raised: Fraction 
 def patience_used(policy: Converged, world: Raw, results: list[int], raised: Fraction) -> Fraction:
     if not results:
         return Fraction(0)
-    best = max(results) if world["direction"] == "Maximize" else min(results)
-    off = abs(best - middle_of(results))
+    ordered = sorted(results, reverse=world["direction"] == "Maximize")
+    best, good = ordered[0], ordered[len(ordered) // 4]
     # On one side of zero the distance counts for next to nothing.
-    unit = max(Fraction(abs(best)), off if min(results) < 0 < max(results) else off / 10**4)
+    crosses = min(best, good) < 0 < max(best, good)
+    unit = (
+        Fraction(abs(best - good)) if crosses else max(Fraction(abs(best)), Fraction(abs(best - good), 10**4))
+    )
     margin = Fraction(policy.threshold) * unit
     needed = next(number for number, one in enumerate(results, start=1) if abs(one - best) <= margin)
-    used = Fraction(len(results) - needed) / (Fraction(policy.patience) * raised * needed)
-    return min(used, Fraction(len(results), policy.minimum))
+    used = Fraction(len(results) - needed) / (Fraction(policy.patience) * needed)
+    return min(used, Fraction(len(results), policy.minimum)) / raised
 
 
 def middle_of(results: list[int]) -> Fraction:
