@@ -254,7 +254,7 @@ def boosted_trees(grouped: Mapping[str, Sequence[Trace]], saved: Sequence[float]
         for position, name in enumerate(sorted({trace.name for trace in traces}))
     }
     described_by = {
-        family: [(np.array(figures_of(losses(trace))), losses(trace)) for trace in traces]
+        family: [(np.array(list(figures_of(losses(trace)))), losses(trace)) for trace in traces]
         for family, traces in grouped.items()
     }
     chances: dict[str, list[Any]] = {family: [None] * len(traces) for family, traces in grouped.items()}

@@ -78,7 +78,7 @@ def test_each_criterion_ends_the_tuning_job_and_says_so(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_stops_the_job_and_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     home = tmp_path / "home"
-    # 25 results at least: time enough to interrupt it.
+    # 40 results at least: time enough to interrupt it.
     demo = start(home, "--criterion", "converged")
     try:
         assert demo.stdout is not None

@@ -66,7 +66,7 @@ TABLE: dict[str, tuple[dict[str, Any], str, dict[str, int], float | None, dict[s
     "converged": (
         {"sequence": "0.5", "most": 50, "convergence": True},
         "Completed",
-        {"Completed": 25},
+        {"Completed": 40},
         0.5,
         {"field": f"{_CRITERIA}.ConvergenceDetected.CompleteOnConvergence", "limit": "Enabled"},
         None,

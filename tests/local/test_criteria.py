@@ -168,7 +168,7 @@ def test_convergence(client: Any) -> None:
 
 
 def test_convergence_is_noted_when_it_does_not_end_the_job(client: Any) -> None:
-    description, report = completed(client, create_request(sequence="0.1 0.9", most=27, parallel=2))
+    description, report = completed(client, create_request(sequence="0.1 0.9", most=42, parallel=2))
 
     assert [fired.reason for fired in report.first] == [CompletionReason.MAX_TRAINING_JOBS]
     assert description["TuningJobCompletionDetails"]["ConvergenceDetectedTime"] is not None

@@ -102,7 +102,7 @@ EXPECTED: Mapping[str, Expected] = {
         status="Completed",
         evidence={"field": f"{_CRITERIA}.ConvergenceDetected.CompleteOnConvergence", "limit": "Enabled"},
         observed=_is_a_time,
-        training_jobs={"Completed": 25},
+        training_jobs={"Completed": 40},
         best=0.5,
     ),
     "search_space_exhausted": Expected(
