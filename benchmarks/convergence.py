@@ -271,7 +271,7 @@ def boosted_trees(grouped: Mapping[str, Sequence[Trace]], saved: Sequence[float]
         model = HistGradientBoostingClassifier(
             max_depth=5, max_iter=150, learning_rate=0.06, min_samples_leaf=100, random_state=fold,
             categorical_features=[len(rows[0]) - 1],
-        ).fit(rows, met)  # fmt: skip
+        ).fit(np.array(rows), np.array(met))  # fmt: skip
         for code, family in enumerate(names):
             for position, (figures, _) in enumerate(described_by[family]):
                 if fold_of[family, grouped[family][position].name] == fold:

@@ -73,7 +73,7 @@ class ProportionalPatience:
     :raises ValueError: ``patience``, ``threshold`` or ``minimum`` is out of range.
     """
 
-    patience: float = 2.0
+    patience: float = 3.0
     threshold: float = 0.01
     minimum: int = 40
 

@@ -945,7 +945,7 @@ class Converged(SinglePolicy):
     """
 
     code: ClassVar[str] = "converged"
-    patience: float = field(default=2.0, metadata={"kind": _PATIENCE})
+    patience: float = field(default=3.0, metadata={"kind": _PATIENCE})
     threshold: float = field(default=0.01, metadata={"kind": SHARE})
     minimum: int = field(default=40, metadata={"kind": COUNT})
 
