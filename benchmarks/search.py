@@ -193,8 +193,8 @@ class Plan:
     seeds: int = 10
 
 
-#: The slow engines' cells; all others have those of every table. The six tables were chosen beforehand: of
-#: each family one that settings of ours were chosen on, and one that they were not.
+#: The slow engines' cells; all others have those of every table. The six tables were chosen before there were
+#: results, two of each family.
 PLANS = {
     "syne-tune-gp": Plan(
         tables=(
