@@ -61,7 +61,7 @@ def summarise(cells: Cells) -> dict[str, Any]:
         for pending in sorted({pending for _, pending in engines}):
             measured = {name: engines[name, pending] for name in names if (name, pending) in engines}
             # A comparison is nothing without the engine that it has beside the others.
-            if names[-1] in measured or names == _CHEAP:
+            if names[-1] in measured or (names == _CHEAP and measured):
                 compared = _compare(measured, CHOSEN_ON if title == _OTHERS else frozenset())
                 summary.setdefault(title, {})[f"pending {pending}"] = compared
     return summary
