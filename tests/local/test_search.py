@@ -297,6 +297,14 @@ def test_bayesian_proposals_follow_from_seed_and_history(ranges: dict[str, Any])
     assert differs
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_bayesian_search_begins_in_the_middle(seed: int) -> None:
+    first, *others = run(make("Bayesian", LINE, seed=seed), 4, parallel=4)
+
+    assert first == {"x": "0.5"}
+    assert first not in others
+
+
 def test_pending_training_jobs_are_not_proposed_again() -> None:
     """Four at once spread out: none lies where another one is."""
     history = [tried({"x": str(x)}, -((x - 0.4) ** 2)) for x in (0.05, 0.2, 0.5, 0.75, 0.95)]
