@@ -24,6 +24,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.tuning.convergence import NoSignificantImprovement, ProportionalPatience
 from airflow_amt.tuning.costs import STOP_SECONDS, UNITS, Consumption, PriceTable, TrainingJobUsage
+from airflow_amt.tuning.criteria import ObjectiveType
 from airflow_amt.tuning.history import TrainingJobResult, ended_in_order, finite, iso
 from airflow_amt.tuning.parameters import (
     COUNT,
@@ -881,8 +882,30 @@ class NotImproving(SinglePolicy):
         )
 
 
+class _ResultsPolicy(SinglePolicy):
+    """Base of the policies on the objectives alone, in the order in which training jobs ended."""
+
+    __slots__ = ()
+
+    @property
+    def uses_training_jobs(self) -> bool:
+        """See :attr:`Policy.uses_training_jobs`."""
+        return True
+
+    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
+        """See :meth:`Policy.measure`."""
+        direction = situation.progress.objective_type
+        if situation.results is None or direction is None:
+            return self.unknown("The objectives of the training jobs are not known.")
+        return self.judge([objective for objective, _ in situation.results], direction, raised)
+
+    @abstractmethod
+    def judge(self, objectives: Sequence[float], direction: ObjectiveType, raised: float) -> Level:
+        """Say how much of the limit is used."""
+
+
 @dataclass(frozen=True, slots=True)
-class Plateau(SinglePolicy):
+class Plateau(_ResultsPolicy):
     """The last results improved on the best before them by a share of it at the most.
 
     The rule of :class:`airflow_amt.tuning.convergence.NoSignificantImprovement`. It is breached or not: its
@@ -898,17 +921,8 @@ class Plateau(SinglePolicy):
     threshold: float = field(default=0.01, metadata={"kind": SHARE})
     minimum: int = field(default=25, metadata={"kind": COUNT})
 
-    @property
-    def uses_training_jobs(self) -> bool:
-        """See :attr:`Policy.uses_training_jobs`."""
-        return True
-
-    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
-        """See :meth:`Policy.measure`."""
-        direction = situation.progress.objective_type
-        if situation.results is None or direction is None:
-            return self.unknown("The objectives of the training jobs are not known.")
-        objectives = [objective for objective, _ in situation.results]
+    def judge(self, objectives: Sequence[float], direction: ObjectiveType, raised: float) -> Level:
+        """See :meth:`_ResultsPolicy.judge`."""
         rule = NoSignificantImprovement(self.window, self.threshold, self.minimum)
         met = rule.converged(objectives, direction)
         enough = max(self.minimum, self.window + 1)
@@ -928,7 +942,7 @@ class Plateau(SinglePolicy):
 
 
 @dataclass(frozen=True, slots=True)
-class Converged(SinglePolicy):
+class Converged(_ResultsPolicy):
     """The best objective is unlikely to improve any more: the convergence rule of this package.
 
     The rule of :class:`airflow_amt.tuning.convergence.ProportionalPatience`, which the embedded AMT and
@@ -954,17 +968,8 @@ class Converged(SinglePolicy):
         """See :attr:`Policy.raisable`."""
         return True
 
-    @property
-    def uses_training_jobs(self) -> bool:
-        """See :attr:`Policy.uses_training_jobs`."""
-        return True
-
-    def measure(self, situation: Situation, *, raised: float = 1.0) -> Level:
-        """See :meth:`Policy.measure`."""
-        direction = situation.progress.objective_type
-        if situation.results is None or direction is None:
-            return self.unknown("The objectives of the training jobs are not known.")
-        objectives = [objective for objective, _ in situation.results]
+    def judge(self, objectives: Sequence[float], direction: ObjectiveType, raised: float) -> Level:
+        """See :meth:`_ResultsPolicy.judge`."""
         if not objectives:
             return self.level(0.0, "There is no result yet.", evidence={"results": 0})
         rule = ProportionalPatience(self.patience, self.threshold, self.minimum)
