@@ -110,12 +110,13 @@ def test_fan_out_compares_the_models_of_three_tuning_jobs(
     }
     client.close()
     assert len(bests) == 3
-    name, best = max(
-        bests.items(), key=lambda pair: pair[1]["FinalHyperParameterTuningJobObjectiveMetric"]["Value"]
-    )
-    assert result["value"]["objective"] == best["FinalHyperParameterTuningJobObjectiveMetric"]["Value"]
-    assert result["value"]["tuning_job"] == name
-    assert result["value"]["training_job"] == best["TrainingJobName"]
+    objectives = {
+        name: best["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] for name, best in bests.items()
+    }
+    # Two kernels may do equally well.
+    winner = result["value"]["tuning_job"]
+    assert objectives[winner] == max(objectives.values()) == result["value"]["objective"]
+    assert result["value"]["training_job"] == bests[winner]["TrainingJobName"]
 
 
 @pytest.mark.parametrize(
