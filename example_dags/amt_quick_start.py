@@ -27,7 +27,7 @@ REQUEST: dict[str, Any] = {
         "ParameterRanges": {
             "ContinuousParameterRanges": [
                 {"Name": "C", "MinValue": "0.001", "MaxValue": "1000", "ScalingType": "Logarithmic"},
-                {"Name": "gamma", "MinValue": "0.000001", "MaxValue": "1", "ScalingType": "Logarithmic"},
+                {"Name": "gamma", "MinValue": "0.00001", "MaxValue": "10", "ScalingType": "Logarithmic"},
             ],
         },
         "RandomSeed": "{{ params.random_seed }}",
