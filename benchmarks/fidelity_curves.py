@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from airflow_amt.local.search import CategoricalParameter, Combination, Space
+from airflow_amt.local.search import Combination, Space
 from airflow_amt.tuning.criteria import ObjectiveType
+from benchmarks.search_peers import place
 
 #: So many random combinations say what spread the final objectives of a task have.
 SAMPLE = 1000
@@ -208,7 +209,7 @@ class MadeTask:
         _, self.objective_type, self.epochs = MADE[name]
         generator = random.Random(f"pool/{name}")
         pool = [self.space.draw(generator) for _ in range(POOL)]
-        self._places = np.array([self._place(one) for one in pool])
+        self._places = np.array([place(self.space, one) for one in pool])
         digest = hashlib.sha256(json.dumps([self.epochs, pool]).encode()).hexdigest()[:12]
         path = cache / f"fidelity-{name}-{digest}-scikit-learn-{version('scikit-learn')}.json"
         if path.exists():
@@ -222,24 +223,13 @@ class MadeTask:
 
     def curve(self, combination: Combination) -> Sequence[float]:
         """See :meth:`Task.curve`."""
-        distances = ((self._places - self._place(combination)) ** 2).sum(axis=1)
+        distances = ((self._places - place(self.space, combination)) ** 2).sum(axis=1)
         curve: list[float] = self._curves[int(distances.argmin())]
         return curve
 
     def sample(self) -> Iterable[float]:
         """See :meth:`Task.sample`."""
         return [curve[-1] for curve in self._curves]
-
-    def _place(self, combination: Combination) -> list[float]:
-        """Return where a combination lies: numbers on their scale, categories apart from each other."""
-        place: list[float] = []
-        for one in self.space.parameters:
-            text = combination[one.name]
-            if isinstance(one, CategoricalParameter):
-                place.extend(float(text == value) for value in one.values)
-            else:
-                place.append(one.position(text))
-        return place
 
 
 def _train(name: str, pool: Sequence[Mapping[str, str]]) -> list[list[float]]:

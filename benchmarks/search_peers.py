@@ -106,7 +106,7 @@ class ScikitLearnGaussianProcess:
         generator = random.Random(f"{self._seed}/{len(history) + len(pending)}")
         if len(history) + len(pending) < _STARTUP:
             return self._space.draw(generator)
-        points = np.array([self._encode(one.hyperparameters) for one in history])
+        points = np.array([place(self._space, one.hyperparameters) for one in history])
         values = np.array([self._sign * (one.objective or 0.0) for one in history])
         values = (values - values.mean()) / (values.std() or 1.0)
         kernel = ConstantKernel() * Matern(np.ones(points.shape[1]), (0.05, 20.0), nu=2.5) + WhiteKernel(0.01)
@@ -115,26 +115,28 @@ class ScikitLearnGaussianProcess:
             warnings.simplefilter("ignore")  # the optimiser's convergence
             model.fit(points, values)
             if pending:
-                waiting = np.array([self._encode(one) for one in pending])
+                waiting = np.array([place(self._space, one) for one in pending])
                 lies = model.predict(waiting)
                 fitted = GaussianProcessRegressor(model.kernel_, optimizer=None)
                 model = fitted.fit(np.vstack([points, waiting]), np.concatenate([values, lies]))
         drawn = [self._space.draw(generator) for _ in range(1000)]
-        mean, deviation = model.predict(np.array([self._encode(one) for one in drawn]), return_std=True)
+        mean, deviation = model.predict(np.array([place(self._space, one) for one in drawn]), return_std=True)
         deviation = np.maximum(deviation, 1e-9)
         better = (mean - values.max()) / deviation
         gain = deviation * (norm.pdf(better) + better * norm.cdf(better))
         return drawn[int(gain.argmax())]
 
-    def _encode(self, combination: Combination) -> list[float]:
-        point: list[float] = []
-        for one in self._space.parameters:
-            text = combination[one.name]
-            if isinstance(one, CategoricalParameter):
-                point.extend(float(text == value) for value in one.values)
-            else:
-                point.append(one.position(text))
-        return point
+
+def place(space: Space, combination: Combination) -> list[float]:
+    """Return where a combination lies: numbers on their scale, categories apart from each other."""
+    point: list[float] = []
+    for one in space.parameters:
+        text = combination[one.name]
+        if isinstance(one, CategoricalParameter):
+            point.extend(float(text == value) for value in one.values)
+        else:
+            point.append(one.position(text))
+    return point
 
 
 class SyneTune:

@@ -941,6 +941,10 @@ class Plateau(_ResultsPolicy):
         return self.level(1.0 if met else 0.0, reason, evidence={"results": len(objectives)})
 
 
+#: The defaults of the rule are those of the policy.
+_PATIENT = ProportionalPatience()
+
+
 @dataclass(frozen=True, slots=True)
 class Converged(_ResultsPolicy):
     """The best objective is unlikely to improve any more: the convergence rule of this package.
@@ -959,9 +963,9 @@ class Converged(_ResultsPolicy):
     """
 
     code: ClassVar[str] = "converged"
-    patience: float = field(default=3.0, metadata={"kind": _PATIENCE})
-    threshold: float = field(default=0.01, metadata={"kind": SHARE})
-    minimum: int = field(default=40, metadata={"kind": COUNT})
+    patience: float = field(default=_PATIENT.patience, metadata={"kind": _PATIENCE})
+    threshold: float = field(default=_PATIENT.threshold, metadata={"kind": SHARE})
+    minimum: int = field(default=_PATIENT.minimum, metadata={"kind": COUNT})
 
     @property
     def raisable(self) -> bool:
