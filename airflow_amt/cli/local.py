@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 import threading
 from collections.abc import Sequence
@@ -48,6 +49,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port; 0 takes any free one (default)")
+    serve.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="name or address by which clients may call the server, beside those of loopback and --host; "
+        "may be given more than once",
+    )
+    serve.add_argument(
+        "--allow-any-caller",
+        action="store_const",
+        const=True,
+        help="ask no caller for a signature: every user and program of this machine can then run commands "
+        "as you; on loopback only",
+    )
     serve.add_argument(
         "--state-dir",
         type=Path,
@@ -129,6 +144,66 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     serve.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     serve.set_defaults(run=run_serve)
+    _register_credentials(commands)
+
+
+def _register_credentials(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    credentials = commands.add_parser(
+        "credentials",
+        help="print what clients sign their calls with",
+        description=(
+            "Print the access key and secret of a state folder, and the address of the server that runs on "
+            'it. They are made on first use and stay the same. eval "$(airflow-amt local credentials)" sets '
+            "a shell up."
+        ),
+    )
+    credentials.add_argument(
+        "--config", type=Path, metavar="FILE", help="the configuration file of the server, for its state-dir"
+    )
+    credentials.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="the server's state folder (default: airflow-amt in $XDG_STATE_HOME or ~/.local/state)",
+    )
+    credentials.add_argument(
+        "--format",
+        choices=("exports", "profile", "connection"),
+        default="exports",
+        help="exports: shell variables; profile: a profile for ~/.aws/config; connection: Airflow's "
+        "connection aws_default as a shell variable (default: exports)",
+    )
+    credentials.add_argument(
+        "--region", default="us-east-1", help="AWS region that clients use (default: us-east-1)"
+    )
+    credentials.set_defaults(run=run_credentials)
+
+
+def run_credentials(arguments: argparse.Namespace) -> int:
+    """Print the credentials of a state folder.
+
+    :raises AmtFieldError: the folder or what it keeps cannot be used.
+    """
+    _check_installed("local credentials", EXTRA_MODULES, "local")
+    from airflow_amt.local import config, credentials, state_folder
+
+    settings = config.settle({"state_dir": arguments.state_dir}, arguments.config, Path.cwd())
+    state_dir = _state_dir(settings.options["state_dir"])
+    try:
+        state_folder.prepare(state_dir)
+        found = credentials.of_state_folder(state_dir)
+        endpoint = state_folder.endpoint_of_running(state_dir)
+    except OSError as error:
+        raise AmtFieldError(
+            "state-dir",
+            str(state_dir),
+            f"a folder that can be read and written ({error.strerror})",
+            "choose the --state-dir of the server",
+        ) from None
+    print(credentials.FORMATS[arguments.format](found, endpoint, arguments.region))
+    if endpoint is None:
+        print(f"# No server runs on {state_dir} now, so its address is left out.")
+    return 0
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
@@ -142,6 +217,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from airflow_amt.local.engine import EngineOptions
     from airflow_amt.local.faults import FaultInjector, Faults
     from airflow_amt.local.fork_server import check_modules
+    from airflow_amt.local.launcher import READY
     from airflow_amt.local.server import ServerOptions, is_loopback, serve
 
     settings = config.settle(vars(arguments), arguments.config, Path.cwd())
@@ -161,12 +237,21 @@ def run_serve(arguments: argparse.Namespace) -> int:
         raise AmtFieldError("account", arguments.account, "12 digits", "leave it out")
     fork_server = [name.strip() for option in arguments.fork_server for name in option.split(",")]
     check_modules(fork_server)
-    state_dir = (arguments.state_dir or _default_state_dir()).absolute()
-    if state_dir.exists() and not state_dir.is_dir():
-        raise AmtFieldError("state-dir", str(state_dir), "a folder", "choose another path")
+    state_dir = _state_dir(arguments.state_dir)
+    if arguments.allow_any_caller and not is_loopback(arguments.host):
+        raise AmtFieldError(
+            "allow-any-caller",
+            True,
+            f"with a --host of loopback only; {arguments.host} can be reached from other machines",
+            "leave it out: 'airflow-amt local credentials' prints what clients need",
+        )
+    for name in arguments.allowed_host:
+        _check_host_name(name)
     options = ServerOptions(
         host=arguments.host,
         port=arguments.port,
+        allowed_hosts=arguments.allowed_host,
+        any_caller=arguments.allow_any_caller,
         clock_rate=checked_rate(arguments.clock_rate),
         engine=EngineOptions(
             state_dir=state_dir,
@@ -188,15 +273,37 @@ def run_serve(arguments: argparse.Namespace) -> int:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    if not is_loopback(arguments.host):
+    if arguments.allow_any_caller:
         logging.getLogger(__name__).warning(
-            "Listening on %s: whoever reaches this address can run training scripts as this user; "
-            "signatures are not checked",
-            arguments.host,
+            "No caller is asked for a signature: every user and program of this machine can run commands "
+            "as this user"
         )
-    serve(options, lambda endpoint: print(f"embedded AMT ready: {endpoint}", flush=True))
+
+    def announce(endpoint: str) -> None:
+        print(f"{READY}{endpoint}", flush=True)
+        if not arguments.allow_any_caller:
+            print(f'credentials for clients: eval "$({_credentials_command(state_dir)})"', flush=True)
+
+    serve(options, announce)
     _leave_hanging_threads()
     return 0
+
+
+def _credentials_command(state_dir: Path) -> str:
+    command = ["airflow-amt", "local", "credentials"]
+    if state_dir != _state_dir(None):
+        command += ["--state-dir", str(state_dir)]
+    return shlex.join(command)
+
+
+def _check_host_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,253}", name) or re.search(r"^[^:]*:\d*$", name):
+        raise AmtFieldError(
+            "allowed-host",
+            name,
+            "the name or address of a host, without scheme, port and path",
+            "as in --allowed-host amt.example.internal",
+        )
 
 
 def _leave_hanging_threads() -> None:
@@ -246,6 +353,8 @@ def _check_installed(what: str, modules: Sequence[str], extra: str) -> None:
         )
 
 
-def _default_state_dir() -> Path:
+def _state_dir(given: Path | None) -> Path:
+    if given is not None:
+        return given.absolute()
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "airflow-amt"
+    return (Path(base) / "airflow-amt").absolute()

@@ -27,6 +27,8 @@ from airflow_amt.local import images
 DEFAULTS: Mapping[str, Any] = {
     "host": "127.0.0.1",
     "port": 0,
+    "allowed_host": (),
+    "allow_any_caller": False,
     "state_dir": None,
     "clock_rate": 1.0,
     "s3_root": None,

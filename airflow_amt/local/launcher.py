@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_amt.exceptions import AmtError, AmtFieldError
+from airflow_amt.local import credentials, state_folder
+from airflow_amt.local.credentials import Credentials
 
 if TYPE_CHECKING:
     from airflow_amt.local.faults import Faults
@@ -72,7 +74,7 @@ class RunningServer:
         self.pid = process.pid
 
     def client(self, region: str = "us-east-1", **config: Any) -> Any:
-        """Return a boto3 client of SageMaker for this server, with dummy credentials.
+        """Return a boto3 client of SageMaker for this server, with its credentials.
 
         :param region: AWS region; each has tuning jobs of its own.
         :param config: options of ``botocore.config.Config``.
@@ -84,10 +86,40 @@ class RunningServer:
             "sagemaker",
             endpoint_url=self.endpoint,
             region_name=region,
-            aws_access_key_id="embedded",
-            aws_secret_access_key="embedded",  # noqa: S106 - the server checks no signature
+            aws_access_key_id=self.credentials.access_key_id,
+            aws_secret_access_key=self.credentials.secret_access_key,
             config=Config(**config),
         )
+
+    @property
+    def credentials(self) -> Credentials:
+        """The access key and secret that its callers sign with."""
+        return credentials.of_state_folder(self.state_dir)
+
+    def environment(self, region: str = "us-east-1") -> dict[str, str]:
+        """Return the variables by which AWS's clients in other processes find and use this server."""
+        return credentials.environment(self.credentials, self.endpoint, region)
+
+    def connection(self, region: str = "us-east-1", **extra: Any) -> str:
+        """Return an Airflow connection to this server as JSON, as ``AIRFLOW_CONN_AWS_DEFAULT`` takes it.
+
+        :param region: AWS region.
+        :param extra: more of the connection's extra, or other values of it.
+        """
+        return credentials.connection(self.credentials, self.endpoint, region, extra)
+
+    def signed(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """Return the headers of an HTTP request with its signature, for what AWS's clients cannot send."""
+        from botocore.auth import SigV4Auth
+        from botocore.awsrequest import AWSRequest
+        from botocore.credentials import Credentials as Signer
+
+        request = AWSRequest(method, f"{self.endpoint}{path}", dict(headers or {}), body)
+        signer = Signer(self.credentials.access_key_id, self.credentials.secret_access_key)
+        SigV4Auth(signer, "sagemaker", "us-east-1").add_auth(request)
+        return dict(request.headers)
 
     def set_faults(self, faults: Mapping[str, Any] | None) -> None:
         """Replace what goes wrong on purpose, from the next call on; counts and chances begin anew.
@@ -105,9 +137,11 @@ class RunningServer:
         return self._faults("GET", None)
 
     def _faults(self, method: str, body: str | None) -> dict[str, Any]:
+        sent = (body or "").encode()
         connection = http.client.HTTPConnection(urlsplit(self.endpoint).netloc, timeout=_STOP_SECONDS)
         with contextlib.closing(connection):
-            connection.request(method, "/_amt/faults", body=body)
+            headers = self.signed(method, "/_amt/faults", sent)
+            connection.request(method, "/_amt/faults", body=sent, headers=headers)
             response = connection.getresponse()
             text = response.read().decode()
         if response.status != 200:
@@ -190,7 +224,7 @@ def start(
     :raises ServerDidNotStartError: it ended or did not get ready.
     :raises AmtFieldError: something in the faults cannot be used.
     """
-    state_dir.mkdir(parents=True, exist_ok=True)
+    state_folder.prepare(state_dir)
     command = [sys.executable, "-c", _MAIN, "local", "serve", "--until-stdin-closes"]
     command += ["--state-dir", str(state_dir), "--clock-rate", repr(clock_rate)]
     for image, trainer in (images or {}).items():
@@ -236,13 +270,13 @@ def _first_line(process: subprocess.Popen[bytes]) -> str:
         raise ValueError("the process was started without a pipe for its standard output")
     deadline = time.monotonic() + _START_SECONDS
     line = b""
-    while not line.endswith(b"\n"):
+    while b"\n" not in line:
         ready, _, _ = select.select([output], [], [], max(0.0, deadline - time.monotonic()))
         chunk = os.read(output.fileno(), 4096) if ready else b""
         if not chunk:
             break
         line += chunk
-    return line.decode("utf-8", errors="replace").strip()
+    return line.partition(b"\n")[0].decode("utf-8", errors="replace").strip()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,9 +23,6 @@ from airflow_amt.service_model import aws_message, service_model, validate
 
 CONTENT_TYPE = "application/x-amz-json-1.1"
 TARGET_PREFIX = "SageMaker."
-DEFAULT_REGION = "us-east-1"
-
-_SCOPE = re.compile(r"Credential=[^/,\s]+/\d{8}/([a-z0-9-]{1,32})/sagemaker/aws4_request")
 
 
 class AwsError(Exception):
@@ -50,15 +46,6 @@ class AwsError(Exception):
         botocore reads either, so both are there.
         """
         return json.dumps({"__type": self.code, "message": self.message, "Message": self.message}).encode()
-
-
-def region_of(authorization: str | None) -> str:
-    """Return the region that a request was signed for, ``us-east-1`` if it is not signed.
-
-    :param authorization: the request's ``Authorization`` header. The signature is not checked.
-    """
-    match = _SCOPE.search(authorization or "")
-    return match.group(1) if match else DEFAULT_REGION
 
 
 def operation_of(target: str | None) -> str:

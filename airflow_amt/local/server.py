@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from airflow_amt.exceptions import AmtFieldError
-from airflow_amt.local import faults, protocol, s3_view
+from airflow_amt.local import credentials, faults, protocol, s3_view, state_folder
 from airflow_amt.local.clock import AmtClock
 from airflow_amt.local.engine import Engine, EngineOptions
 from airflow_amt.local.operations import Operations
@@ -35,15 +35,24 @@ from airflow_amt.local.request_log import Call, RequestLog, tuning_job_of
 from airflow_amt.local.snapshots import Snapshots
 from airflow_amt.local.storage import FolderStorage
 from airflow_amt.local.store import Store
+from airflow_amt.local.trust import (
+    LARGEST_REQUEST,
+    ClientGoneError,
+    Gate,
+    TooLargeError,
+    TrustOptions,
+    read_body,
+    region_of,
+)
 from airflow_amt.service_model import service_model
 
 logger = logging.getLogger(__name__)
 
-#: Larger requests are refused; the largest legal create request is far below.
-LARGEST_REQUEST = 4 * 1024 * 1024
+#: Most bytes of a request line and headers that do not end.
+LARGEST_HEAD = 64 * 1024
 #: Where the faults setting is read (GET), replaced (PUT) and emptied (DELETE) while the server runs.
 FAULTS_PATH = "/_amt/faults"
-_READ_HEADERS = frozenset({b"x-amz-target", b"authorization", b"user-agent"})
+_READ_HEADERS = frozenset({b"x-amz-target", b"user-agent"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +61,8 @@ class ServerOptions:
 
     :param host: address to listen on; loopback unless asked otherwise.
     :param port: port, 0 for any free one.
+    :param allowed_hosts: further names and addresses by which clients may call the server.
+    :param any_caller: ask no caller for a signature.
     :param clock_rate: AMT seconds per real second.
     :param engine: see :class:`EngineOptions`.
     :param with_aws: serve S3, STS, IAM and CloudWatch Logs too; needs the extra ``local-aws``.
@@ -62,6 +73,8 @@ class ServerOptions:
 
     host: str = "127.0.0.1"
     port: int = 0
+    allowed_hosts: Sequence[str] = ()
+    any_caller: bool = False
     clock_rate: float = 1.0
     engine: EngineOptions
     with_aws: bool = False
@@ -118,10 +131,10 @@ class Application:
         call = None if self._request_log is None else Call(user_agent=headers.get(b"user-agent"))
         status, kind = 200, None
         try:
-            answer = await self._answer(headers, receive, request_id, call)
+            answer = await self._answer(headers, region_of(scope), receive, request_id, call)
         except protocol.AwsError as error:
             status, kind, answer = error.status, error.code, error.body()
-        except _ClientGoneError:
+        except ClientGoneError:
             # Nobody is left to read an answer.
             self._note(call, None, None)
             return
@@ -138,7 +151,12 @@ class Application:
             self._request_log.write(call)
 
     async def _answer(
-        self, headers: Mapping[bytes, str], receive: Receive, request_id: str, call: Call | None
+        self,
+        headers: Mapping[bytes, str],
+        region: str,
+        receive: Receive,
+        request_id: str,
+        call: Call | None,
     ) -> bytes:
         operation = "unknown"
         try:
@@ -146,7 +164,6 @@ class Application:
             if call is not None:
                 call.operation = operation
             body = await _read_body(receive)
-            region = protocol.region_of(headers.get(b"authorization"))
             if call is not None:
                 call.region, call.tuning_job = region, tuning_job_of(body)
             if self._injector.faults.rules:
@@ -158,7 +175,7 @@ class Application:
         except protocol.AwsError as error:
             logger.info("%s refused: %s: %s", operation, error.code, error.message)
             raise
-        except (_ClientGoneError, faults.DropConnectionError):
+        except (ClientGoneError, faults.DropConnectionError):
             raise
         except Exception:
             logger.exception("%s failed, request %s", operation, request_id)
@@ -240,10 +257,6 @@ def beside(sagemaker: ASGIApp, others: ASGIApp) -> ASGIApp:
     return application
 
 
-class _ClientGoneError(Exception):
-    """The client closed its connection before its request was complete."""
-
-
 def _carry_out(operations: Operations, operation: str, region: str, body: bytes) -> bytes:
     if operation not in operations.names:
         raise protocol.AwsError(
@@ -255,21 +268,10 @@ def _carry_out(operations: Operations, operation: str, region: str, body: bytes)
 
 
 async def _read_body(receive: Receive) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGoneError
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > LARGEST_REQUEST:
-            raise protocol.AwsError(
-                "SerializationException", f"The request is larger than {LARGEST_REQUEST} bytes"
-            )
-        more = message.get("more_body", False)
-    return b"".join(chunks)
+    try:
+        return await read_body(receive, LARGEST_REQUEST)
+    except TooLargeError as error:
+        raise protocol.AwsError("SerializationException", str(error)) from None
 
 
 async def _send(send: Send, status: int, body: bytes, request_id: str, error: str | None) -> None:
@@ -288,6 +290,11 @@ def _json(content: Mapping[str, Any], status: int) -> Response:
     return Response(json.dumps(content), status, media_type="application/json")
 
 
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+)
+
+
 class Connections(dict[tuple[str, int], asyncio.BaseTransport]):
     """The open connections of a server by the address of the client.
 
@@ -299,6 +306,27 @@ class Connections(dict[tuple[str, int], asyncio.BaseTransport]):
         connections = self
 
         class Noted(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+            # uvicorn's faster parser takes request lines and headers of any size.
+            _head_bytes = 0
+            _in_head = False
+
+            def on_message_begin(self) -> None:
+                self._in_head = True
+                super().on_message_begin()
+
+            def on_headers_complete(self) -> None:
+                self._in_head = False
+                super().on_headers_complete()
+
+            def data_received(self, data: bytes) -> None:
+                if self.transport.is_closing():
+                    return
+                super().data_received(data)
+                self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
+                if self._head_bytes > LARGEST_HEAD:
+                    self.transport.write(_HEAD_TOO_LARGE)
+                    self.transport.close()
+
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 self._address = tuple(transport.get_extra_info("peername")[:2])
                 connections[self._address] = transport
@@ -386,6 +414,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         listener = stack.enter_context(listen(options.host, options.port))
         store = open_store(options.engine.state_dir)
         stack.callback(store.close)
+        signed_with = credentials.of_state_folder(options.engine.state_dir)
         request_log = None
         if options.request_log is not None:
             request_log = RequestLog(options.request_log)
@@ -393,7 +422,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
         clock = AmtClock(options.clock_rate, last_seen_ms=store.last_seen_ms())
         # Loaded now, so that the first request is not the slow one.
         service_model()
-        asyncio.run(_serve(options, listener, store, clock, request_log, announce))
+        asyncio.run(_serve(options, listener, store, clock, request_log, signed_with, announce))
 
 
 async def _serve(
@@ -402,6 +431,7 @@ async def _serve(
     store: Store,
     clock: AmtClock,
     request_log: RequestLog | None,
+    signed_with: credentials.Credentials,
     announce: Callable[[str], None],
 ) -> None:
     engine = Engine(store, clock, options.engine)
@@ -409,21 +439,27 @@ async def _serve(
     host, port = listener.getsockname()[:2]
     endpoint = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     served: ASGIApp = application
+    secret_of: Callable[[str], str | None] = _no_secret
     if options.with_aws:
         # Here, and not at the top: who does not ask for it pays nothing for it.
         from airflow_amt.local import aws
 
-        served = beside(
-            application,
-            aws.create_asgi_app(
-                s3_root=options.engine.s3_root,
-                training_jobs=options.engine.state_dir / "training-jobs",
-                account=options.engine.account,
-            ),
+        services = aws.AwsServices(
+            s3_root=options.engine.s3_root,
+            training_jobs=options.engine.state_dir / "training-jobs",
+            account=options.engine.account,
         )
+        served = beside(application, aws.create_asgi_app(services))
+        secret_of = services.secret_of
         aws.announce(os.environ, endpoint)
+    trust = TrustOptions(
+        credentials=None if options.any_caller else signed_with,
+        hosts=(options.host, *options.allowed_hosts),
+        secret_of=secret_of,
+    )
+    state_folder.note_endpoint(options.engine.state_dir, endpoint)
     config = uvicorn.Config(
-        served,
+        Gate(served, trust),
         http=application.connections.protocol(),
         ws="none",
         # Nobody else's word about who the client is: connections are found by it.
@@ -454,6 +490,10 @@ async def _serve(
         application.close()
         await engine.close()
         engine.storage.close()
+
+
+def _no_secret(_: str) -> None:
+    """Return the secret of a key that the server has not made: there is none."""
 
 
 class _EndOfInput(asyncio.Protocol):

@@ -22,6 +22,7 @@ from typing import IO, Any, TypeVar
 import sqlalchemy as sa
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local import state_folder
 
 SCHEMA_VERSION = "2"
 #: Statuses of tuning and training jobs that have not ended.
@@ -230,7 +231,7 @@ class Store:
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
-        state_dir.mkdir(parents=True, exist_ok=True)
+        state_folder.prepare(state_dir)
         self._lock = _locked(state_dir)
         self._engine = sa.create_engine(
             f"sqlite:///{state_dir / 'amt.sqlite3'}",
@@ -550,7 +551,7 @@ def _compact_json(value: Any) -> str:
 
 def _locked(state_dir: Path) -> IO[str]:
     """Take the folder's lock; it is given free when the file is closed, at the latest by the kernel."""
-    path = state_dir / "lock"
+    path = state_dir / state_folder.LOCK
     handle = path.open("a+", encoding="ascii")
     with contextlib.ExitStack() as unless_locked:
         unless_locked.callback(handle.close)

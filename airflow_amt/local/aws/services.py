@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,37 +11,37 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from a2wsgi import WSGIMiddleware
+from moto.backends import get_backend
+from moto.core.utils import utcnow
 from moto.moto_server.werkzeug_app import create_backend_app
 
 from airflow_amt.local.aws.buckets import Buckets, BucketsError, error_document
 from airflow_amt.local.aws.logs import GROUP, LogsError, TrainingLogs
 from airflow_amt.local.aws.roles import Roles
+from airflow_amt.local.credentials import DEFAULT_REGION
+from airflow_amt.local.signatures import Claim
+from airflow_amt.local.trust import CLAIM
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 
 SERVICES = ("iam", "logs", "s3", "sts")
 
-#: ``<key>/<date>/<region>/<service>/aws4_request`` in a header, and in the query of a presigned address.
-_SCOPE = re.compile(r"Credential=[^/,\s]+/\d{8}/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request")
 _LOGS_TARGET = "Logs_20140328."
 _READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def create_asgi_app(*, s3_root: Path, training_jobs: Path, account: str) -> Any:
-    """Return the ASGI application of the services beside SageMaker.
-
-    :param s3_root: the folder that stands for S3.
-    :param training_jobs: the folder of all training jobs' folders.
-    :param account: 12-digit AWS account id.
-    """
-    return WSGIMiddleware(AwsServices(s3_root=s3_root, training_jobs=training_jobs, account=account))
+def create_asgi_app(services: AwsServices) -> Any:
+    """Return the ASGI application of the services beside SageMaker."""
+    return WSGIMiddleware(services)
 
 
 class AwsServices:
     """Answers the requests for S3, STS, IAM and CloudWatch Logs.
 
-    The parameters are those of :func:`create_asgi_app`.
+    :param s3_root: the folder that stands for S3.
+    :param training_jobs: the folder of all training jobs' folders.
+    :param account: 12-digit AWS account id.
     """
 
     def __init__(self, *, s3_root: Path, training_jobs: Path, account: str) -> None:
@@ -81,6 +80,17 @@ class AwsServices:
             body = json.dumps({"__type": "UnknownOperationException", "message": message}).encode()
             return _respond(start_response, 400, "application/x-amz-json-1.1", body)
         return self._moto(service, environ, start_response)
+
+    def secret_of(self, access_key_id: str) -> str | None:
+        """Return the secret of a key that STS has given out for a role, or IAM for a user."""
+        role = get_backend("sts")[self._account]["aws"].get_assumed_role_from_access_key(access_key_id)
+        if role is not None:
+            return None if role.expiration <= utcnow() else str(role.secret_access_key)
+        for user in get_backend("iam")[self._account]["aws"].users.values():
+            for key in user.access_keys:
+                if key.access_key_id == access_key_id and key.status == "Active":
+                    return str(key.secret_access_key)
+        return None
 
     def _moto(self, service: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         answer: Iterable[bytes] = self._applications[service](environ, start_response)
@@ -130,11 +140,8 @@ class AwsServices:
 
 def _scope_of(environ: Environ) -> tuple[str, str]:
     """Return region and service that a request was signed for; unsigned ones are for S3."""
-    text = environ.get("HTTP_AUTHORIZATION", "")
-    query = parse_qs(environ.get("QUERY_STRING", ""))
-    text += f" Credential={query.get('X-Amz-Credential', [''])[0]}"
-    match = _SCOPE.search(text)
-    return (match.group(1), match.group(2)) if match else ("us-east-1", "s3")
+    claim: Claim | None = environ.get("asgi.scope", {}).get(CLAIM)
+    return (DEFAULT_REGION, "s3") if claim is None else (claim.region, claim.service)
 
 
 def _read_again(environ: Environ) -> bytes:

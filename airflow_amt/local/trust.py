@@ -1,0 +1,352 @@
+"""Who may call: the outermost part of the server, which lets through what the server's user has signed.
+
+Three questions, in this order: does the request name this server (``Host``; a web page whose name was
+rebound to loopback does not), does it come from a web page (``Origin``, ``Sec-Fetch-Site``), and is it signed
+with the server's credentials (:mod:`airflow_amt.local.signatures`)? What fails one is answered here, and
+nothing behind this part sees it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from xml.sax.saxutils import escape
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from airflow_amt.local import signatures
+from airflow_amt.local.credentials import DEFAULT_REGION, Credentials
+from airflow_amt.local.signatures import Claim, SignatureError
+
+logger = logging.getLogger(__name__)
+
+#: Larger requests are refused, but of S3; the largest legal create request is far below.
+LARGEST_REQUEST = 4 * 1024 * 1024
+#: Largest object that is sent in one request of S3 (S3 user guide, "Uploading objects"): 5 GB.
+LARGEST_OBJECT = 5 * 1024**3
+#: Where the gate leaves who has signed a request, in its ASGI scope.
+CLAIM = "airflow_amt.claim"
+
+_HINT = (
+    "Use the access key that 'airflow-amt local credentials' prints, with the --state-dir of the server "
+    "(in tests: running().client(), .environment() or .connection())."
+)
+_EMPTY_HASH = hashlib.sha256(b"").hexdigest()
+#: Pages and scripts among stored objects have no origin of their own, and so no way back to the server.
+_HARDENING = [
+    (b"content-security-policy", b"sandbox"),
+    (b"x-content-type-options", b"nosniff"),
+]
+#: What services with a JSON protocol call the errors that S3 and the rest call so.
+_JSON_CODES = {
+    "AccessDenied": "AccessDeniedException",
+    "InvalidAccessKeyId": "UnrecognizedClientException",
+    "MissingAuthenticationToken": "MissingAuthenticationTokenException",
+    "SignatureDoesNotMatch": "InvalidSignatureException",
+}
+_LOG_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustOptions:
+    """Who may call.
+
+    :param credentials: what calls are signed with; ``None`` lets every caller in.
+    :param hosts: names and addresses by which clients may call the server, beside those of loopback.
+    :param secret_of: returns the secret of further access keys, ``None`` for those it does not know.
+    """
+
+    credentials: Credentials | None
+    hosts: Collection[str] = ()
+    secret_of: Callable[[str], str | None] = field(default=lambda _: None)
+
+
+class RefusedError(Exception):
+    """A request is not let through.
+
+    :param status: HTTP status.
+    :param code: AWS's error code.
+    :param message: what is wrong and how to mend it.
+    """
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, code, message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+class Gate:
+    """Lets requests through to an application.
+
+    :param application: what is behind.
+    :param options: who may call.
+    :param now: tells seconds since the epoch.
+    """
+
+    def __init__(
+        self, application: ASGIApp, options: TrustOptions, now: Callable[[], float] = time.time
+    ) -> None:
+        self._application = application
+        self._options = options
+        self._now = now
+        self._hosts = frozenset(host.lower() for host in options.hosts)
+        self._refusals = _Refusals()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it on: the interface of ASGI."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"the server offers no {scope['type']}")
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        try:
+            authorization = self._check_head(scope, headers)
+            receive = await self._check_signature(scope, headers, authorization, receive)
+        except (RefusedError, TooLargeError) as error:
+            if isinstance(error, TooLargeError):
+                error = RefusedError(413, "RequestEntityTooLarge", f"{error}.")
+            self._refusals.note(scope, error)
+            await _refuse(scope, receive, send, error)
+            return
+        except ClientGoneError:
+            return
+
+        async def send_hardened(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_HARDENING]
+            await send(message)
+
+        await self._application(scope, receive, send_hardened)
+
+    def _check_head(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> str:
+        """Check host and origin; return the ``Authorization`` header."""
+        host = origin = authorization = site = None
+        for name, value in headers:
+            if name == b"host":
+                host = value if host is None else b""  # of two, none counts
+            elif name == b"authorization":
+                authorization = value if authorization is None else b","
+            elif name == b"origin":
+                origin = value if origin is None else b""
+            elif name == b"sec-fetch-site":
+                site = value
+        if host is None or not self._is_own(host, scope):
+            raise RefusedError(
+                403,
+                "AccessDenied",
+                f"The Host header {_shown(host)} is none of this server's names. Start it with "
+                "--allowed-host NAME to call it by that name.",
+            )
+        if (origin is not None and origin.lower() != b"http://" + host.lower()) or site not in (
+            None,
+            b"none",
+            b"same-origin",
+        ):
+            raise RefusedError(
+                403, "AccessDenied", f"The web page {_shown(origin)} may not call this server: no page may."
+            )
+        return "" if authorization is None else authorization.decode("latin-1")
+
+    def _is_own(self, host: bytes, scope: Scope) -> bool:
+        name = _host_name(host)
+        return (
+            name is not None and (name == "localhost" or name.endswith(".localhost") or name in self._hosts)
+        ) or _is_address(name, scope)
+
+    async def _check_signature(
+        self, scope: Scope, headers: list[tuple[bytes, bytes]], authorization: str, receive: Receive
+    ) -> Receive:
+        """Check the signature; return what the application receives the body from."""
+        credentials = self._options.credentials
+        try:
+            claim = signatures.claim_of(authorization, scope["query_string"])
+        except SignatureError as error:
+            if credentials is None:
+                # Nobody asks for it.
+                return receive
+            raise _refused(error) from None
+        scope[CLAIM] = claim
+        if credentials is None:
+            return receive
+        if claim is None:
+            raise RefusedError(403, "MissingAuthenticationToken", f"The request is not signed. {_HINT}")
+        if claim.service != "sagemaker" and any(
+            name == b"x-amz-target" and value.startswith(b"SageMaker.") for name, value in headers
+        ):
+            raise RefusedError(
+                403, "SignatureDoesNotMatch", f"Credential names the service {claim.service}, not sagemaker."
+            )
+        request = signatures.Request(scope["method"], scope["raw_path"], scope["query_string"], headers)
+        try:
+            payload = signatures.payload_hash(claim, headers)
+            if payload is None:
+                body = await read_body(receive, LARGEST_REQUEST)
+                hashed = hashlib.sha256(body).hexdigest() if body else _EMPTY_HASH
+                signatures.check(claim, request, hashed, self._secret_of, self._now())
+                return _replayed(body, receive)
+            # Before the body is read, which may be large.
+            signatures.check(claim, request, payload, self._secret_of, self._now())
+        except SignatureError as error:
+            raise _refused(error) from None
+        if not signatures.is_hash(payload):
+            return receive
+        body = await read_body(receive, LARGEST_OBJECT if claim.service == "s3" else LARGEST_REQUEST)
+        if hashlib.sha256(body).hexdigest() != payload:
+            raise RefusedError(
+                400, "XAmzContentSHA256Mismatch", "The body is not the one that was signed: send it again."
+            )
+        return _replayed(body, receive)
+
+    def _secret_of(self, access_key_id: str) -> str | None:
+        own = self._options.credentials
+        if own is not None and access_key_id == own.access_key_id:
+            return own.secret_access_key
+        return self._options.secret_of(access_key_id)
+
+
+def region_of(scope: Scope) -> str:
+    """Return the region that a request was signed for, ``us-east-1`` if it was not signed."""
+    claim: Claim | None = scope.get(CLAIM)
+    return DEFAULT_REGION if claim is None else claim.region
+
+
+def _host_name(host: bytes) -> str | None:
+    """Return the name in a ``Host`` header, without its port; ``None`` if there is none."""
+    text = host.decode("latin-1").lower()
+    name, separator, port = text.rpartition(":")
+    if text.endswith("]") or not separator:
+        name, port = text, "0"
+    if not (port.isascii() and port.isdecimal()):
+        return None
+    return name.removeprefix("[").removesuffix("]").removesuffix(".") or None
+
+
+def _is_address(name: str | None, scope: Scope) -> bool:
+    """Whether a name is an address of loopback, or the one that the client has connected to.
+
+    An address cannot be rebound: only pages from there, and so from this server, have it as their origin.
+    """
+    if name is None:
+        return False
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or name == (scope.get("server") or ("",))[0]
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection before its request was complete."""
+
+
+class TooLargeError(Exception):
+    """A body is larger than it may be; the text says how large that is."""
+
+
+async def read_body(receive: Receive, most: int) -> bytes:
+    """Return the body of a request.
+
+    :param most: bytes that it may have.
+    :raises ClientGoneError: the client closed its connection before it was complete.
+    :raises TooLargeError: it has more bytes.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > most:
+            raise TooLargeError(f"The request is larger than {most} bytes")
+        more = message.get("more_body", False)
+        if not more and not chunks:
+            return chunk
+        chunks.append(chunk)
+        if not more:
+            return b"".join(chunks)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return what gives a body that was read before, and then goes on."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _refused(error: SignatureError) -> RefusedError:
+    return RefusedError(403, error.code, f"{error.message} {_HINT}")
+
+
+def _shown(text: bytes | None) -> str:
+    return "(none)" if text is None else ascii(text.decode("latin-1")[:100])
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: RefusedError) -> None:
+    """Answer in the protocol that the client speaks, once it has sent what it has to say."""
+    target = content_type = b""
+    for name, value in scope["headers"]:
+        if name == b"x-amz-target":
+            target = value
+        elif name == b"content-type":
+            content_type = value
+    if target:
+        kind = b"application/x-amz-json-1.1"
+        code = _JSON_CODES.get(refusal.code, refusal.code)
+        content = {"__type": code, "message": refusal.message, "Message": refusal.message}
+        body = json.dumps(content).encode()
+    else:
+        kind = b"application/xml"
+        text = f"<Error><Code>{refusal.code}</Code><Message>{escape(refusal.message)}</Message></Error>"
+        if content_type.startswith(b"application/x-www-form-urlencoded"):
+            text = f"<ErrorResponse>{text}</ErrorResponse>"
+        body = f'<?xml version="1.0" encoding="UTF-8"?>{text}'.encode()
+    if refusal.status != 413:
+        # A client that is cut off while it sends does not read why.
+        with contextlib.suppress(TooLargeError, ClientGoneError):
+            await read_body(receive, LARGEST_REQUEST)
+    headers = [
+        (b"content-type", kind),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+        *_HARDENING,
+    ]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+class _Refusals:
+    """Logs what is refused, a line a second at most: anybody can make refusals."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._last = -_LOG_SECONDS
+        self._unlogged = 0
+
+    def note(self, scope: Mapping[str, object], refusal: RefusedError) -> None:
+        now = self._monotonic()
+        if now - self._last < _LOG_SECONDS:
+            self._unlogged += 1
+            return
+        more = f" ({self._unlogged} more since the last of these lines)" if self._unlogged else ""
+        logger.warning(
+            "Refused a caller: %s: %s %s%s",
+            refusal.code,
+            refusal.message,
+            f"{scope['method']} {ascii(scope['path'])[:100]}",
+            more,
+        )
+        self._last, self._unlogged = now, 0
