@@ -16,26 +16,32 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-_SIGNED = (
-    "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/sagemaker/aws4_request, "
-    "SignedHeaders=host;x-amz-date;x-amz-target, Signature=0"
-)
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 
-def http_request(endpoint: str, operation: str, params: dict[str, Any]) -> bytes:
-    """Return a call as the bytes that go over the wire."""
+def http_request(
+    endpoint: str, operation: str, params: dict[str, Any], key: str = "any", secret: str = "any"
+) -> bytes:
+    """Return a call as the bytes that go over the wire, signed with an access key and its secret."""
     body = json.dumps(params).encode()
-    head = (
-        "POST / HTTP/1.1\r\n"
-        f"Host: {urlsplit(endpoint).netloc}\r\n"
-        "Accept-Encoding: identity\r\n"
-        f"X-Amz-Target: SageMaker.{operation}\r\n"
-        "Content-Type: application/x-amz-json-1.1\r\n"
-        "User-Agent: airflow-amt-benchmark\r\n"
-        f"Authorization: {_SIGNED}\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+    request = AWSRequest(
+        "POST",
+        endpoint,
+        {
+            "Host": urlsplit(endpoint).netloc,
+            "Accept-Encoding": "identity",
+            "X-Amz-Target": f"SageMaker.{operation}",
+            "Content-Type": "application/x-amz-json-1.1",
+            "User-Agent": "airflow-amt-benchmark",
+        },
+        body,
     )
-    return head.encode() + body
+    SigV4Auth(Credentials(key, secret), "sagemaker", "us-east-1").add_auth(request)
+    lines = [f"{name}: {value}" for name, value in request.headers.items()]
+    head = ["POST / HTTP/1.1", *lines, f"Content-Length: {len(body)}", "", ""]
+    return "\r\n".join(head).encode() + body
 
 
 @dataclass(slots=True)

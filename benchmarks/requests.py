@@ -52,6 +52,12 @@ class Server:
     name: str
     endpoint: str
     pid: int
+    key: str = "any"
+    secret: str = "any"
+
+    def request(self, operation: str, params: dict[str, Any]) -> bytes:
+        """Return a call of this server as the bytes that go over the wire."""
+        return http_request(self.endpoint, operation, params, self.key, self.secret)
 
 
 @contextlib.contextmanager
@@ -99,8 +105,8 @@ def client_of(server: Server) -> Any:
         "sagemaker",
         endpoint_url=server.endpoint,
         region_name="us-east-1",
-        aws_access_key_id="any",
-        aws_secret_access_key="any",
+        aws_access_key_id=server.key,
+        aws_secret_access_key=server.secret,
     )
 
 
@@ -108,14 +114,11 @@ def calls(server: Server, names: list[str]) -> dict[str, list[bytes]]:
     """Return the requests of each measurement."""
     chosen = random.Random(1).choices(names, k=4 * len(names))
     return {
-        "describe": [
-            http_request(server.endpoint, DESCRIBE, {"HyperParameterTuningJobName": name}) for name in chosen
-        ],
-        "list_default_page": [http_request(server.endpoint, LIST, {})],
-        "list_100": [http_request(server.endpoint, LIST, {"MaxResults": 100})],
+        "describe": [server.request(DESCRIBE, {"HyperParameterTuningJobName": name}) for name in chosen],
+        "list_default_page": [server.request(LIST, {})],
+        "list_100": [server.request(LIST, {"MaxResults": 100})],
         "list_100_newest_first": [
-            http_request(
-                server.endpoint,
+            server.request(
                 LIST,
                 {"MaxResults": 100, "SortBy": "CreationTime", "SortOrder": "Descending"},
             )
@@ -176,7 +179,8 @@ def run_all(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
         moto(folder / "moto") as (peer, moto_version),
         running(folder / "state", images=stored.images(folder)) as amt,
     ):
-        ours = Server("ours", amt.endpoint, amt.pid)
+        signed_with = amt.credentials
+        ours = Server("ours", amt.endpoint, amt.pid, signed_with.access_key_id, signed_with.secret_access_key)
         for server in (peer, ours):
             begin = time.monotonic()
             stored.store(client_of(server), [stored.tuning_job(name, stored.INSTANT) for name in names])
@@ -188,9 +192,7 @@ def run_all(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
             [stored.tuning_job(name, stored.INSTANT, training_jobs=100, parallel=4) for name in many],
         )
         alone = [
-            http_request(
-                ours.endpoint, LIST_TRAINING, {"HyperParameterTuningJobName": name, "MaxResults": 100}
-            )
+            ours.request(LIST_TRAINING, {"HyperParameterTuningJobName": name, "MaxResults": 100})
             for name in many
         ]
         training = median([measure(ours, alone, options) for _ in range(options.rounds)])

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from airflow_amt.local import RunningServer
+
 #: Makes an environment with these packages, or returns the one made before; its folder of programs.
 Environments = Callable[..., Path]
 
@@ -41,10 +43,10 @@ def closed_port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def client_environment(endpoint: str, home: Path, proxy_port: int, region: str) -> Mapping[str, str]:
+def client_environment(server: RunningServer, home: Path, proxy_port: int, region: str) -> Mapping[str, str]:
     """Return environment variables of a client that finds all of AWS at one endpoint, and nothing else.
 
-    :param endpoint: the server's address.
+    :param server: the embedded AMT.
     :param home: its home folder, so that nobody's settings are read.
     :param proxy_port: a closed port; every address but loopback is asked for through it.
     """
@@ -52,10 +54,7 @@ def client_environment(endpoint: str, home: Path, proxy_port: int, region: str) 
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     return {
         **kept,
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "any",
-        "AWS_SECRET_ACCESS_KEY": "any",
-        "AWS_DEFAULT_REGION": region,
+        **server.environment(region),
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_PAGER": "",
         "HOME": str(home),

@@ -143,7 +143,7 @@ def _run_in(home: Path, scenario: Scenario, options: argparse.Namespace, console
     console.rule("airflow-amt demo")
     with running(state_dir=home / "amt", clock_rate=scenario.clock_rate) as amt:
         console.print(f"Embedded AMT at {amt.endpoint}, its clock at {scenario.clock_rate:g}x.")
-        environment = _airflow_environment(home, amt.endpoint)
+        environment = _airflow_environment(home, amt.connection())
         log = home / "airflow.log"
         with console.status("Airflow prepares its metadata database (about 10 seconds) …"):
             _airflow(["-m", "airflow", "db", "migrate"], environment, log, console)
@@ -271,7 +271,7 @@ def _dag_folder() -> Path:
     raise AmtError(f"The example DAG {DAG_FILE} is not installed. Fix: reinstall airflow-provider-amt.")
 
 
-def _airflow_environment(home: Path, endpoint: str) -> dict[str, str]:
+def _airflow_environment(home: Path, connection: str) -> dict[str, str]:
     """Give Airflow a home of its own, and a connection that leads to the embedded AMT."""
     # Settings of an Airflow or AWS that this machine may have must not reach the demo.
     environment = {
@@ -279,22 +279,13 @@ def _airflow_environment(home: Path, endpoint: str) -> dict[str, str]:
         for key, value in os.environ.items()
         if not key.startswith(("AIRFLOW_", "AWS_")) and key.lower() not in ("http_proxy", "https_proxy")
     }
-    connection = {
-        "conn_type": "aws",
-        "login": "embedded",
-        "password": "embedded",
-        "extra": {
-            "region_name": "us-east-1",
-            "service_config": {"sagemaker": {"endpoint_url": endpoint}},
-        },
-    }
     environment |= {
         "AIRFLOW_HOME": str(home / "airflow"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(_dag_folder()),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-        "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(connection),
+        "AIRFLOW_CONN_AWS_DEFAULT": connection,
         "AWS_EC2_METADATA_DISABLED": "true",
         "PYTHONUNBUFFERED": "1",
     }

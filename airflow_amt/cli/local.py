@@ -273,6 +273,11 @@ def run_serve(arguments: argparse.Namespace) -> int:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    if not is_loopback(arguments.host):
+        logging.getLogger(__name__).warning(
+            "Listening on %s: other machines reach this server. Calls are signed, but nothing is encrypted",
+            arguments.host,
+        )
     if arguments.allow_any_caller:
         logging.getLogger(__name__).warning(
             "No caller is asked for a signature: every user and program of this machine can run commands "
@@ -282,7 +287,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
     def announce(endpoint: str) -> None:
         print(f"{READY}{endpoint}", flush=True)
         if not arguments.allow_any_caller:
-            print(f'credentials for clients: eval "$({_credentials_command(state_dir)})"', flush=True)
+            # Standard output has one line, for programs.
+            print(f'credentials for clients: eval "$({_credentials_command(state_dir)})"', file=sys.stderr)
 
     serve(options, announce)
     _leave_hanging_threads()

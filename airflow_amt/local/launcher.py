@@ -109,7 +109,12 @@ class RunningServer:
         return credentials.connection(self.credentials, self.endpoint, region, extra)
 
     def signed(
-        self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        region: str = "us-east-1",
     ) -> dict[str, str]:
         """Return the headers of an HTTP request with its signature, for what AWS's clients cannot send."""
         from botocore.auth import SigV4Auth
@@ -118,7 +123,7 @@ class RunningServer:
 
         request = AWSRequest(method, f"{self.endpoint}{path}", dict(headers or {}), body)
         signer = Signer(self.credentials.access_key_id, self.credentials.secret_access_key)
-        SigV4Auth(signer, "sagemaker", "us-east-1").add_auth(request)
+        SigV4Auth(signer, "sagemaker", region).add_auth(request)
         return dict(request.headers)
 
     def set_faults(self, faults: Mapping[str, Any] | None) -> None:

@@ -73,13 +73,15 @@ class RefusedError(Exception):
     :param status: HTTP status.
     :param code: AWS's error code.
     :param message: what is wrong and how to mend it.
+    :param body_read: whether the body of the request has been read.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, *, body_read: bool = False) -> None:
         super().__init__(status, code, message)
         self.status = status
         self.code = code
         self.message = message
+        self.body_read = body_read
 
 
 class Gate:
@@ -109,7 +111,7 @@ class Gate:
             receive = await self._check_signature(scope, headers, authorization, receive)
         except (RefusedError, TooLargeError) as error:
             if isinstance(error, TooLargeError):
-                error = RefusedError(413, "RequestEntityTooLarge", f"{error}.")
+                error = RefusedError(413, "RequestEntityTooLarge", f"{error}.", body_read=True)
             self._refusals.note(scope, error)
             await _refuse(scope, receive, send, error)
             return
@@ -185,10 +187,7 @@ class Gate:
         try:
             payload = signatures.payload_hash(claim, headers)
             if payload is None:
-                body = await read_body(receive, LARGEST_REQUEST)
-                hashed = hashlib.sha256(body).hexdigest() if body else _EMPTY_HASH
-                signatures.check(claim, request, hashed, self._secret_of, self._now())
-                return _replayed(body, receive)
+                return await self._check_with_body(claim, request, receive)
             # Before the body is read, which may be large.
             signatures.check(claim, request, payload, self._secret_of, self._now())
         except SignatureError as error:
@@ -198,8 +197,20 @@ class Gate:
         body = await read_body(receive, LARGEST_OBJECT if claim.service == "s3" else LARGEST_REQUEST)
         if hashlib.sha256(body).hexdigest() != payload:
             raise RefusedError(
-                400, "XAmzContentSHA256Mismatch", "The body is not the one that was signed: send it again."
+                400,
+                "XAmzContentSHA256Mismatch",
+                "The body is not the one that was signed: send it again.",
+                body_read=True,
             )
+        return _replayed(body, receive)
+
+    async def _check_with_body(self, claim: Claim, request: signatures.Request, receive: Receive) -> Receive:
+        body = await read_body(receive, LARGEST_REQUEST)
+        hashed = hashlib.sha256(body).hexdigest() if body else _EMPTY_HASH
+        try:
+            signatures.check(claim, request, hashed, self._secret_of, self._now())
+        except SignatureError as error:
+            raise _refused(error, body_read=True) from None
         return _replayed(body, receive)
 
     def _secret_of(self, access_key_id: str) -> str | None:
@@ -287,8 +298,8 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _refused(error: SignatureError) -> RefusedError:
-    return RefusedError(403, error.code, f"{error.message} {_HINT}")
+def _refused(error: SignatureError, *, body_read: bool = False) -> RefusedError:
+    return RefusedError(403, error.code, f"{error.message} {_HINT}", body_read=body_read)
 
 
 def _shown(text: bytes | None) -> str:
@@ -314,7 +325,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: RefusedEr
         if content_type.startswith(b"application/x-www-form-urlencoded"):
             text = f"<ErrorResponse>{text}</ErrorResponse>"
         body = f'<?xml version="1.0" encoding="UTF-8"?>{text}'.encode()
-    if refusal.status != 413:
+    if not refusal.body_read:
         # A client that is cut off while it sends does not read why.
         with contextlib.suppress(TooLargeError, ClientGoneError):
             await read_body(receive, LARGEST_REQUEST)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,9 +37,7 @@ def client(amt: RunningServer) -> Iterator[Any]:
 @pytest.fixture
 def connection(amt: RunningServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """The connection ``aws_default`` leads to the embedded AMT."""
-    extra = {"region_name": REGION, "service_config": {"sagemaker": {"endpoint_url": amt.endpoint}}}
-    uri = {"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(uri))
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", amt.connection(REGION))
     return "aws_default"
 
 

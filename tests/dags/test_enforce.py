@@ -172,10 +172,7 @@ def test_a_plain_task_stops_a_breaching_job_and_returns_its_verdict(
     if place == "variable":
         monkeypatch.setenv("AIRFLOW_VAR_TUNING_SLA", json.dumps(TWO_FAILURES))
     if place == "extra":
-        service = {"sagemaker": {"endpoint_url": amt.endpoint}}
-        extra = {"region_name": REGION, "service_config": service, "amt_sla": TWO_FAILURES}
-        kept = {"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": extra}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(kept))
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", amt.connection(REGION, amt_sla=TWO_FAILURES))
     run = dag_test("hook", {"name": name, "sla": given})
     assert states(run) == {"look": "success", "read": "success"}
     verdict, report = xcom(run, "look"), xcom(run, "read")

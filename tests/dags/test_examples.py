@@ -51,12 +51,6 @@ def registry() -> Iterator[Any]:
     server.stop()
 
 
-def connection(endpoint: str) -> str:
-    service = {"sagemaker": {"endpoint_url": endpoint}}
-    extra = {"region_name": REGION, "service_config": service}
-    return json.dumps({"conn_type": "aws", "login": "any", "password": "any-secret", "extra": extra})
-
-
 def run_example(
     airflow_db: Path, folder: Path, name: str, task_id: str, *, conf: dict[str, Any], **connections: str
 ) -> dict[str, Any]:
@@ -66,7 +60,7 @@ def run_example(
     environment = {
         **os.environ,
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
-        **{f"AIRFLOW_CONN_{key.upper()}": connection(endpoint) for key, endpoint in connections.items()},
+        **{f"AIRFLOW_CONN_{key.upper()}": given for key, given in connections.items()},
     }
     done = subprocess.run(
         [
@@ -96,7 +90,7 @@ def test_fan_out_compares_the_models_of_three_tuning_jobs(
         "amt_fan_out",
         "pick_winner",
         conf={"max_training_jobs": 2},
-        aws_default=trainers.endpoint,
+        aws_default=trainers.connection(REGION),
     )
     assert result["dag_run_state"] == "success"
     client = trainers.client(REGION)
@@ -171,7 +165,7 @@ def test_tuning_jobs_of_others_are_held_to_what_a_variable_says(
             "amt_enforce_policies",
             task_id,
             conf={"prefix": name, "tuning_job_name": name},
-            aws_default=trainers.endpoint,
+            aws_default=trainers.connection(REGION),
         )
         description = client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
     finally:
@@ -216,8 +210,15 @@ def test_platform_registers_what_is_good_enough_and_approves_what_reached_its_ta
         "amt_platform",
         task_id,
         conf={**conf, "max_training_jobs": 2, "package_group": group, "report": report.as_uri()},
-        aws_default=trainers.endpoint,
-        models=registry.meta.endpoint_url,
+        aws_default=trainers.connection(REGION),
+        models=json.dumps(
+            {
+                "conn_type": "aws",
+                "login": "registry",
+                "password": "registry",
+                "extra": {"region_name": REGION, "endpoint_url": registry.meta.endpoint_url},
+            }
+        ),
     )
     assert (result["dag_run_state"], result["task_state"]) == ("success", "success")
     rows = list(csv.DictReader(report.read_text().splitlines()))
@@ -246,7 +247,7 @@ def test_a_run_in_time_knows_nothing_of_its_deadline(
         "amt_deadline_alert",
         "use",
         conf={"max_training_jobs": 2},
-        aws_default=trainers.endpoint,
+        aws_default=trainers.connection(REGION),
     )
     assert (result["dag_run_state"], result["task_state"]) == ("success", "success")
     assert "-00" in result["value"]
@@ -272,7 +273,7 @@ def test_a_stop_policy_ends_the_search_and_keeps_the_model(
         "amt_stop_policies",
         "use",
         conf={"due": due, "check_interval_seconds": 1, **conf},
-        aws_default=trainers.endpoint,
+        aws_default=trainers.connection(REGION),
     )
     assert (result["dag_run_state"], result["task_state"]) == ("success", "success")
     assert result["value"]["policy"] == policy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -109,14 +108,8 @@ def test_migrating_is_a_change_of_import_and_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     endpoint = request.getfixturevalue(s3)
-    extra = {
-        "region_name": REGION,
-        "service_config": {"sagemaker": {"endpoint_url": amt.endpoint}, "s3": {"endpoint_url": endpoint}},
-    }
-    monkeypatch.setenv(
-        "AIRFLOW_CONN_AWS_DEFAULT",
-        json.dumps({"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": extra}),
-    )
+    services = {"sagemaker": {"endpoint_url": amt.endpoint}, "s3": {"endpoint_url": endpoint}}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", amt.connection(REGION, service_config=services))
     channel = {
         "ChannelName": "train",
         "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://churn-data/train/rows.csv"}},
@@ -138,12 +131,13 @@ def test_the_amazon_provider_alone_finds_all_it_needs_at_one_endpoint(
 ) -> None:
     """Its operator looks at the input data in S3 first; its sensor watches."""
     with running(tmp_path, clock_rate=200, images=IMAGES, options=("--with-aws",)) as server:
-        extra = {"region_name": REGION, "endpoint_url": server.endpoint}
-        connection = {"conn_type": "aws", "login": "any", "password": "any", "extra": extra}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
-        keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", server.connection(REGION))
         s3 = boto3.session.Session().client(
-            "s3", endpoint_url=server.endpoint, region_name="us-east-1", **keys
+            "s3",
+            endpoint_url=server.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=server.credentials.access_key_id,
+            aws_secret_access_key=server.credentials.secret_access_key,
         )
         s3.create_bucket(Bucket="churn-data")
         s3.put_object(Bucket="churn-data", Key="train/rows.csv", Body=b"1,2\n")

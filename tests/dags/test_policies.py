@@ -6,7 +6,6 @@ run side by side, since they mostly wait.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -142,9 +141,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, st
 
 
 def _connect(server: RunningServer, patch: pytest.MonkeyPatch) -> None:
-    extra = {"region_name": REGION, "service_config": {"sagemaker": {"endpoint_url": server.endpoint}}}
-    uri = {"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": extra}
-    patch.setenv("AIRFLOW_CONN_AWS_POLICIES", json.dumps(uri))
+    patch.setenv("AIRFLOW_CONN_AWS_POLICIES", server.connection(REGION))
 
 
 def _run(key: str, way: str, server: RunningServer) -> Ran:

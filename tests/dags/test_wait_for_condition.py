@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,7 @@ def test_the_example_acts_while_the_job_runs_and_stops_it(
     airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "amt") as server:
-        extra = {"region_name": REGION, "service_config": {"sagemaker": {"endpoint_url": server.endpoint}}}
-        connection = {"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": extra}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", server.connection(REGION))
 
         run = dag_of(airflow_db / "dags").test(run_conf={"target_accuracy": 0.8})
 

@@ -34,10 +34,6 @@ from tests.local.support import (
 
 pytestmark = pytest.mark.local
 
-SIGNED = (
-    "AWS4-HMAC-SHA256 Credential=key/20260101/{region}/sagemaker/aws4_request, SignedHeaders=h, Signature=s"
-)
-
 
 def post(
     server: RunningServer,
@@ -52,12 +48,12 @@ def post(
     headers = {"Content-Type": "application/x-amz-json-1.1"}
     if target != "":
         headers["X-Amz-Target"] = target or f"SageMaker.{operation}"
-    if region is not None:
-        headers["Authorization"] = SIGNED.format(region=region)
     connection = http.client.HTTPConnection(urlsplit(server.endpoint).netloc, timeout=20)
     try:
         data = body if isinstance(body, (bytes, str)) else json.dumps(body)
-        connection.request(method, "/", body=data, headers=headers)
+        sent = data if isinstance(data, bytes) else data.encode()
+        signed = server.signed(method, "/", sent, headers, region or "us-east-1")
+        connection.request(method, "/", body=sent, headers=signed)
         response = connection.getresponse()
         content = response.read()
         received = {key.lower(): value for key, value in response.getheaders()}
@@ -274,7 +270,7 @@ def test_what_is_not_a_json_object(amt: RunningServer, body: bytes) -> None:
 def test_a_request_that_is_far_too_large(amt: RunningServer) -> None:
     status, _, answer = post(amt, "ListHyperParameterTuningJobs", b" " * (5 * 1024 * 1024))
 
-    assert (status, answer["__type"]) == (400, "SerializationException")
+    assert (status, answer["__type"]) == (413, "RequestEntityTooLarge")
 
 
 @pytest.mark.parametrize("target", ["", "SageMaker.MakeCoffee", "CreateHyperParameterTuningJob", "EC2.Run"])
@@ -659,7 +655,13 @@ def storage(amt: RunningServer) -> Iterator[Any]:
     (folder / "a" / "b").mkdir(parents=True, exist_ok=True)
     for key in ("a/1.csv", "a/2.csv", "a/b/3 & <4>.csv", "top"):
         (folder / key).write_text(f"content of {key}")
-    client = boto3.client("s3", endpoint_url=amt.endpoint, region_name="us-east-1")
+    client = boto3.client(
+        "s3",
+        endpoint_url=amt.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=amt.credentials.access_key_id,
+        aws_secret_access_key=amt.credentials.secret_access_key,
+    )
     yield client
     client.close()
 
@@ -747,6 +749,6 @@ def test_s3_cannot_be_written_or_left(amt: RunningServer, storage: Any) -> None:
     assert not (amt.state_dir / "s3" / "view" / "new").exists()
     for path in ("/view/../../amt.sqlite3", "/view/%2e%2e/%2e%2e/amt.sqlite3", "/%2e%2e/amt.sqlite3"):
         connection = http.client.HTTPConnection(urlsplit(amt.endpoint).netloc, timeout=20)
-        connection.request("GET", path)
-        assert connection.getresponse().status in (400, 404)
+        connection.request("GET", path, headers=amt.signed("GET", path, b""))
+        assert connection.getresponse().status in (400, 403, 404)
         connection.close()

@@ -420,7 +420,8 @@ def test_a_server_that_holds_calls_up_ends_all_the_same(tmp_path: Path) -> None:
     with running(tmp_path, faults=setting) as amt:
         connection = http.client.HTTPConnection(urlsplit(amt.endpoint).netloc, timeout=60)
         with contextlib.closing(connection):
-            connection.request("POST", "/", body=b"{}", headers={"X-Amz-Target": f"SageMaker.{LIST}"})
+            headers = amt.signed("POST", "/", b"{}", {"X-Amz-Target": f"SageMaker.{LIST}"})
+            connection.request("POST", "/", body=b"{}", headers=headers)
             wait_until(lambda: amt.faults()["applied"] == [1], "the wait")
 
             assert amt.stop() == 0
@@ -489,7 +490,8 @@ def test_faults_from_the_start_and_by_plain_http(tmp_path: Path) -> None:
         ):
             connection = http.client.HTTPConnection(urlsplit(amt.endpoint).netloc, timeout=20)
             with contextlib.closing(connection):
-                connection.request("PUT", "/_amt/faults", body=body)
+                headers = amt.signed("PUT", "/_amt/faults", body)
+                connection.request("PUT", "/_amt/faults", body=body, headers=headers)
                 response = connection.getresponse()
                 answer = json.loads(response.read())
             assert response.status == 400

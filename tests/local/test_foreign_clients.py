@@ -19,7 +19,6 @@ from tests.unit.requests import create_request
 pytestmark = pytest.mark.foreign
 
 IMAGE = "foreign.local/trainer:1"
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "eu-west-1"}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def aws(amt: RunningServer, environment: Environments) -> Any:
             [str(programs / "aws"), "sagemaker", command, "--endpoint-url", amt.endpoint, *arguments],
             capture_output=True,
             text=True,
-            env={**os.environ, **CREDENTIALS, "AWS_PAGER": ""},
+            env={**os.environ, **amt.environment("eu-west-1"), "AWS_PAGER": ""},
             timeout=60,
         )
 
@@ -162,7 +161,7 @@ def test_aiobotocore_creates_describes_lists_and_stops(amt: RunningServer, envir
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, **CREDENTIALS},
+        env={**os.environ, **amt.environment("eu-west-1")},
         timeout=90,
     )
     assert done.returncode == 0, done.stderr
@@ -227,7 +226,7 @@ def client_of_all(
 
         def client(*packages: str) -> Client:
             folder = tmp_path_factory.mktemp("client")
-            variables = client_environment(all_of_aws.endpoint, folder, port, REGION)
+            variables = client_environment(all_of_aws, folder, port, REGION)
             return Client(environment(*packages), folder, variables)
 
         yield client

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def hook(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[AmtHook]:
     """A hook whose botocore tries once, so that all patience is ours."""
     server.set_faults(None)
-    extra = {"region_name": REGION, "service_config": {"sagemaker": {"endpoint_url": server.endpoint}}}
-    connection = {"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", server.connection(REGION))
     hook = AmtHook(config={"retries": {"total_max_attempts": 1}})
     yield hook
     hook.close()

@@ -59,9 +59,7 @@ def client(amt: RunningServer) -> Iterator[Any]:
 
 @pytest.fixture
 def hook(amt: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[AmtHook]:
-    extra = {"region_name": REGION, "service_config": {"sagemaker": {"endpoint_url": amt.endpoint}}}
-    connection = {"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_AMT_REAPER", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_AMT_REAPER", amt.connection(REGION))
     hook = AmtHook(aws_conn_id="amt_reaper", config={"retries": {"total_max_attempts": 1}})
     yield hook
     amt.set_faults(None)

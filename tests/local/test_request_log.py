@@ -126,7 +126,9 @@ def test_has_requests_that_cannot_be_read_and_goes_on_after_a_restart(tmp_path: 
 def _post(amt: RunningServer, target: str, body: bytes) -> None:
     connection = http.client.HTTPConnection(urlsplit(amt.endpoint).netloc, timeout=20)
     with contextlib.closing(connection):
-        connection.request("POST", "/", body=body, headers={"X-Amz-Target": target})
+        connection.request(
+            "POST", "/", body=body, headers=amt.signed("POST", "/", body, {"X-Amz-Target": target})
+        )
         connection.getresponse().read()
 
 

@@ -54,8 +54,8 @@ class Aws:
             service,
             endpoint_url=self.server.endpoint,
             region_name=REGION,
-            aws_access_key_id="any",
-            aws_secret_access_key="any",
+            aws_access_key_id=self.server.credentials.access_key_id,
+            aws_secret_access_key=self.server.credentials.secret_access_key,
             config=Config(retries={"total_max_attempts": 1}),
         )
 
@@ -83,6 +83,11 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
         yield services
         services.close()
         assert "Traceback" not in server.log, server.log
+
+
+def signing_for(s3: RunningServer) -> dict[str, str]:
+    """The environment of a server whose ``s3://`` is another embedded AMT."""
+    return {**os.environ, **s3.environment()}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -366,7 +371,7 @@ def test_another_server_is_the_s3_of_a_server(aws: Aws, tmp_path: Path) -> None:
     request["TrainingJobDefinition"]["AlgorithmSpecification"]["MetricDefinitions"] = [
         {"Name": "objective", "Regex": r"objective=(\d),2"}
     ]
-    environment = {**os.environ, "AWS_ENDPOINT_URL_S3": aws.server.endpoint}
+    environment = {**signing_for(aws.server), "AWS_ENDPOINT_URL_S3": aws.server.endpoint}
     with running(tmp_path / "a", environment=environment) as server, client_of(server) as client:
         ended = run_to_end(client, request)
         assert ended["BestTrainingJob"]["FinalHyperParameterTuningJobObjectiveMetric"]["Value"] == 1
@@ -389,7 +394,10 @@ def test_an_s3_server_that_refuses_fails_the_training_job(aws: Aws, tmp_path: Pa
     name = unique("refused")
     request = create_request(name, most=1, InputDataConfig=[{"ChannelName": "train", "DataSource": source}])
     options = ("--s3-endpoint", aws.server.endpoint)
-    with running(tmp_path, images=IMAGES, options=options) as server, client_of(server) as client:
+    with (
+        running(tmp_path, images=IMAGES, options=options, environment=signing_for(aws.server)) as server,
+        client_of(server) as client,
+    ):
         run_to_end(client, request)
         (training,) = training_jobs(client, name)
     assert training["FailureReason"].startswith(

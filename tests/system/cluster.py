@@ -29,6 +29,8 @@ from typing import IO, Any, Self
 import httpx
 import psutil
 
+from airflow_amt.local import RunningServer
+
 LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.25
 TAIL_LINES = 20
@@ -122,24 +124,6 @@ def free_port() -> int:
         return port
 
 
-def aws_connection(endpoint_url: str, *, region_name: str) -> str:
-    """Return an `aws` connection as JSON whose SageMaker calls go to `endpoint_url`.
-
-    The extra `service_config.sagemaker.endpoint_url` is read by the Amazon provider's `AwsBaseHook`.
-    """
-    return json.dumps(
-        {
-            "conn_type": "aws",
-            "login": "test-access-key",
-            "password": "test-secret-key",
-            "extra": {
-                "region_name": region_name,
-                "service_config": {"sagemaker": {"endpoint_url": endpoint_url}},
-            },
-        }
-    )
-
-
 def _tail(path: Path, lines: int = TAIL_LINES) -> str:
     if not path.exists():
         return "(no log)"
@@ -158,7 +142,7 @@ class AirflowCluster:
 
     :param home: directory for AIRFLOW_HOME; must not exist yet or be empty.
     :param dags_folder: directory whose DAG files are served.
-    :param amt_endpoint: URL of a SageMaker endpoint; given, the connection `aws_default` points there.
+    :param amt: an embedded AMT; given, the connection `aws_default` points there.
     :param region_name: region of that connection.
     :param database_url: SQLAlchemy URL of an empty metadata database; SQLite below `home` if omitted.
     :param settings: further settings as `SECTION__KEY`, over those of `SETTINGS`.
@@ -174,7 +158,7 @@ class AirflowCluster:
         *,
         home: Path,
         dags_folder: Path,
-        amt_endpoint: str | None = None,
+        amt: RunningServer | None = None,
         region_name: str = "eu-central-1",
         database_url: str | None = None,
         settings: Mapping[str, str] | None = None,
@@ -205,10 +189,8 @@ class AirflowCluster:
             settings=settings or {},
             extra=environment or {},
         )
-        if amt_endpoint is not None:
-            self._environment["AIRFLOW_CONN_AWS_DEFAULT"] = aws_connection(
-                amt_endpoint, region_name=region_name
-            )
+        if amt is not None:
+            self._environment["AIRFLOW_CONN_AWS_DEFAULT"] = amt.connection(region_name)
 
     def _build_environment(
         self, *, database_url: str, settings: Mapping[str, str], extra: Mapping[str, str]

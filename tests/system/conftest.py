@@ -36,7 +36,7 @@ def cluster(
     started = AirflowCluster(
         home=home,
         dags_folder=DAGS_FOLDER,
-        amt_endpoint=amt.endpoint,
+        amt=amt,
         region_name=REGION,
         # DAG files share modules with the tests, and run the same airflow_amt as they do.
         environment={"PYTHONPATH": str(ROOT)},

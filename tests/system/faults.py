@@ -185,11 +185,9 @@ def _judged(task: Task) -> str | None:
 @contextmanager
 def connected(server: RunningServer) -> Iterator[None]:
     """Let the connection ``aws_default`` lead to the server."""
-    extra = {"region_name": REGION, "service_config": {"sagemaker": {"endpoint_url": server.endpoint}}}
-    connection = {"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": extra}
     key = "AIRFLOW_CONN_AWS_DEFAULT"
     before = os.environ.get(key)
-    os.environ[key] = json.dumps(connection)
+    os.environ[key] = server.connection(REGION)
     try:
         yield
     finally:

@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from airflow_amt.local import RunningServer
+
 _HOP_BY_HOP = {"connection", "content-length", "transfer-encoding", "host", "expect", "date", "server"}
 
 #: Longest time that a call is held; whoever holds it longer has lost track of it.
@@ -70,11 +72,12 @@ class Script:
 class Gate:
     """The door, in threads of this process.
 
-    :param endpoint: the embedded AMT behind it.
+    :param server: the embedded AMT behind it.
     """
 
-    def __init__(self, endpoint: str) -> None:
-        self._netloc = urlsplit(endpoint).netloc
+    def __init__(self, server: RunningServer) -> None:
+        self._server_behind = server
+        self._netloc = urlsplit(server.endpoint).netloc
         self._scripts: dict[str, Script] = {}
         self._counts: dict[str, Counter[str]] = {}
         self._lock = threading.Lock()
@@ -147,7 +150,11 @@ class Gate:
     ) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(self._netloc, timeout=HELD_SECONDS)
         try:
-            headers = {key: value for key, value in handler.headers.items() if key.lower() not in _HOP_BY_HOP}
+            # Signed anew: the path of an actor is not the server's.
+            left_out = (*_HOP_BY_HOP, "authorization", "x-amz-date")
+            headers = {key: value for key, value in handler.headers.items() if key.lower() not in left_out}
+            region = handler.headers["Authorization"].split("/")[2]
+            headers = self._server_behind.signed("POST", "/", body, headers, region)
             connection.request("POST", "/", body=body, headers=headers)
             response = connection.getresponse()
             return response.status, response.getheaders(), response.read()

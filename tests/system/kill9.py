@@ -40,6 +40,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError
 from botocore.session import get_session
 
+from airflow_amt.local.credentials import Credentials, of_state_folder
 from airflow_amt.local.launcher import READY
 from airflow_amt.local.processes import MARKER
 from airflow_amt.tuning.criteria import CompletionCriteria, CompletionReason, ObjectiveType
@@ -283,6 +284,11 @@ class Server:
         )
         self.pid = self.process.pid
 
+    @property
+    def credentials(self) -> Credentials:
+        """What its clients sign with: those of its folder."""
+        return of_state_folder(self.folder)
+
     def client(self) -> Any:
         """Wait until it is ready, and return a client."""
         output = self.process.stdout
@@ -293,8 +299,8 @@ class Server:
             "sagemaker",
             endpoint_url=line.decode().removeprefix(READY).strip(),
             region_name="us-east-1",
-            aws_access_key_id="any",
-            aws_secret_access_key="any",
+            aws_access_key_id=self.credentials.access_key_id,
+            aws_secret_access_key=self.credentials.secret_access_key,
             config=Config(retries={"total_max_attempts": 1}, read_timeout=30, max_pool_connections=20),
         )
 

@@ -109,8 +109,8 @@ class Stage:
             "sagemaker",
             endpoint_url=self.gate.address(actor),
             region_name=REGION,
-            aws_access_key_id="embedded",
-            aws_secret_access_key="embedded",
+            aws_access_key_id=self.server.credentials.access_key_id,
+            aws_secret_access_key=self.server.credentials.secret_access_key,
         )
 
     def calls(self, job: str, operation: str) -> list[dict[str, Any]]:
@@ -178,13 +178,9 @@ class Scene:
             address, Script(before=lambda call: asked.before(_as(call, actor)), after=after)
         )
         connection = f"race_{self.name}_{actor}".replace("-", "_")
-        extra = {
-            "region_name": REGION,
-            "service_config": {"sagemaker": {"endpoint_url": self.stage.gate.address(address)}},
-        }
         key = f"AIRFLOW_CONN_{connection.upper()}"
-        self._environment[key] = json.dumps(
-            {"conn_type": "aws", "login": "embedded", "password": "embedded-secret", "extra": extra}
+        self._environment[key] = self.stage.server.connection(
+            REGION, endpoint_url=self.stage.gate.address(address)
         )
         os.environ[key] = self._environment[key]
         self.stage.connections.append(key)
@@ -853,7 +849,7 @@ def campaign(
             request_log=folder / "requests.jsonl",
             options=("--stop-grace", f"{GRACE_SECONDS:g}"),
         ) as server,
-        Gate(server.endpoint) as gate,
+        Gate(server) as gate,
         ThreadPoolExecutor(THREADS) as pool,
     ):
         stage = Stage(server, gate, folder / "pipes")

@@ -294,7 +294,7 @@ class World:
                 AirflowCluster(
                     home=self.folder / "airflow",
                     dags_folder=DAGS_FOLDER,
-                    amt_endpoint=self.amt.endpoint,
+                    amt=self.amt,
                     region_name=self.regions[0],
                     database_url=postgres.url,
                     settings=settings(self.patience),

@@ -29,7 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, amt: RunningServer) -> Ite
     with AirflowCluster(
         home=home,
         dags_folder=Path(__file__).parent / "asking_dags",
-        amt_endpoint=amt.endpoint,
+        amt=amt,
         region_name=REGION,
         environment={"PYTHONPATH": str(ROOT)},
         passwords=PASSWORDS,

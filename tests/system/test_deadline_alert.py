@@ -16,7 +16,7 @@ from airflow_amt import _compat
 from airflow_amt.local import RunningServer
 from airflow_amt.tuning.naming import from_tag_list
 from airflow_amt.tuning.reaping import KEEP_TAG
-from tests.system.cluster import AirflowCluster, aws_connection
+from tests.system.cluster import AirflowCluster
 from tests.system.conftest import REGION
 from tests.system.dags.deadline_alert import ALERTS, CONNECTION
 
@@ -95,7 +95,7 @@ def runs(
     cluster: AirflowCluster, amt: RunningServer, client: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], Run]:
     """Two runs of each DAG, all of whose tasks wait."""
-    connection = aws_connection(amt.endpoint, region_name=REGION)
+    connection = amt.connection(REGION)
     created = cluster.run_command(
         "-m", "airflow", "connections", "add", CONNECTION, "--conn-json", connection
     )

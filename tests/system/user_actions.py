@@ -922,7 +922,7 @@ def main(arguments: list[str] | None = None) -> int:
         AirflowCluster(
             home=folder / "airflow",
             dags_folder=DAGS_FOLDER,
-            amt_endpoint=amt.endpoint,
+            amt=amt,
             region_name=REGION,
             settings=SETTINGS,
             environment={"PYTHONPATH": str(ROOT), "AMT_TEST_LIMIT_SECONDS": str(options.limit)},

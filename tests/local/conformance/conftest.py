@@ -31,5 +31,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 @pytest.fixture
 def wire(server: RunningServer) -> Iterator[Wire]:
     """A connection for a region in which nothing has happened yet."""
-    with connected(server.endpoint, f"conformance-{next(_regions)}") as connection:
+    with connected(server, f"conformance-{next(_regions)}") as connection:
         yield connection

@@ -55,7 +55,7 @@ def world(server: RunningServer) -> Iterator[Wire]:
     data = server.state_dir / "s3" / "data" / "train"
     data.mkdir(parents=True, exist_ok=True)
     (data / "rows.csv").write_text("1,2\n")
-    with connected(server.endpoint, "world-1") as wire:
+    with connected(server, "world-1") as wire:
         carried = {f"{DEFINITION}__{name}": value for name, value in CARRIED.items()}
         tags = [{"Key": "team", "Value": "blue"}]
         wire.tune(tuning_request("over", Tags=tags, **carried))

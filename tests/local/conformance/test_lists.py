@@ -40,7 +40,7 @@ MEMBERS = {
 @pytest.fixture(scope="module")
 def lists(server: RunningServer) -> Iterator[Wire]:
     """A region with a dozen tuning jobs; ``mixed`` has training jobs of three statuses."""
-    with connected(server.endpoint, "lists-1") as wire:
+    with connected(server, "lists-1") as wire:
         static = f"{DEFINITION}__StaticHyperParameters"
         limits = f"{CONFIG}__ResourceLimits"
         mixed = {

@@ -10,6 +10,7 @@ from copy import deepcopy
 from typing import Any
 from urllib.parse import urlsplit
 
+from airflow_amt.local import RunningServer
 from tests.local.conformance.shapes import MISSING
 from tests.local.support import wait_until
 
@@ -50,12 +51,13 @@ class RefusedError(Exception):
 class Wire:
     """A connection to the server for one region.
 
-    :param endpoint: the server's address.
+    :param server: the server.
     :param region: the region that requests are signed for; each has jobs of its own.
     """
 
-    def __init__(self, endpoint: str, region: str) -> None:
-        self._connection = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=30)
+    def __init__(self, server: RunningServer, region: str) -> None:
+        self._connection = http.client.HTTPConnection(urlsplit(server.endpoint).netloc, timeout=30)
+        self._server = server
         self.region = region
 
     def __call__(self, operation: str, **params: Any) -> dict[str, Any]:
@@ -70,12 +72,10 @@ class Wire:
         headers = {
             "Content-Type": "application/x-amz-json-1.1",
             "X-Amz-Target": f"SageMaker.{operation}",
-            "Authorization": (
-                f"AWS4-HMAC-SHA256 Credential=key/20260101/{self.region}/sagemaker/aws4_request, "
-                "SignedHeaders=h, Signature=s"
-            ),
         }
-        self._connection.request("POST", "/", body=json.dumps(params), headers=headers)
+        body = json.dumps(params).encode()
+        signed = self._server.signed("POST", "/", body, headers, self.region)
+        self._connection.request("POST", "/", body=body, headers=signed)
         response = self._connection.getresponse()
         answer: dict[str, Any] = json.loads(response.read() or b"{}")
         if response.status != 200:
@@ -157,9 +157,9 @@ class Wire:
 
 
 @contextmanager
-def connected(endpoint: str, region: str) -> Iterator[Wire]:
+def connected(server: RunningServer, region: str) -> Iterator[Wire]:
     """Give a connection that is closed at the end."""
-    wire = Wire(endpoint, region)
+    wire = Wire(server, region)
     try:
         yield wire
     finally:
