@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
+import stat
 import threading
-import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -22,16 +23,17 @@ from xml.sax.saxutils import escape
 from moto.backends import get_backend
 from moto.s3.models import FakeBucket, FakeDeleteMarker, FakeKey
 
-from airflow_amt.local import s3
-from airflow_amt.local.s3 import UnmappableAddressError
-from airflow_amt.local.storage import INCOMING
+from airflow_amt.local import files
+from airflow_amt.local.s3 import Places, StorageError, UnmappableAddressError
+from airflow_amt.local.s3_view import keys
+from airflow_amt.local.storage import put
 
 logger = logging.getLogger(__name__)
 
 _REGION = "us-east-1"
 
 #: What the look at a path says where no file is or can be.
-_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP})
 
 #: What tells one content of a file from another: modification time, size and inode.
 _Signature = tuple[int, int, int]
@@ -64,7 +66,7 @@ class _FileContent:
     def seek(self, position: int) -> None:
         """Go to a position; the file is opened anew, as it may have been replaced."""
         self.close()
-        self._opened.file = self.path.open("rb")
+        self._opened.file = files.open_file(self.path)
         self._opened.file.seek(position)
 
     def read(self, size: int = -1) -> bytes:
@@ -88,12 +90,13 @@ class _FileContent:
 class Buckets:
     """Keeps moto's buckets and a folder the same.
 
-    :param root: the folder that stands for S3.
+    :param places: the folder that stands for S3, and what may be reached from it.
     :param account: 12-digit AWS account id, the owner of all buckets.
     """
 
-    def __init__(self, root: Path, account: str) -> None:
-        self._root = root
+    def __init__(self, places: Places, account: str) -> None:
+        self._places = places
+        self._root = places.s3_root
         self._account = account
         self._backend = get_backend("s3")[account]["aws"]
         # Of what moto and the folder both have, as it was when it was last compared.
@@ -128,7 +131,7 @@ class Buckets:
 
     def _load_buckets(self) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
-        folders = {one.name for one in self._root.iterdir() if one.is_dir() and one.name != INCOMING}
+        folders = {one.name for one in self._root.iterdir() if self._is_bucket(one)}
         for name in folders - set(self._backend.buckets):
             if name not in self._known:
                 self._backend.buckets[name] = FakeBucket(name, self._account, _REGION)
@@ -140,9 +143,19 @@ class Buckets:
                 self._backend.delete_bucket(name)
             del self._known[name]
 
+    def _is_bucket(self, folder: Path) -> bool:
+        try:
+            return os.path.isdir(self._places.path(f"s3://{folder.name}"))
+        except StorageError:
+            return False
+
     def _keep_buckets(self) -> None:
         for name in set(self._backend.buckets) - set(self._known):
-            (self._root / name).mkdir(parents=True, exist_ok=True)
+            try:
+                self._places.path(f"s3://{name}").mkdir(parents=True, exist_ok=True)
+            except (OSError, StorageError) as error:
+                self._backend.delete_bucket(name)
+                raise BucketsError(f"The bucket {name!r} cannot be a folder: {error}") from None
             self._known[name] = {}
         for name in set(self._known) - set(self._backend.buckets):
             del self._known[name]
@@ -156,12 +169,12 @@ class Buckets:
         """Tell moto of one object, or of all of a bucket."""
         if bucket not in self._known:
             return
-        folder = self._root / bucket
         if key:
-            with contextlib.suppress(UnmappableAddressError):
-                self._load_one(bucket, key, s3.local_path(self._root, f"s3://{bucket}/{key}"))
+            # What cannot be an object here is none for moto either.
+            with contextlib.suppress(StorageError):
+                self._load_one(bucket, key, self._places.path(f"s3://{bucket}/{key}"))
             return
-        found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        found = dict(keys(self._places.place(f"s3://{bucket}")))
         for name, path in found.items():
             self._load_one(bucket, name, path)
         for name in set(self._known[bucket]) - set(found):
@@ -202,17 +215,12 @@ class Buckets:
                 # What consoles and tools make to show an empty folder.
                 path.mkdir(parents=True, exist_ok=True)
                 return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            incoming = self._root / INCOMING
-            incoming.mkdir(exist_ok=True)
-            part = incoming / uuid.uuid4().hex
             _ = stored.etag  # while the content is still in memory
-            part.write_bytes(stored.value)
-            part.replace(path)
+            put(self._root, path, lambda part: _write(part, stored.value))
             signature = _signature(path)
             if signature is None:
                 raise FileNotFoundError(f"{path} vanished")
-        except (OSError, UnmappableAddressError) as error:
+        except (OSError, StorageError) as error:
             self._backend.buckets[bucket].keys.pop(key)
             raise BucketsError(
                 f"The object {key!r} cannot be stored as a file below {self._root / bucket}: {error}"
@@ -220,7 +228,7 @@ class Buckets:
         self._attach(bucket, stored, path, signature)
 
     def _path_of(self, bucket: str, key: str) -> Path:
-        path = s3.local_path(self._root, f"s3://{bucket}/{key}")
+        path = self._places.path(f"s3://{bucket}/{key}")
         if path.relative_to(self._root / bucket).as_posix() != key.removesuffix("/"):
             raise UnmappableAddressError("its key has empty parts, '.' or '..' in it")
         if path.is_dir() and not key.endswith("/"):
@@ -228,7 +236,7 @@ class Buckets:
         return path
 
     def _remove(self, bucket: str, key: str) -> None:
-        path = s3.local_path(self._root, f"s3://{bucket}/{key}")
+        path = self._places.path(f"s3://{bucket}/{key}")
         path.unlink(missing_ok=True)
         # S3 has no folders: with the last object below it a folder is gone.
         for parent in path.parents:
@@ -240,6 +248,10 @@ class Buckets:
                 break
 
 
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
 def _signature(path: Path) -> _Signature | None:
     try:
         status = path.stat()
@@ -247,7 +259,9 @@ def _signature(path: Path) -> _Signature | None:
         if error.errno in _NO_FILE:
             return None
         raise
-    return (status.st_mtime_ns, status.st_size, status.st_ino) if path.is_file() else None
+    if not stat.S_ISREG(status.st_mode) or not os.access(path, os.R_OK):
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _address(environ: dict[str, Any]) -> tuple[str, str]:

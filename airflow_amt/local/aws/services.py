@@ -17,6 +17,7 @@ from moto.moto_server.werkzeug_app import create_backend_app
 from airflow_amt.local.aws.buckets import Buckets, BucketsError, error_document
 from airflow_amt.local.aws.logs import GROUP, LogsError, TrainingLogs
 from airflow_amt.local.aws.roles import Roles
+from airflow_amt.local.s3 import Places
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -29,14 +30,14 @@ _LOGS_TARGET = "Logs_20140328."
 _READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def create_asgi_app(*, s3_root: Path, training_jobs: Path, account: str) -> Any:
+def create_asgi_app(*, places: Places, training_jobs: Path, account: str) -> Any:
     """Return the ASGI application of the services beside SageMaker.
 
-    :param s3_root: the folder that stands for S3.
+    :param places: the folder that stands for S3.
     :param training_jobs: the folder of all training jobs' folders.
     :param account: 12-digit AWS account id.
     """
-    return WSGIMiddleware(AwsServices(s3_root=s3_root, training_jobs=training_jobs, account=account))
+    return WSGIMiddleware(AwsServices(places=places, training_jobs=training_jobs, account=account))
 
 
 class AwsServices:
@@ -45,10 +46,10 @@ class AwsServices:
     The parameters are those of :func:`create_asgi_app`.
     """
 
-    def __init__(self, *, s3_root: Path, training_jobs: Path, account: str) -> None:
+    def __init__(self, *, places: Places, training_jobs: Path, account: str) -> None:
         self._account = account
         self._applications = {service: create_backend_app(service) for service in SERVICES}
-        self._buckets = Buckets(s3_root, account)
+        self._buckets = Buckets(places, account)
         self._roles = Roles(account)
         self._logs = TrainingLogs(training_jobs, account)
 
