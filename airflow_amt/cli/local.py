@@ -184,7 +184,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         raise AmtFieldError(
             "s3-root",
             str(s3_root),
-            "a folder of its own, as the state folder is the server's",
+            "a folder other than the state folder",
             "leave it out",
         )
     options = ServerOptions(

@@ -206,7 +206,7 @@ def _manifest(storage: Storage, uri: str) -> list[tuple[str, str]]:
 
 
 def _is_text(value: str) -> bool:
-    """Whether UTF-8 and the names of files can carry a text of JSON, which may have half a character in it."""
+    """Whether a text of JSON, which may have half a character in it, can be the name of a file."""
     try:
         value.encode()
     except UnicodeEncodeError:

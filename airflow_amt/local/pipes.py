@@ -104,8 +104,7 @@ def _serve(plan: Mapping[str, Any], leader: int) -> None:
 def _feed_or_fail(storage: Storage, channel: Channel, plan: Mapping[str, Any], leader: int) -> None:
     try:
         feed(storage, channel, Path(plan["data"]))
-    # Any error: a trainer would wait for ever for a pipe that nobody fills.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the trainer would wait for ever for a pipe that nobody fills
         part = Path(plan["failure"] + ".part")
         part.write_text(f"Data download failed for channel {channel.name!r}: {error}", encoding="utf-8")
         part.replace(plan["failure"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +45,7 @@ def routes(places: Places) -> list[Route]:
     def bucket(request: Request) -> Response:
         name = request.path_params["bucket"]
         place = _place(places, f"s3://{name}", "InvalidBucketName")
-        if not os.path.isdir(place.path):
+        if not files.is_folder(place.path):
             raise _RefusedError(
                 "NoSuchBucket", f"The folder {place.path} stands for this bucket and is missing", 404
             )
@@ -56,7 +55,7 @@ def routes(places: Places) -> list[Route]:
         uri = f"s3://{request.path_params['bucket']}/{request.path_params['key']}"
         path = _place(places, uri, "InvalidURI").path
         # S3 has no folders: a key that ends in a slash is an object of its own, and there is none.
-        if uri.endswith("/") or not os.path.isfile(path):
+        if uri.endswith("/") or not files.is_file(path):
             raise _RefusedError("NoSuchKey", f"The file {path} stands for this key and is missing", 404)
         handle = files.open_regular(path)
         if handle is None:

@@ -135,7 +135,7 @@ class FolderStorage:
 
     def _file(self, uri: str) -> Path:
         path = self.places.path(uri)
-        if uri.endswith("/") or not os.path.isfile(path):
+        if uri.endswith("/") or not files.is_file(path):
             raise StorageError(f"{uri} does not exist (looked at {path})")
         return path
 

@@ -59,6 +59,7 @@ _MOST_HEADER = 1024 * 1024
 _HEADERS = frozenset(
     {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"X"}
 )
+_NO_ARCHIVE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, RecursionError)
 #: Folders of a project that no training script needs.
 _NO_CODE = frozenset({".git", "__pycache__"})
 
@@ -311,7 +312,7 @@ def _copy_project(spec: TrainingSpec, source: Path, allows: Callable[[Path], boo
     s3_root = Path(os.path.realpath(spec.places.s3_root))
 
     def is_code(real: Path) -> bool:
-        if real.name in _NO_CODE or real == s3_root or os.path.isfile(real / "pyvenv.cfg"):
+        if real.name in _NO_CODE or real == s3_root or files.is_file(real / "pyvenv.cfg"):
             return False
         return allows(real)
 
@@ -319,7 +320,7 @@ def _copy_project(spec: TrainingSpec, source: Path, allows: Callable[[Path], boo
         if not allows(real):
             _note(
                 spec,
-                f"left out of the code: {str(link)!r}, which leads to {str(real)!r}; --root DIR allows it",
+                f"left out of the code: {str(link)!r}, which leads to {str(real)!r}, beyond all roots",
             )
 
     for name, path in files.walk(source, allows=is_code, refused=note, strict=True):
@@ -353,9 +354,7 @@ class _TarInfo(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _TarInfo:
         info = super().frombuf(buf, encoding, errors)
         if info.type in _HEADERS and info.size > _MOST_HEADER:
-            raise StorageError(
-                f"a header in it is {info.size} bytes long, and {_MOST_HEADER} at most is read"
-            )
+            raise StorageError(f"a header in it is {info.size} bytes long: {_MOST_HEADER} at most")
         return info
 
 
@@ -376,11 +375,8 @@ def _unpack(archive: Path, folder: Path) -> None:
 
     try:
         with tarfile.open(archive, tarinfo=_TarInfo) as opened:
-            opened.extractall(folder, filter=limited)
-    except (
-        *(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, RecursionError),
-        *(StorageError, OSError),
-    ) as error:
+            opened.extractall(folder, filter=limited)  # noqa: S202 - the filter checks each member
+    except (StorageError, OSError, *_NO_ARCHIVE) as error:
         raise StorageError(f"cannot unpack {archive}: {error}") from None
 
 

@@ -145,7 +145,7 @@ class Buckets:
 
     def _is_bucket(self, folder: Path) -> bool:
         try:
-            return os.path.isdir(self._places.path(f"s3://{folder.name}"))
+            return files.is_folder(self._places.path(f"s3://{folder.name}"))
         except StorageError:
             return False
 
