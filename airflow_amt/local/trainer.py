@@ -586,8 +586,9 @@ def store_checkpoints(spec: TrainingSpec) -> None:
 def clean_up(spec: TrainingSpec) -> None:
     """Remove what only the training process needed: named pipes and the files of its channels."""
     data = spec.folder / "input" / "data"
-    if any(folder.is_symlink() for folder in (data, data.parent)):
-        return  # What the trainer's link leads to is not the training job's.
+    # What a link of the trainer's leads to is not the training job's.
+    if not data.is_dir() or any(folder.is_symlink() for folder in (data, data.parent)):
+        return
     try:
         for path in list(data.iterdir()):
             if path.is_fifo():

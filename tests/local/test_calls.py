@@ -710,6 +710,7 @@ def test_a_listing_does_not_hold_up_the_event_loop(tmp_path: Path, monkeypatch: 
         return keys(place, **options)
 
     monkeypatch.setattr(s3_view, "keys", walk)
+    routes = s3_view.routes(Places(s3_root=tmp_path))
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -731,7 +732,7 @@ def test_a_listing_does_not_hold_up_the_event_loop(tmp_path: Path, monkeypatch: 
             "headers": [],
         }
         await asyncio.gather(
-            Starlette(routes=s3_view.routes(Places(s3_root=tmp_path)))(scope, receive, send),
+            Starlette(routes=routes)(scope, receive, send),
             do_something_else(),
         )
 
