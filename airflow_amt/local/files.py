@@ -87,17 +87,32 @@ def remove_special(folder: Path) -> None:
     """Remove the named pipes, sockets and devices below a folder; links are not followed."""
     if folder.is_symlink():
         return
-    for where, _, names in os.walk(folder):
-        for name in names:
-            path = Path(where, name)
+    for found in _each_folder(folder):
+        for entry in found:
             try:
-                if is_special(path.lstat().st_mode):
-                    path.unlink()
+                if is_special(entry.stat(follow_symlinks=False).st_mode):
+                    Path(entry.path).unlink()
             except FileNotFoundError:
                 continue
             except OSError as error:
                 # In a folder that the trainer has made read-only; whoever reads it must take care anyway.
-                logger.warning("%s cannot be removed: %s", path, error)
+                logger.warning("%s cannot be removed: %s", entry.path, error)
+
+
+def _each_folder(folder: Path) -> Iterator[list[os.DirEntry[str]]]:
+    """Yield the entries of a folder and of each folder below it, however deep; links are not followed.
+
+    A folder that cannot be read has none.
+    """
+    waiting = [str(folder)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                found = list(entries)
+        except OSError:
+            continue
+        yield found
+        waiting += [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
 
 
 def is_special(mode: int) -> bool:
@@ -191,7 +206,7 @@ def copy(source: Path, target: Path) -> None:
     :raises OSError: it is none, or cannot be read or written.
     """
     with open_file(source) as opened:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with target.open("wb") as copied:
             _copy(opened, copied)
 
@@ -207,21 +222,37 @@ def _copy(source: IO[bytes], target: IO[bytes]) -> None:
     shutil.copyfileobj(source, target, _CHUNK)
 
 
-def remove(path: Path) -> None:
-    """Remove a folder with all that is in it, or a link, whatever its modes are; nothing if it is missing.
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, however deep; it may be there already.
 
     :raises OSError: this machine refuses.
     """
-    if path.is_symlink() or path.is_file():
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, however deep, or a link; nothing if it is missing.
+
+    :raises OSError: this machine refuses.
+    """
+    if path.is_symlink() or is_file(path):
         path.unlink()
-    elif path.exists():
-        try:
-            shutil.rmtree(path)
-        except PermissionError:
-            # A trainer may have taken its own rights away.
-            path.chmod(stat.S_IRWXU)
-            for where, names, _ in os.walk(path):
-                for name in names:
-                    if not Path(where, name).is_symlink():
-                        Path(where, name).chmod(stat.S_IRWXU)
-            shutil.rmtree(path)
+        return
+    folders = [path] if path.is_dir() else []
+    for folder in folders:
+        # A trainer may have taken its own rights away.
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            folder.chmod(stat.S_IRWXU)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                else:
+                    Path(entry.path).unlink()
+    for folder in reversed(folders):
+        folder.rmdir()

@@ -121,6 +121,8 @@ class Places:
 
         path = home.path.joinpath(*parts)
         real = _real(path)
+        if not home.allows(real) and real.is_relative_to(folder):
+            raise _own(uri, real)
         if not allows(real):
             raise RefusedPlaceError(
                 f"{uri} leads to {real}",
@@ -148,9 +150,7 @@ class Places:
 
         real = _real(path)
         if is_internal(real):
-            raise RefusedPlaceError(
-                f"{uri} leads to {real}", "what is the server's own is nobody else's", "use another folder"
-            )
+            raise _own(uri, real)
         if not allows(real):
             raise RefusedPlaceError(
                 f"{uri} leads to {real}",
@@ -193,6 +193,12 @@ class Places:
             yield from files.walk(
                 path.parent, allows=place.allows, refused=refused, strict=strict, prefix=path.name
             )
+
+
+def _own(uri: str, real: Path) -> RefusedPlaceError:
+    return RefusedPlaceError(
+        f"{uri} leads to {real}", "what is the server's own is nobody else's", "use another folder"
+    )
 
 
 def _real(path: Path) -> Path:

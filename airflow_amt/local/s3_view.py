@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -30,12 +31,22 @@ _MOST_KEYS = 1000
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+class _KeyConvertor(PathConvertor):
+    """The rest of a path, whatever is in it: keys may have line feeds."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("object_key", _KeyConvertor())
+
+
 class _RefusedError(Exception):
     """A request that is answered with an error of S3's protocol."""
 
     def __init__(self, code: str, message: str, status: int) -> None:
         super().__init__(code, message, status)
-        self.response = _xml(f"<Error><Code>{code}</Code><Message>{_text(message)}</Message></Error>", status)
+        body = f"<Error><Code>{code}</Code><Message>{xml_text(message)}</Message></Error>"
+        self.response = _xml(body, status)
 
 
 def routes(places: Places) -> list[Route]:
@@ -66,7 +77,7 @@ def routes(places: Places) -> list[Route]:
     return [
         Route("/{bucket}", _answered(bucket), methods=["GET"]),
         Route("/{bucket}/", _answered(bucket), methods=["GET"]),
-        Route("/{bucket}/{key:path}", _answered(object_), methods=["GET"]),
+        Route("/{bucket}/{key:object_key}", _answered(object_), methods=["GET"]),
     ]
 
 
@@ -101,7 +112,7 @@ def _list(name: str, place: Place, request: Request) -> Response:
         raise _RefusedError("InvalidArgument", "Invalid Encoding Method specified in Request", 400)
 
     def shown(key: str) -> str:
-        return quote(key, safe="/") if encoding else _text(key)
+        return quote(key, safe="/") if encoding else xml_text(key)
 
     entries = _entries(place, prefix, delimiter, after)
     page = list(itertools.islice(entries, most))
@@ -120,7 +131,7 @@ def _list(name: str, place: Place, request: Request) -> Response:
     more = f"<NextContinuationToken>{_token_of(page[-1][0])}</NextContinuationToken>" if truncated else ""
     encoded = f"<EncodingType>{encoding}</EncodingType>" if encoding else ""
     return _xml(
-        f'<ListBucketResult xmlns="{_NAMESPACE}"><Name>{_text(name)}</Name>'
+        f'<ListBucketResult xmlns="{_NAMESPACE}"><Name>{xml_text(name)}</Name>'
         f"<Prefix>{shown(prefix)}</Prefix>{encoded}<KeyCount>{len(page)}</KeyCount><MaxKeys>{most}</MaxKeys>"
         f"<IsTruncated>{str(truncated).lower()}</IsTruncated>{more}{contents}{folded}</ListBucketResult>",
         200,
@@ -176,7 +187,13 @@ def _key_of(token: str) -> str:
         raise _RefusedError("InvalidArgument", "The continuation token provided is incorrect", 400) from None
 
 
-def _text(value: str) -> str:
+def is_xml(text: str) -> bool:
+    """Whether XML 1.0 can carry a text."""
+    return _NOT_XML.search(text) is None
+
+
+def xml_text(value: str) -> str:
+    """Return a text as it stands in XML; what XML cannot carry is a replacement character."""
     return escape(_NOT_XML.sub("\ufffd", value))
 
 

@@ -124,7 +124,7 @@ class FolderStorage:
 
     def _give(self, source: Path, target: Path) -> None:
         if self._link:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(target.parent)
             target.symlink_to(os.path.realpath(source))
         else:
             files.copy(source, target)
@@ -180,7 +180,7 @@ def put(s3_root: Path, target: Path, bring: Callable[[Path], None]) -> None:
     :param bring: writes the content to the path that it is given.
     :raises OSError: this machine refuses.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(target.parent)
     incoming = s3_root / INCOMING
     incoming.mkdir(parents=True, exist_ok=True)
     part = incoming / uuid.uuid4().hex

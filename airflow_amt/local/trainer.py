@@ -545,8 +545,14 @@ def _store(spec: TrainingSpec, folder: Path, name: str, compress: bool) -> None:
     # The trainer may have put something there.
     packed.unlink(missing_ok=True)
     with tarfile.open(packed, "w:gz", compresslevel=1) as archive:
-        for entry in _entries(folder):
-            archive.add(entry, arcname=entry.name, filter=packed_member)
+        # Not recursive, as tarfile would be for each folder: trainers may make them deep.
+        waiting = _entries(folder)[::-1]
+        while waiting:
+            path = waiting.pop()
+            name_inside = path.relative_to(folder).as_posix()
+            archive.add(path, arcname=name_inside, recursive=False, filter=packed_member)
+            if path.is_dir() and not path.is_symlink():
+                waiting += _entries(path)[::-1]
     spec.storage.store(packed, f"{spec.output_uri}/{packed.name}")
     packed.unlink()
 

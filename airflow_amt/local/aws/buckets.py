@@ -12,20 +12,20 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import stat
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qs, unquote
-from xml.sax.saxutils import escape
 
 from moto.backends import get_backend
 from moto.s3.models import FakeBucket, FakeDeleteMarker, FakeKey
 
 from airflow_amt.local import files
 from airflow_amt.local.s3 import Places, StorageError, UnmappableAddressError
-from airflow_amt.local.s3_view import keys
+from airflow_amt.local.s3_view import is_xml, keys, xml_text
 from airflow_amt.local.storage import put
 
 logger = logging.getLogger(__name__)
@@ -39,15 +39,28 @@ _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EAC
 _Signature = tuple[int, int, int]
 
 
+#: What requests write as numbers; moto takes them for such.
+_NUMBERS = ("max-keys", "max-uploads", "max-parts", "partNumber", "part-number-marker")
+_NUMBER = re.compile(r"[0-9]{1,10}")
+_RANGE = re.compile(r"bytes=([0-9]{1,19}-[0-9]{0,19}|-[0-9]{1,19})")
+
+
 class BucketsError(Exception):
-    """The folder cannot hold what a request stores; the text says why."""
+    """A request that S3 refuses, or that stores what the folder cannot hold; the text says why.
+
+    :param code: S3's name of the error.
+    """
+
+    def __init__(self, text: str, code: str = "InvalidRequest") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 def error_document(error: BucketsError) -> bytes:
     """Return an error in S3's protocol."""
     return (
-        '<?xml version="1.0" encoding="UTF-8"?><Error><Code>InvalidRequest</Code>'
-        f"<Message>{escape(str(error))}</Message></Error>"
+        f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{error.code}</Code>'
+        f"<Message>{xml_text(str(error))}</Message></Error>"
     ).encode()
 
 
@@ -104,7 +117,15 @@ class Buckets:
         self._lock = threading.Lock()
 
     def load(self, environ: dict[str, Any]) -> None:
-        """Tell moto what the folder has, as far as a request is about it."""
+        """Tell moto what the folder has, as far as a request is about it.
+
+        :raises BucketsError: something in the request is no number that should be one.
+        """
+        _check_numbers(environ)
+        query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        for token in query.get("continuation-token", ()):
+            if token not in self._backend._pagination_tokens:
+                raise BucketsError("The continuation token provided is incorrect", "InvalidArgument")
         bucket, key = _address(environ)
         source = unquote(environ.get("HTTP_X_AMZ_COPY_SOURCE", "").lstrip("/").partition("?")[0])
         with self._lock:
@@ -174,7 +195,8 @@ class Buckets:
             with contextlib.suppress(StorageError):
                 self._load_one(bucket, key, self._places.path(f"s3://{bucket}/{key}"))
             return
-        found = dict(keys(self._places.place(f"s3://{bucket}")))
+        # moto puts keys into XML as they are.
+        found = {name: path for name, path in keys(self._places.place(f"s3://{bucket}")) if is_xml(name)}
         for name, path in found.items():
             self._load_one(bucket, name, path)
         for name in set(self._known[bucket]) - set(found):
@@ -246,6 +268,22 @@ class Buckets:
                 parent.rmdir()
             except OSError:
                 break
+
+
+def _check_numbers(environ: dict[str, Any]) -> None:
+    """Refuse what moto would break at, and drop a range that S3 would take no notice of."""
+    query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    for name in _NUMBERS:
+        for value in query.get(name, ()):
+            if not _NUMBER.fullmatch(value):
+                raise BucketsError(
+                    f"{name} must be a whole number from 0, not {value[:100]}", "InvalidArgument"
+                )
+    if not _RANGE.fullmatch(environ.get("HTTP_RANGE", "")):
+        environ.pop("HTTP_RANGE", None)
+    copied = environ.get("HTTP_X_AMZ_COPY_SOURCE_RANGE")
+    if copied is not None and not _RANGE.fullmatch(copied):
+        raise BucketsError(f"A range of bytes is bytes=0-99, not {copied[:100]}", "InvalidArgument")
 
 
 def _write(path: Path, content: bytes) -> None:
