@@ -123,6 +123,9 @@ class Engine:
         while killed := processes.kill_marked(self.identity):
             logger.warning("Killed %d processes left by an earlier server", killed)
             time.sleep(0.01)
+        for row in self.store.unfinished_training_jobs():
+            # What the earlier server had copied for it.
+            trainer.clean_up(self._folder(row["region"], row["name"]))
         if self.options.fork_server:
             log = self.options.state_dir / "fork-server.log"
             self._fork_server = ForkServer(self.options.fork_server, identity=self.identity, log=log)
@@ -374,12 +377,15 @@ class Engine:
             region=region,
             definition=plan.definition,
             hyperparameters=hyperparameters,
-            folder=self.options.state_dir / "training-jobs" / region / name,
+            folder=self._folder(region, name),
             storage=self.storage,
             places=self.places,
             command=plan.command,
             marker=processes.marker_value(self.identity, f"{region}/{name}"),
         )
+
+    def _folder(self, region: str, name: str) -> Path:
+        return self.options.state_dir / "training-jobs" / region / name
 
     def _begin(self, row: Row) -> None:
         config = row["config"]

@@ -264,7 +264,10 @@ def _provide_checkpoints(spec: TrainingSpec) -> None:
         for found in spec.storage.objects(f"{uri}/"):
             target = spec.folder / "checkpoints" / found.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Copied, also where it could be linked to: the trainer writes here.
+            # Copied, also where it could be linked to: the trainer writes here. What an earlier attempt has
+            # linked to is not written to.
+            if target.is_symlink():
+                target.unlink()
             with spec.storage.open(found.uri) as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
     except (StorageError, OSError) as error:
@@ -589,9 +592,12 @@ def store_checkpoints(spec: TrainingSpec) -> None:
         spec.storage.store_all(_content(spec, folder), spec.checkpoint_uri)
 
 
-def clean_up(spec: TrainingSpec) -> None:
-    """Remove what only the training process needed: named pipes and the files of its channels."""
-    data = spec.folder / "input" / "data"
+def clean_up(folder: Path) -> None:
+    """Remove what only the training process needed: named pipes and the files of its channels.
+
+    :param folder: the training job's folder.
+    """
+    data = folder / "input" / "data"
     # What a link of the trainer's leads to is not the training job's.
     if not data.is_dir() or any(folder.is_symlink() for folder in (data, data.parent)):
         return
@@ -603,7 +609,7 @@ def clean_up(spec: TrainingSpec) -> None:
                 files.remove(path)
     except OSError as error:
         # The trainer may have made folders that cannot be removed; they are in nobody's way.
-        logger.warning("Input data of %s cannot be removed: %s", spec.name, error)
+        logger.warning("Input data of %s cannot be removed: %s", folder.name, error)
 
 
 def failure_reason(spec: TrainingSpec, exit_status: int) -> str:
@@ -678,7 +684,7 @@ def conclude(
     reason = None
     if not stopped and (exit_status != 0 or failure_message(spec)):
         reason = failure_reason(spec, exit_status)
-    clean_up(spec)
+    clean_up(spec.folder)
     # Checkpoints are stored however it ended, as they are what the next one goes on from.
     refused = _refusal(store_checkpoints, spec, f"the checkpoints at {spec.checkpoint_uri}")
     reason = reason or refused or _refusal(store_results, spec, f"the model at {spec.output_uri}")

@@ -241,7 +241,7 @@ class TrainingRun:
             if not isinstance(error, trainer.CannotStartError):
                 reason = f"ClientError: the training process cannot be started: {error}"
                 loop = asyncio.get_running_loop()
-                await loop.run_in_executor(engine.prepare_threads, trainer.clean_up, self.spec)
+                await loop.run_in_executor(engine.prepare_threads, trainer.clean_up, self.spec.folder)
             # Without a pause a cause that stays (a full disk) would fill the state folder with failures.
             await asyncio.sleep(_PAUSE_AFTER_FAILED_START)
             if self.is_stopping:
@@ -258,6 +258,7 @@ class TrainingRun:
         status = process.reap()
         # Looked up anew: much may have happened since the process was started.
         if self._engine.closing and not self.is_stopping:
+            await loop.run_in_executor(engine.conclude_threads, trainer.clean_up, self.spec.folder)
             return _failure(INTERRUPTED_REASON)
         ended = engine.clock.now_ms()
         conclusion = await loop.run_in_executor(engine.conclude_threads, self._conclude, status)
@@ -290,7 +291,7 @@ class TrainingRun:
             return prepared
         finally:
             if prepared is None or self._told_to_end.is_set():
-                trainer.clean_up(self.spec)
+                trainer.clean_up(self.spec.folder)
 
     def _note_start(self, process: processes.TrainingProcess) -> None:
         started = max(self._engine.clock.now_ms(), self.created_ms)

@@ -27,7 +27,15 @@ from airflow_amt.local import RunningServer, channels, config, files, running, t
 from airflow_amt.local.s3 import Places, RefusedPlaceError, StorageError, UnmappableAddressError
 from airflow_amt.local.storage import FolderStorage, storage_of
 from airflow_amt.local.trainer import CannotStartError, TrainingSpec
-from tests.local.support import IMAGES, client_of, create_request, run_to_end, unique
+from tests.local.support import (
+    IMAGES,
+    client_of,
+    create_request,
+    run_to_end,
+    training_processes,
+    unique,
+    wait_until,
+)
 
 NAMES = ("sagemaker_program", "sagemaker_submit_directory")
 
@@ -294,7 +302,7 @@ def test_another_attempt_gets_its_data_anew_and_follows_no_link_of_the_first(mac
     for name, target in (("input/data", own), ("input", own.parent)):
         files.remove(spec.folder / name)
         (spec.folder / name).symlink_to(target)
-        trainer.clean_up(spec)
+        trainer.clean_up(spec.folder)
         trainer.prepare(spec)
         assert (own / "rows.csv").read_text() == "mine"
 
@@ -744,6 +752,26 @@ def test_roots_are_the_working_directory_unless_they_are_given(
     with running(tmp_path / "state", roots=[tmp_path / "there"]) as server:
         assert outcome(server, "there") == "Completed"
         assert outcome(server, "here") == "ValidationException"
+
+
+@pytest.mark.local
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_server_that_ends_leaves_no_copies(tmp_path: Path, end: str) -> None:
+    def copies() -> list[Path]:
+        return list((tmp_path / "training-jobs").rglob("rows.csv"))
+
+    (tmp_path / "s3" / "data").mkdir(parents=True)
+    (tmp_path / "s3" / "data" / "rows.csv").write_text("1")
+    request = create_request(sequence="hang", most=1, InputDataConfig=channel("s3://data"))
+    with running(tmp_path, images=IMAGES) as server, client_of(server) as client:
+        client.create_hyper_parameter_tuning_job(**request)
+        wait_until(lambda: training_processes(request["HyperParameterTuningJobName"]), "the training job")
+        assert len(copies()) == 1
+        server.kill() if end == "kill" else server.stop()
+    if end == "kill":
+        with running(tmp_path, images=IMAGES):
+            pass
+    assert copies() == []
 
 
 def test_the_root_of_the_machine_is_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
