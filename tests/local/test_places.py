@@ -698,6 +698,18 @@ def test_a_link_cannot_be_written_through(shown: Shown, tmp_path: Path) -> None:
     assert not (shown.root / "out" / "x").exists()
 
 
+def test_an_object_that_becomes_a_link_is_none_any_more(shown: Shown) -> None:
+    bucket = unique("became")
+    (shown.root / bucket).mkdir()
+    key = shown.root / bucket / "key"
+    key.write_text("mine")
+    assert shown.s3.get_object(Bucket=bucket, Key="key")["Body"].read() == b"mine"
+    key.unlink()
+    key.symlink_to("/etc/passwd")
+    with pytest.raises(ClientError):
+        shown.s3.get_object(Bucket=bucket, Key="key")
+
+
 # --- calls and options -----------------------------------------------------------------------------
 
 

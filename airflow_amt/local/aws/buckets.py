@@ -15,6 +15,7 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Container
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -46,21 +47,23 @@ _RANGE = re.compile(r"bytes=([0-9]{1,19}-[0-9]{0,19}|-[0-9]{1,19})")
 
 
 class BucketsError(Exception):
-    """A request that S3 refuses, or that stores what the folder cannot hold; the text says why.
+    """A request that S3 refuses, or that stores what the folder cannot hold.
 
     :param code: S3's name of the error.
+    :param message: why.
     """
 
-    def __init__(self, text: str, code: str = "InvalidRequest") -> None:
-        super().__init__(text)
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
         self.code = code
+        self.message = message
 
 
 def error_document(error: BucketsError) -> bytes:
     """Return an error in S3's protocol."""
     return (
         f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{error.code}</Code>'
-        f"<Message>{xml_text(str(error))}</Message></Error>"
+        f"<Message>{xml_text(error.message)}</Message></Error>"
     ).encode()
 
 
@@ -119,13 +122,9 @@ class Buckets:
     def load(self, environ: dict[str, Any]) -> None:
         """Tell moto what the folder has, as far as a request is about it.
 
-        :raises BucketsError: something in the request is no number that should be one.
+        :raises BucketsError: something in the request is not what S3 would take.
         """
-        _check_numbers(environ)
-        query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-        for token in query.get("continuation-token", ()):
-            if token not in self._backend._pagination_tokens:
-                raise BucketsError("The continuation token provided is incorrect", "InvalidArgument")
+        _check(environ, self._backend._pagination_tokens)
         bucket, key = _address(environ)
         source = unquote(environ.get("HTTP_X_AMZ_COPY_SOURCE", "").lstrip("/").partition("?")[0])
         with self._lock:
@@ -176,7 +175,8 @@ class Buckets:
                 self._places.path(f"s3://{name}").mkdir(parents=True, exist_ok=True)
             except (OSError, StorageError) as error:
                 self._backend.delete_bucket(name)
-                raise BucketsError(f"The bucket {name!r} cannot be a folder: {error}") from None
+                message = f"The bucket {name!r} cannot be a folder: {error}"
+                raise BucketsError("InvalidRequest", message) from None
             self._known[name] = {}
         for name in set(self._known) - set(self._backend.buckets):
             del self._known[name]
@@ -191,9 +191,13 @@ class Buckets:
         if bucket not in self._known:
             return
         if key:
-            # What cannot be an object here is none for moto either.
-            with contextlib.suppress(StorageError):
-                self._load_one(bucket, key, self._places.path(f"s3://{bucket}/{key}"))
+            try:
+                path = self._places.path(f"s3://{bucket}/{key}")
+            except StorageError:
+                # What cannot be an object here is none for moto either, also if it has been one.
+                self._forget(bucket, key)
+            else:
+                self._load_one(bucket, key, path)
             return
         # moto puts keys into XML as they are.
         found = {name: path for name, path in keys(self._places.place(f"s3://{bucket}")) if is_xml(name)}
@@ -245,7 +249,8 @@ class Buckets:
         except (OSError, StorageError) as error:
             self._backend.buckets[bucket].keys.pop(key)
             raise BucketsError(
-                f"The object {key!r} cannot be stored as a file below {self._root / bucket}: {error}"
+                "InvalidRequest",
+                f"The object {key!r} cannot be stored as a file below {self._root / bucket}: {error}",
             ) from None
         self._attach(bucket, stored, path, signature)
 
@@ -270,20 +275,21 @@ class Buckets:
                 break
 
 
-def _check_numbers(environ: dict[str, Any]) -> None:
+def _check(environ: dict[str, Any], tokens: Container[str]) -> None:
     """Refuse what moto would break at, and drop a range that S3 would take no notice of."""
     query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
     for name in _NUMBERS:
         for value in query.get(name, ()):
             if not _NUMBER.fullmatch(value):
-                raise BucketsError(
-                    f"{name} must be a whole number from 0, not {value[:100]}", "InvalidArgument"
-                )
+                message = f"{name} must be a whole number from 0, not {value[:100]}"
+                raise BucketsError("InvalidArgument", message)
+    if any(token not in tokens for token in query.get("continuation-token", ())):
+        raise BucketsError("InvalidArgument", "The continuation token provided is incorrect")
     if not _RANGE.fullmatch(environ.get("HTTP_RANGE", "")):
         environ.pop("HTTP_RANGE", None)
     copied = environ.get("HTTP_X_AMZ_COPY_SOURCE_RANGE")
     if copied is not None and not _RANGE.fullmatch(copied):
-        raise BucketsError(f"A range of bytes is bytes=0-99, not {copied[:100]}", "InvalidArgument")
+        raise BucketsError("InvalidArgument", f"A range of bytes is bytes=0-99, not {copied[:100]}")
 
 
 def _write(path: Path, content: bytes) -> None:
