@@ -59,7 +59,11 @@ _MOST_HEADER = 1024 * 1024
 _HEADERS = frozenset(
     {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"X"}
 )
-_NO_ARCHIVE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, RecursionError)
+#: What tarfile says of what is no archive, or a broken one.
+_NO_ARCHIVE = (
+    *(tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(EOFError, ValueError, KeyError, OverflowError, RecursionError),
+)
 #: Folders of a project that no training script needs.
 _NO_CODE = frozenset({".git", "__pycache__"})
 
@@ -356,7 +360,7 @@ class _TarInfo(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _TarInfo:
         info = super().frombuf(buf, encoding, errors)
-        if info.type in _HEADERS and info.size > _MOST_HEADER:
+        if info.type in _HEADERS and not 0 <= info.size <= _MOST_HEADER:
             raise StorageError(f"a header in it is {info.size} bytes long: {_MOST_HEADER} at most")
         return info
 
@@ -367,6 +371,8 @@ def _unpack(archive: Path, folder: Path) -> None:
 
     def limited(member: tarfile.TarInfo, where: str) -> tarfile.TarInfo | None:
         nonlocal members, size
+        if member.size < 0:
+            raise StorageError(f"{member.name!r} in it is {member.size} bytes long")
         members += 1
         size += member.size
         if members > MOST_MEMBERS or size > room:

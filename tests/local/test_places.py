@@ -410,6 +410,7 @@ def member(name: str, size: int = 0, **fields: Any) -> tarfile.TarInfo:
         (lambda: [member("x", type=tarfile.FIFOTYPE)], "special"),
         (lambda: [member(str(number)) for number in range(20)], "more than 10 files"),
         (lambda: [member("x", 2000)], "or 1000 bytes"),
+        (lambda: [member("x", -2000)], "-2000 bytes long"),
         (lambda: [member("x", 2**20 + 1, type=tarfile.XHDTYPE)], "a header in it"),
     ],
 )
