@@ -94,6 +94,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "AWS_ENDPOINT_URL_S3 if it is set and --s3-root is not given)",
     )
     serve.add_argument(
+        "--root",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder that training jobs may get code (sagemaker_submit_directory) and data (file://) from, "
+        "beside the one that stands for S3; may be given more than once (default: the working directory)",
+    )
+    serve.add_argument(
+        "--link-channels",
+        action="store_const",
+        const=True,
+        help="give training jobs links to the files of their channels, not copies; read-only by agreement: "
+        "what a script writes there is written to your file",
+    )
+    serve.add_argument(
         "--with-aws",
         action="store_const",
         const=True,
@@ -238,6 +253,14 @@ def run_serve(arguments: argparse.Namespace) -> int:
     fork_server = [name.strip() for option in arguments.fork_server for name in option.split(",")]
     check_modules(fork_server)
     state_dir = _state_dir(arguments.state_dir)
+    s3_root = (arguments.s3_root or state_dir / "s3").absolute()
+    if s3_root.resolve() == state_dir.resolve():
+        raise AmtFieldError(
+            "s3-root",
+            str(s3_root),
+            "a folder other than the state folder",
+            "leave it out",
+        )
     if arguments.allow_any_caller and not is_loopback(arguments.host):
         raise AmtFieldError(
             "allow-any-caller",
@@ -255,8 +278,10 @@ def run_serve(arguments: argparse.Namespace) -> int:
         clock_rate=checked_rate(arguments.clock_rate),
         engine=EngineOptions(
             state_dir=state_dir,
-            s3_root=(arguments.s3_root or state_dir / "s3").absolute(),
+            s3_root=s3_root,
             storage=_bucket_storage(arguments),
+            roots=_roots(arguments.root),
+            link_channels=arguments.link_channels,
             images={**images.bundled_commands(), **settings.images},
             account=arguments.account,
             stop_grace=arguments.stop_grace,
@@ -323,6 +348,17 @@ def _leave_hanging_threads() -> None:
                 logging.getLogger(__name__).warning("Not waiting for %s, which hangs", thread.name)
                 logging.shutdown()
                 os._exit(0)
+
+
+def _roots(given: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the folders that callers may reach: those given, or the working directory unless it is ``/``."""
+    for root in given:
+        if not root.is_dir():
+            raise AmtFieldError("root", str(root), "a folder that exists", "create it, or name another one")
+    if given:
+        return tuple(root.absolute() for root in given)
+    here = Path.cwd()
+    return () if here == here.parent else (here,)
 
 
 def _bucket_storage(arguments: argparse.Namespace) -> Storage | None:

@@ -22,6 +22,11 @@ from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local.s3 import StorageError
 from airflow_amt.local.storage import Storage
 
+#: Most bytes of a manifest that are read.
+LONGEST_MANIFEST = 64 * 1024 * 1024
+#: What reading a text says that is no JSON, or not of the form that it must have.
+_NOT_JSON = (ValueError, TypeError, KeyError, RecursionError)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channel:
@@ -127,8 +132,7 @@ def provide(storage: Storage, channel: Channel, data: Path) -> None:
     if channel.name in (".", ".."):
         raise StorageError(f"a channel cannot be named {channel.name!r}")
     if channel.data_type == "ManifestFile":
-        with storage.open(channel.uri) as manifest:
-            (data / f"{channel.name}-manifest").write_bytes(manifest.read())
+        (data / f"{channel.name}-manifest").write_bytes(_read_manifest(storage, channel.uri))
     if channel.mode == "Pipe":
         if not passes(storage, channel):
             raise _nothing(storage, channel)
@@ -172,22 +176,46 @@ def _named(storage: Storage, channel: Channel) -> Iterator[tuple[str, str]]:
         yield from _manifest(storage, channel.uri)
 
 
+def _read_manifest(storage: Storage, uri: str) -> bytes:
+    """Return the content of a manifest.
+
+    :raises StorageError: it is too long.
+    """
+    with storage.open(uri) as handle:
+        content = handle.read(LONGEST_MANIFEST + 1)
+    if len(content) > LONGEST_MANIFEST:
+        raise StorageError(f"{uri} is no manifest: it is longer than {LONGEST_MANIFEST} bytes")
+    return content
+
+
 def _manifest(storage: Storage, uri: str) -> list[tuple[str, str]]:
     """Return names and addresses of the objects that a manifest lists (API: ``S3DataSource.S3Uri``)."""
-    with storage.open(uri) as handle:
-        text = handle.read()
     form = 'it must be [{"prefix": "s3://bucket/folder/"}, "key below it", ...]'
     try:
-        first, *names = json.loads(text)
+        first, *names = json.loads(_read_manifest(storage, uri))
         prefix = first["prefix"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"{uri} is no manifest: {form} ({error!r})") from None
+    except _NOT_JSON as error:
+        raise StorageError(f"{uri} is no manifest: {form} ({_short(repr(error))})") from None
     if not isinstance(prefix, str) or not all(isinstance(name, str) for name in names):
         raise StorageError(f"{uri} is no manifest: {form}")
     for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name or not name:
-            raise StorageError(f"{uri}: {name!r} cannot be the name of a file of the channel")
+        parts = PurePosixPath(name).parts
+        if not parts or PurePosixPath(name).is_absolute() or ".." in parts or not _is_text(name):
+            raise StorageError(f"{uri}: {_short(repr(name))} cannot be the name of a file of the channel")
     return [(name, prefix + name) for name in names]
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text of JSON, which may have half a character in it, can be the name of a file."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,27 +243,28 @@ def passes(storage: Storage, channel: Channel) -> list[list[Piece]]:
 def _augmented(storage: Storage, uri: str, attributes: Sequence[str]) -> list[list[Piece]]:
     """Read an augmented manifest (developer guide, "Augmented Manifest File Format")."""
     groups = []
-    with storage.open(uri) as handle:
-        lines = handle.read().splitlines()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_read_manifest(storage, uri).splitlines(), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            values = [record[attribute] for attribute in attributes]
-        except (ValueError, TypeError, KeyError) as error:
+            groups.append([_piece(attribute, record[attribute]) for attribute in attributes])
+        except _NOT_JSON as error:
             raise StorageError(
-                f"{uri}, line {number}: it must be a JSON object with {', '.join(attributes)} ({error!r})"
+                f"{uri}, line {number}: it must be a JSON object with {', '.join(attributes)} "
+                f"({_short(repr(error))})"
             ) from None
-        groups.append(
-            [
-                Piece(uri=str(value))
-                if attribute.endswith("-ref")
-                else Piece(text=value if isinstance(value, str) else json.dumps(value))
-                for attribute, value in zip(attributes, values, strict=True)
-            ]
-        )
     return groups
+
+
+def _piece(attribute: str, value: Any) -> Piece:
+    if attribute.endswith("-ref"):
+        if not isinstance(value, str) or not _is_text(value):
+            raise ValueError(f"{attribute} must be an address")
+        return Piece(uri=value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    text.encode()
+    return Piece(text=text)
 
 
 def pipe(data: Path, channel: Channel, epoch: int) -> Path:

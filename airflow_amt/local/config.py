@@ -33,6 +33,8 @@ DEFAULTS: Mapping[str, Any] = {
     "clock_rate": 1.0,
     "s3_root": None,
     "s3_endpoint": None,
+    "root": (),
+    "link_channels": False,
     "with_aws": False,
     "stop_grace": 10.0,
     "log_limit": 256,
@@ -144,4 +146,6 @@ def _option(where: str, name: str, value: Any, folder: Path) -> Any:
         raise AmtFieldError(where, value, wanted, "correct it, or leave it out")
     if name == "log_level" and value not in LOG_LEVELS:
         raise AmtFieldError(where, value, f"one of {', '.join(LOG_LEVELS)}", "choose one of these")
+    if name == "root":
+        return [folder / one for one in value]
     return folder / value if name in _PATHS else value

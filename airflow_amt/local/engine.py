@@ -24,6 +24,7 @@ from airflow_amt.local.clock import AmtClock
 from airflow_amt.local.faults import FaultInjector
 from airflow_amt.local.fork_server import ForkServer
 from airflow_amt.local.metrics import compile_definitions
+from airflow_amt.local.s3 import Places
 from airflow_amt.local.search import Prior
 from airflow_amt.local.storage import FolderStorage, Storage
 from airflow_amt.local.store import Row, Store
@@ -49,6 +50,8 @@ class EngineOptions:
     :param state_dir: the folder that holds everything.
     :param s3_root: the folder that stands for S3, unless ``storage`` says otherwise.
     :param storage: where ``s3://`` is; ``s3_root`` if left out.
+    :param roots: folders of this machine that callers may reach beside ``s3_root``.
+    :param link_channels: give training jobs links to the files of their channels in place of copies.
     :param images: commands that stand for training images.
     :param account: 12-digit AWS account id, for ARNs.
     :param stop_grace: most real seconds between SIGTERM and SIGKILL (AMT's 120 s where that is less).
@@ -66,6 +69,8 @@ class EngineOptions:
     fork_server: Sequence[str] = ()
     faults: FaultInjector = field(default_factory=FaultInjector)
     storage: Storage | None = None
+    roots: tuple[Path, ...] = ()
+    link_channels: bool = False
 
 
 class Engine:
@@ -80,7 +85,9 @@ class Engine:
         self.store = store
         self.clock = clock
         self.options = options
-        self.storage: Storage = options.storage or FolderStorage(options.s3_root)
+        #: What callers may reach of this machine.
+        self.places = Places(s3_root=options.s3_root, roots=options.roots, state_dir=options.state_dir)
+        self.storage: Storage = options.storage or FolderStorage(self.places, link=options.link_channels)
         self.identity = store.identity
         self.closing = False
         self._runs: dict[int, TuningRun] = {}
@@ -116,6 +123,9 @@ class Engine:
         while killed := processes.kill_marked(self.identity):
             logger.warning("Killed %d processes left by an earlier server", killed)
             time.sleep(0.01)
+        for row in self.store.unfinished_training_jobs():
+            # What the earlier server had copied for it.
+            trainer.clean_up(self._folder(row["region"], row["name"]))
         if self.options.fork_server:
             log = self.options.state_dir / "fork-server.log"
             self._fork_server = ForkServer(self.options.fork_server, identity=self.identity, log=log)
@@ -367,11 +377,15 @@ class Engine:
             region=region,
             definition=plan.definition,
             hyperparameters=hyperparameters,
-            folder=self.options.state_dir / "training-jobs" / region / name,
+            folder=self._folder(region, name),
             storage=self.storage,
+            places=self.places,
             command=plan.command,
             marker=processes.marker_value(self.identity, f"{region}/{name}"),
         )
+
+    def _folder(self, region: str, name: str) -> Path:
+        return self.options.state_dir / "training-jobs" / region / name
 
     def _begin(self, row: Row) -> None:
         config = row["config"]

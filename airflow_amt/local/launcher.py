@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -211,6 +211,7 @@ def start(
     images: Mapping[str, str] | None = None,
     faults: Mapping[str, Any] | None = None,
     request_log: Path | None = None,
+    roots: Sequence[Path] | None = None,
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> RunningServer:
@@ -223,6 +224,8 @@ def start(
     :param images: commands that stand for training images, as the ``--image`` option takes them.
     :param faults: what is to go wrong on purpose, as the ``--faults`` option takes it.
     :param request_log: file that a line is written to for each call; :meth:`RunningServer.requests` reads it.
+    :param roots: folders of this machine that training jobs may get code and data from, as the ``--root``
+        option takes them; the working directory if left out.
     :param options: more command line options of ``airflow-amt local serve``.
     :param environment: environment of the server, and so of the training processes; this process's own if
         left out.
@@ -236,6 +239,8 @@ def start(
         command += ["--image", f"{image}={trainer}"]
     if request_log is not None:
         command += ["--request-log", str(request_log)]
+    for root in roots or ():
+        command += ["--root", str(root)]
     if faults is not None:
         command += ["--faults", json.dumps(_checked(faults).as_dict())]
     with (state_dir / "server.log").open("ab") as log:
@@ -292,6 +297,7 @@ def running(
     images: Mapping[str, str] | None = None,
     faults: Mapping[str, Any] | None = None,
     request_log: Path | None = None,
+    roots: Sequence[Path] | None = None,
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningServer]:
@@ -312,6 +318,7 @@ def running(
             images=images,
             faults=faults,
             request_log=request_log,
+            roots=roots,
             options=options,
             environment=environment,
         )

@@ -23,7 +23,7 @@ from airflow_amt.local.metrics import read_final_metrics
 from airflow_amt.local.protocol import AwsError, Encoded, encode
 from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Prior
 from airflow_amt.local.store import Row, Store, derived
-from airflow_amt.local.trainer import model_uri, resource_config_of
+from airflow_amt.local.trainer import model_uri, place_problems, resource_config_of
 from airflow_amt.local.tuning_run import objective_of
 from airflow_amt.service_model import service_model
 from airflow_amt.tuning.criteria import ObjectiveType
@@ -120,7 +120,7 @@ class Operations:
     # --- tuning jobs -----------------------------------------------------------------------------
 
     def _create_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        problems = check_documented_rules(params, builtin_algorithms=False) or _not_offered(params)
+        problems = check_documented_rules(params, builtin_algorithms=False) or self._not_offered(params)
         if problems:
             raise AwsError("ValidationException", _listed(problems))
         name, config = params["HyperParameterTuningJobName"], params["HyperParameterTuningJobConfig"]
@@ -370,9 +370,21 @@ class Operations:
             "NextToken": token,
         }
 
+    def _not_offered(self, params: Mapping[str, Any]) -> list[AmtFieldError]:
+        """List what AMT offers and the embedded AMT does not: refused, because ignoring it would mislead."""
+        return [
+            problem
+            for path, definition in training_job_definitions(params)
+            for problem in self._impossible(definition, f"{path}.")
+        ]
+
+    def _impossible(self, definition: Mapping[str, Any], prefix: str) -> list[AmtFieldError]:
+        found = channels.problems(definition, prefix)
+        return found + place_problems(self._engine.places, self._engine.storage, definition, prefix)
+
     def _create_training_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         name = params["TrainingJobName"]
-        problems = check_training_job(params) or channels.problems(params, "")
+        problems = check_training_job(params) or self._impossible(params, "")
         if problems:
             raise AwsError("ValidationException", _listed(problems))
         try:
@@ -592,15 +604,6 @@ def _read_token(token: str, query: str) -> tuple[Any, int]:
             "the same filters and order",
         ) from None
     return value, key
-
-
-def _not_offered(params: Mapping[str, Any]) -> list[AmtFieldError]:
-    """List what AMT offers and the embedded AMT does not: refused, because ignoring it would mislead."""
-    return [
-        problem
-        for path, definition in training_job_definitions(params)
-        for problem in channels.problems(definition, f"{path}.")
-    ]
 
 
 def _listed(problems: Sequence[AmtFieldError]) -> str:

@@ -104,7 +104,7 @@ def _serve(plan: Mapping[str, Any], leader: int) -> None:
 def _feed_or_fail(storage: Storage, channel: Channel, plan: Mapping[str, Any], leader: int) -> None:
     try:
         feed(storage, channel, Path(plan["data"]))
-    except (StorageError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - the trainer would wait for ever for a pipe that nobody fills
         part = Path(plan["failure"] + ".part")
         part.write_text(f"Data download failed for channel {channel.name!r}: {error}", encoding="utf-8")
         part.replace(plan["failure"])
@@ -142,7 +142,7 @@ def _write(storage: Storage, channel: Channel, piece: Piece, target: IO[bytes]) 
         content = piece.text.encode()
     elif channel.record_io:
         with opened(storage, piece.uri, gzipped=channel.gzipped) as source:
-            content = source.read()
+            content = source.read(LONGEST_RECORD + 1)
     else:
         with opened(storage, piece.uri, gzipped=channel.gzipped) as source:
             while chunk := source.read(_CHUNK):
@@ -164,6 +164,6 @@ def record(content: bytes) -> bytes:
     """
     if len(content) > LONGEST_RECORD:
         raise StorageError(
-            f"an object of {len(content)} bytes is no RecordIO record: {LONGEST_RECORD} at most"
+            f"an object of {len(content)} bytes or more is no RecordIO record: {LONGEST_RECORD} at most"
         )
     return struct.pack("<II", _RECORD_MAGIC, len(content)) + content + b"\0" * (-len(content) % 4)

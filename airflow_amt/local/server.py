@@ -100,7 +100,7 @@ class Application:
         self._injector = engine.options.faults
         self._snapshots = Snapshots(engine.store)
         # Only a folder is shown, as an S3 server shows itself.
-        view = s3_view.routes(engine.storage.root) if isinstance(engine.storage, FolderStorage) else []
+        view = s3_view.routes(engine.places) if isinstance(engine.storage, FolderStorage) else []
         self._rest = Starlette(
             routes=[
                 Route(FAULTS_PATH, self._get_faults, methods=["GET"]),
@@ -445,7 +445,7 @@ async def _serve(
         from airflow_amt.local import aws
 
         services = aws.AwsServices(
-            s3_root=options.engine.s3_root,
+            places=engine.places,
             training_jobs=options.engine.state_dir / "training-jobs",
             account=options.engine.account,
         )

@@ -7,19 +7,21 @@ every object whose key begins so. What is below it gets its name in a channel fr
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from airflow_amt.exceptions import AmtFieldError
-from airflow_amt.local import s3
-from airflow_amt.local.s3 import StorageError
+from airflow_amt.local import files, s3
+from airflow_amt.local.s3 import Places, StorageError
 
 #: Folder below the root for what is not complete yet; no bucket can be called so.
 INCOMING = ".incoming"
@@ -47,10 +49,6 @@ class Storage(Protocol):
     ``OSError`` where this machine's disk does.
     """
 
-    @property
-    def is_local(self) -> bool:
-        """Whether objects are files of this machine, which channels may link to."""
-
     def objects(self, uri: str) -> list[StoredObject]:
         """Return the objects that a prefix stands for, in the order of their keys."""
 
@@ -64,7 +62,10 @@ class Storage(Protocol):
         """Open one object to be read from its beginning to its end."""
 
     def store(self, source: Path, uri: str) -> None:
-        """Store a file, or all files of a folder, at an address; a file must not be changed afterwards."""
+        """Store a file at an address; it must not be changed afterwards."""
+
+    def store_all(self, content: Iterable[tuple[str, Path]], uri: str) -> None:
+        """Store files below an address, each by its name there: a relative path without ``..``."""
 
     def where(self, uri: str) -> str:
         """Say where people find an address, for messages."""
@@ -72,101 +73,133 @@ class Storage(Protocol):
     def close(self) -> None:
         """Give back connections."""
 
-    def description(self) -> dict[str, str]:
-        """Return what :func:`storage_of` makes an equal one of, in another process."""
+    def description(self) -> dict[str, Any]:
+        """Return, as JSON can carry it, what :func:`storage_of` makes an equal one of, in another process."""
 
 
-def storage_of(description: Mapping[str, str]) -> Storage:
+def storage_of(description: Mapping[str, Any]) -> Storage:
     """Return the storage that another process described."""
     if "endpoint" in description:
         return BucketStorage(description["endpoint"])
-    return FolderStorage(Path(description["root"]))
+    state_dir = description["state_dir"]
+    places = Places(
+        s3_root=Path(description["s3_root"]),
+        roots=tuple(Path(root) for root in description["roots"]),
+        state_dir=None if state_dir is None else Path(state_dir),
+    )
+    return FolderStorage(places)
 
 
 class FolderStorage:
-    """A folder that stands for S3: ``s3://bucket/key`` is the file ``<root>/bucket/key``.
+    """A folder that stands for S3: ``s3://bucket/key`` is the file ``<s3-root>/bucket/key``.
 
-    :param root: the folder.
+    :param places: that folder, and what else may be reached.
+    :param link: give links to the files in place of copies.
     """
 
-    is_local = True
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, places: Places, *, link: bool = False) -> None:
+        self.places = places
+        self._link = link
 
     def objects(self, uri: str) -> list[StoredObject]:
         """See :meth:`Storage.objects`."""
-        base = s3.local_path(self.root, uri)
-        base = base if base.is_dir() else base.parent
-        files: list[Path] = []
-        for path in s3.matching(self.root, uri):
-            files += [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
-        named = sorted((path.relative_to(base).as_posix(), path) for path in files)
-        return [StoredObject(uri=self._uri(path), name=name) for name, path in named]
+        return [StoredObject(uri=self._uri(path), name=name) for name, path in self.places.matching(uri)]
 
     def _uri(self, path: Path) -> str:
-        if path.is_relative_to(self.root):
-            return f"s3://{path.relative_to(self.root).as_posix()}"
-        return f"file://{path.as_posix()}"
+        root = self.places.s3_root
+        return f"s3://{path.relative_to(root).as_posix()}" if path.is_relative_to(root) else path.as_uri()
 
     def provide(self, uri: str, folder: Path) -> bool:
-        """Link what is directly below a prefix; see :meth:`Storage.provide`."""
-        sources = s3.matching(self.root, uri)
+        """See :meth:`Storage.provide`."""
         folder.mkdir(parents=True, exist_ok=True)
-        for source in sources:
-            _link(source, folder / source.name)
-        return bool(sources)
+        found = False
+        for name, path in self.places.matching(uri):
+            found = True
+            self._give(path, folder / name)
+        return found
 
     def fetch(self, uri: str, target: Path) -> None:
-        """Link to the file; see :meth:`Storage.fetch`."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _link(self._file(uri), target)
+        """See :meth:`Storage.fetch`."""
+        self._give(self._file(uri), target)
+
+    def _give(self, source: Path, target: Path) -> None:
+        if self._link:
+            files.make_folder(target.parent)
+            target.symlink_to(os.path.realpath(source))
+        else:
+            files.copy(source, target)
 
     def open(self, uri: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """See :meth:`Storage.open`."""
-        return self._file(uri).open("rb")
+        return files.open_file(self._file(uri))
 
     def _file(self, uri: str) -> Path:
-        path = s3.local_path(self.root, uri)
-        if uri.endswith("/") or not path.is_file():
+        path = self.places.path(uri)
+        if uri.endswith("/") or not files.is_file(path):
             raise StorageError(f"{uri} does not exist (looked at {path})")
         return path
 
     def store(self, source: Path, uri: str) -> None:
         """See :meth:`Storage.store`."""
-        target = s3.local_path(self.root, uri)
-        if source.is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True, symlinks=True)
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Whoever looks meanwhile sees the old object or the new one, as with S3; never half of one.
-        incoming = self.root / INCOMING
-        incoming.mkdir(exist_ok=True)
-        part = incoming / uuid.uuid4().hex
-        try:
+
+        def bring(part: Path) -> None:
             try:
                 os.link(source, part)
             except OSError:  # another file system
-                shutil.copyfile(source, part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+                files.copy(source, part)
+
+        put(self.places.s3_root, self.places.path(uri), bring)
+
+    def store_all(self, content: Iterable[tuple[str, Path]], uri: str) -> None:
+        """See :meth:`Storage.store_all`."""
+        self.places.path(uri).mkdir(parents=True, exist_ok=True)
+        for name, source in content:
+            target = self.places.path(f"{uri.rstrip('/')}/{name}")
+            put(self.places.s3_root, target, functools.partial(files.copy, source))
 
     def where(self, uri: str) -> str:
         """See :meth:`Storage.where`."""
-        return str(s3.local_path(self.root, uri))
+        return str(self.places.path(uri))
 
     def close(self) -> None:
         """Nothing is held open."""
 
-    def description(self) -> dict[str, str]:
+    def description(self) -> dict[str, Any]:
         """See :meth:`Storage.description`."""
-        return {"root": str(self.root)}
+        state_dir = self.places.state_dir
+        return {
+            "s3_root": str(self.places.s3_root),
+            "roots": [str(root) for root in self.places.roots],
+            "state_dir": None if state_dir is None else str(state_dir),
+        }
 
 
-def _link(source: Path, link: Path) -> None:
-    if not link.is_symlink():
-        link.symlink_to(source.absolute())
+def put(s3_root: Path, target: Path, bring: Callable[[Path], None]) -> None:
+    """Let a file have new content at once: readers see the old object or the new one, as with S3.
+
+    :param bring: writes the content to the path that it is given.
+    :raises OSError: this machine refuses.
+    """
+    files.make_folder(target.parent)
+    incoming = s3_root / INCOMING
+    incoming.mkdir(parents=True, exist_ok=True)
+    part = incoming / uuid.uuid4().hex
+    try:
+        bring(part)
+        try:
+            part.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # The folder of the bucket is a link to another file system.
+            beside = target.with_name(f".{part.name}")
+            try:
+                files.copy(part, beside)
+                beside.replace(target)
+            finally:
+                beside.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class BucketStorage:
@@ -178,8 +211,6 @@ class BucketStorage:
     :param endpoint: its address, as ``http://127.0.0.1:9000``.
     :raises AmtFieldError: the address is none.
     """
-
-    is_local = False
 
     def __init__(self, endpoint: str) -> None:
         if not endpoint.startswith(("http://", "https://")):
@@ -235,15 +266,16 @@ class BucketStorage:
 
     def store(self, source: Path, uri: str) -> None:
         """Upload; see :meth:`Storage.store`."""
+        self._upload(source, *s3.split(uri))
+
+    def store_all(self, content: Iterable[tuple[str, Path]], uri: str) -> None:
+        """See :meth:`Storage.store_all`."""
         bucket, key = s3.split(uri)
-        if not source.is_dir():
-            self._upload(source, bucket, key)
-            return
-        for path in sorted(one for one in source.rglob("*") if one.is_file()):
-            self._upload(path, bucket, f"{key.rstrip('/')}/{path.relative_to(source).as_posix()}".lstrip("/"))
+        for name, path in content:
+            self._upload(path, bucket, f"{key.rstrip('/')}/{name}".lstrip("/"))
 
     def _upload(self, source: Path, bucket: str, key: str) -> None:
-        with self._translated(f"s3://{bucket}/{key}"), source.open("rb") as body:
+        with self._translated(f"s3://{bucket}/{key}"), files.open_file(source) as body:
             self._client.put_object(Bucket=bucket, Key=key, Body=body)
 
     def where(self, uri: str) -> str:
@@ -257,7 +289,7 @@ class BucketStorage:
                 self._made.close()
                 self._made = None
 
-    def description(self) -> dict[str, str]:
+    def description(self) -> dict[str, Any]:
         """See :meth:`Storage.description`."""
         return {"endpoint": self.endpoint}
 

@@ -5,7 +5,7 @@ The folder follows the contract of SageMaker's training containers (``/opt/ml`` 
     <state-dir>/training-jobs/<region>/<name>/
         code/                            working directory; the script in script mode
         input/config/hyperparameters.json, inputdataconfig.json, resourceconfig.json
-        input/data/<channel>/            the files of the channel: links, or downloaded
+        input/data/<channel>/            the files of the channel: copies, gone when it is over
         input/data/<channel>_<epoch>     its named pipes in Pipe mode
         model/                           packed to model.tar.gz
         output/data/                     packed to output.tar.gz if anything is in it
@@ -21,23 +21,26 @@ from __future__ import annotations
 
 import json
 import logging
+import lzma
 import os
 import re
 import shutil
 import signal
+import stat
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow_amt.local import channels, files, pipes, s3
+from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local import channels, files, pipes
 from airflow_amt.local.metrics import read_final_metrics
 from airflow_amt.local.processes import MARKER
-from airflow_amt.local.s3 import StorageError
-from airflow_amt.local.storage import Storage
+from airflow_amt.local.s3 import Places, RefusedPlaceError, StorageError, UnmappableAddressError
+from airflow_amt.local.storage import FolderStorage, Storage
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,22 @@ SUBMIT_DIRECTORY = "sagemaker_submit_directory"
 
 #: Longest FailureReason that the API carries.
 LONGEST_REASON = 1024
+
+#: Most that an archive with code may hold: files, and bytes when unpacked.
+MOST_MEMBERS = 250_000
+MOST_UNPACKED = 10 * 1024**3
+#: Most bytes of the header of one file in it.
+_MOST_HEADER = 1024 * 1024
+_HEADERS = frozenset(
+    {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"X"}
+)
+#: What tarfile says of what is no archive, or a broken one.
+_NO_ARCHIVE = (
+    *(tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(EOFError, ValueError, KeyError, OverflowError, RecursionError),
+)
+#: Folders of a project that no training script needs.
+_NO_CODE = frozenset({".git", "__pycache__"})
 
 _HOST = "algo-1"
 
@@ -68,6 +87,7 @@ class TrainingSpec:
         metric; strings.
     :param folder: where it lives.
     :param storage: where ``s3://`` is.
+    :param places: what files of this machine it may reach.
     :param command: the command that stands for the image; ``None`` in script mode.
     :param marker: value of the environment variable by which its processes are found again.
     """
@@ -79,6 +99,7 @@ class TrainingSpec:
     hyperparameters: Mapping[str, str]
     folder: Path
     storage: Storage
+    places: Places
     command: Sequence[str] | None
     marker: str
 
@@ -141,8 +162,39 @@ def decoded(value: str) -> Any:
     """
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
+
+
+def place_problems(
+    places: Places, storage: Storage, definition: Mapping[str, Any], prefix: str
+) -> list[AmtFieldError]:
+    """List the addresses of a training job definition that lead to where callers may not reach.
+
+    :param prefix: what stands before the definition's members in the request.
+    """
+    addresses = {
+        "OutputDataConfig.S3OutputPath": definition["OutputDataConfig"]["S3OutputPath"],
+        "CheckpointConfig.S3Uri": (definition.get("CheckpointConfig") or {}).get("S3Uri"),
+    }
+    for position, channel in enumerate(definition.get("InputDataConfig") or ()):
+        source = channel["DataSource"].get("S3DataSource") or {}
+        addresses[f"InputDataConfig[{position}].DataSource.S3DataSource.S3Uri"] = source.get("S3Uri")
+    static = "HyperParameters" if "HyperParameters" in definition else "StaticHyperParameters"
+    directory = (definition.get(static) or {}).get(SUBMIT_DIRECTORY)
+    if directory is not None:
+        addresses[f"{static}.{SUBMIT_DIRECTORY}"] = str(decoded(directory))
+    found = []
+    for field, uri in addresses.items():
+        if uri is None or (uri.startswith("s3://") and not isinstance(storage, FolderStorage)):
+            continue
+        try:
+            places.place(uri, plain=field.endswith(SUBMIT_DIRECTORY))
+        except RefusedPlaceError as error:
+            found.append(AmtFieldError(f"{prefix}{field}", uri, error.limit, error.fix))
+        except UnmappableAddressError:
+            continue  # The training job fails with these words.
+    return found
 
 
 def is_script_mode(static: Mapping[str, str]) -> bool:
@@ -163,6 +215,11 @@ def prepare(spec: TrainingSpec) -> tuple[list[str], dict[str, str]]:
     """
     # What an earlier attempt left, perhaps where something is to be written: opening it would block.
     files.remove_special(spec.folder)
+    for name in ("input", "input/data"):
+        # Links that the trainer has made; what they lead to is not the training job's.
+        if (spec.folder / name).is_symlink():
+            (spec.folder / name).unlink()
+    files.remove(spec.folder / "input" / "data")
     for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code"):
         (spec.folder / folder).mkdir(parents=True, exist_ok=True)
     provided = channels.channels_of(spec.definition)
@@ -211,7 +268,10 @@ def _provide_checkpoints(spec: TrainingSpec) -> None:
         for found in spec.storage.objects(f"{uri}/"):
             target = spec.folder / "checkpoints" / found.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Copied, also where it could be linked to: the trainer writes here.
+            # Copied, also where it could be linked to: the trainer writes here. What an earlier attempt has
+            # linked to is not written to.
+            if target.is_symlink():
+                target.unlink()
             with spec.storage.open(found.uri) as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
     except (StorageError, OSError) as error:
@@ -223,7 +283,7 @@ def _provide_script(spec: TrainingSpec) -> list[str]:
     where = str(decoded(spec.hyperparameters[SUBMIT_DIRECTORY]))
     try:
         _provide_code(spec, where)
-    except StorageError as error:
+    except (StorageError, OSError) as error:
         raise CannotStartError(f"ClientError: {SUBMIT_DIRECTORY}: {error}") from None
     program = script_mode_program(spec.hyperparameters)
     script = (spec.code / program).resolve()
@@ -239,21 +299,48 @@ def _provide_script(spec: TrainingSpec) -> list[str]:
 
 
 def _provide_code(spec: TrainingSpec, where: str) -> None:
-    if where.startswith("file://") or "://" not in where:
-        source = s3.local_path(Path(), where) if "://" in where else Path(where)
-        looked_at = str(source)
-    elif spec.storage.is_local:
+    if where.startswith("s3://") and not isinstance(spec.storage, FolderStorage):
         looked_at = spec.storage.where(where)
-        source = Path(looked_at)
+        source, allows = _downloaded(spec, where), _inside(spec.folder)
     else:
-        looked_at = spec.storage.where(where)
-        source = _downloaded(spec, where)
+        place = spec.places.place(where, plain=True)
+        source, allows = place.path, place.allows
+        looked_at = str(source)
     if source.is_dir():
-        shutil.copytree(source, spec.code, dirs_exist_ok=True)
+        _copy_project(spec, source, allows)
     elif source.is_file():
         _unpack(source, spec.code)
     else:
         raise StorageError(f"{where} does not exist (looked at {looked_at})")
+
+
+def _copy_project(spec: TrainingSpec, source: Path, allows: Callable[[Path], bool]) -> None:
+    """Copy a folder with code, without what is the server's or belongs to no script."""
+    s3_root = Path(os.path.realpath(spec.places.s3_root))
+
+    def is_code(real: Path) -> bool:
+        if real.name in _NO_CODE or real == s3_root or files.is_file(real / "pyvenv.cfg"):
+            return False
+        return allows(real)
+
+    def note(link: Path, real: Path) -> None:
+        if not allows(real):
+            _note(
+                spec,
+                f"left out of the code: {str(link)!r}, which leads to {str(real)!r}, beyond all roots",
+            )
+
+    for name, path in files.walk(source, allows=is_code, refused=note, strict=True):
+        target = spec.code / name
+        files.copy(path, target)
+        # Scripts that others are to start by their name.
+        target.chmod(path.stat().st_mode & 0o777 | stat.S_IRUSR | stat.S_IWUSR)
+
+
+def _inside(folder: Path) -> Callable[[Path], bool]:
+    """Return what says whether a path without links is in a folder."""
+    real = Path(os.path.realpath(folder))
+    return lambda path: path.is_relative_to(real)
 
 
 def _downloaded(spec: TrainingSpec, where: str) -> Path:
@@ -267,11 +354,38 @@ def _downloaded(spec: TrainingSpec, where: str) -> Path:
     return target
 
 
+class _TarInfo(tarfile.TarInfo):
+    """What an archive says of a file; tarfile reads its headers into memory, however long they are."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _TarInfo:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in _HEADERS and not 0 <= info.size <= _MOST_HEADER:
+            raise StorageError(f"a header in it is {info.size} bytes long: {_MOST_HEADER} at most")
+        return info
+
+
 def _unpack(archive: Path, folder: Path) -> None:
+    room = min(MOST_UNPACKED, shutil.disk_usage(folder).free)
+    members = size = 0
+
+    def limited(member: tarfile.TarInfo, where: str) -> tarfile.TarInfo | None:
+        nonlocal members, size
+        if member.size < 0:
+            raise StorageError(f"{member.name!r} in it is {member.size} bytes long")
+        members += 1
+        size += member.size
+        if members > MOST_MEMBERS or size > room:
+            raise StorageError(
+                f"it unpacks to more than {MOST_MEMBERS} files or {room} bytes, which is the limit or all "
+                "room that there is"
+            )
+        return tarfile.data_filter(member, where)
+
     try:
-        with tarfile.open(archive) as opened:
-            opened.extractall(folder, filter="data")
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+        with tarfile.open(archive, tarinfo=_TarInfo) as opened:
+            opened.extractall(folder, filter=limited)  # noqa: S202 - the filter checks each member
+    except (StorageError, OSError, *_NO_ARCHIVE) as error:
         raise StorageError(f"cannot unpack {archive}: {error}") from None
 
 
@@ -297,7 +411,14 @@ def _note_instances(spec: TrainingSpec) -> None:
 
 
 def _note(spec: TrainingSpec, text: str) -> None:
-    with spec.log.open("a", encoding="utf-8") as log:
+    # The trainer may have put something else in its log's place, which must neither block nor be written to.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(spec.log, flags, 0o666)
+    except OSError as error:
+        logger.warning("%s: %s (its log cannot be written: %s)", spec.name, text, error)
+        return
+    with os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace") as log:
         log.write(f"embedded AMT: {text}\n")
 
 
@@ -411,21 +532,51 @@ def store_results(spec: TrainingSpec) -> None:
 
 def _store(spec: TrainingSpec, folder: Path, name: str, compress: bool) -> None:
     if not compress:
-        spec.storage.store(folder, f"{spec.output_uri}/{name}")
+        spec.storage.store_all(_content(spec, folder), f"{spec.output_uri}/{name}")
         return
+    inside = _inside(folder)
+
+    def packed_member(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        # Nobody would unpack named pipes and devices; tarfile leaves out sockets.
+        if member.isdev():
+            return None
+        if member.issym():
+            path = folder / member.name
+            real = Path(os.path.realpath(path))
+            if not inside(real):
+                _note_link(spec, path, real)
+                return None
+            # Also where the archive is unpacked elsewhere.
+            member.linkname = os.path.relpath(real, os.path.realpath(path.parent))
+        return member
+
     packed = spec.folder / f"{name}.tar.gz"
     # The trainer may have put something there.
     packed.unlink(missing_ok=True)
     with tarfile.open(packed, "w:gz", compresslevel=1) as archive:
-        for entry in _entries(folder):
-            archive.add(entry, arcname=entry.name, filter=_packed)
+        # Not recursive, as tarfile would be for each folder: trainers may make them deep.
+        waiting = _entries(folder)[::-1]
+        while waiting:
+            path = waiting.pop()
+            name_inside = path.relative_to(folder).as_posix()
+            archive.add(path, arcname=name_inside, recursive=False, filter=packed_member)
+            if path.is_dir() and not path.is_symlink():
+                waiting += _entries(path)[::-1]
     spec.storage.store(packed, f"{spec.output_uri}/{packed.name}")
     packed.unlink()
 
 
-def _packed(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Leave out named pipes and devices, which nobody would unpack; tarfile leaves out sockets."""
-    return None if member.isdev() else member
+def _content(spec: TrainingSpec, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files that a trainer left in a folder; links only where they stay in it."""
+
+    def note(link: Path, real: Path) -> None:
+        _note_link(spec, link, real)
+
+    return files.walk(folder, allows=_inside(folder), refused=note, strict=True)
+
+
+def _note_link(spec: TrainingSpec, link: Path, real: Path) -> None:
+    _note(spec, f"not stored: {str(link)!r}, a link that leads out of its folder to {str(real)!r}")
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -444,21 +595,27 @@ def store_checkpoints(spec: TrainingSpec) -> None:
     """
     folder = spec.folder / "checkpoints"
     if spec.checkpoint_uri is not None and _entries(folder):
-        spec.storage.store(folder, spec.checkpoint_uri)
+        spec.storage.store_all(_content(spec, folder), spec.checkpoint_uri)
 
 
-def clean_up(spec: TrainingSpec) -> None:
-    """Remove what only the training process needed: named pipes, and what was downloaded for it."""
-    data = spec.folder / "input" / "data"
+def clean_up(folder: Path) -> None:
+    """Remove what only the training process needed: named pipes and the files of its channels.
+
+    :param folder: the training job's folder.
+    """
+    data = folder / "input" / "data"
+    # What a link of the trainer's leads to is not the training job's.
+    if not data.is_dir() or any(folder.is_symlink() for folder in (data, data.parent)):
+        return
     try:
         for path in list(data.iterdir()):
             if path.is_fifo():
                 path.unlink()
-            elif not spec.storage.is_local and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+            elif path.is_dir():
+                files.remove(path)
     except OSError as error:
         # The trainer may have made folders that cannot be removed; they are in nobody's way.
-        logger.warning("Input data of %s cannot be removed: %s", spec.name, error)
+        logger.warning("Input data of %s cannot be removed: %s", folder.name, error)
 
 
 def failure_reason(spec: TrainingSpec, exit_status: int) -> str:
@@ -533,7 +690,7 @@ def conclude(
     reason = None
     if not stopped and (exit_status != 0 or failure_message(spec)):
         reason = failure_reason(spec, exit_status)
-    clean_up(spec)
+    clean_up(spec.folder)
     # Checkpoints are stored however it ended, as they are what the next one goes on from.
     refused = _refusal(store_checkpoints, spec, f"the checkpoints at {spec.checkpoint_uri}")
     reason = reason or refused or _refusal(store_results, spec, f"the model at {spec.output_uri}")

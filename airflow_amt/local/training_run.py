@@ -240,6 +240,8 @@ class TrainingRun:
             reason = str(error)
             if not isinstance(error, trainer.CannotStartError):
                 reason = f"ClientError: the training process cannot be started: {error}"
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(engine.prepare_threads, trainer.clean_up, self.spec.folder)
             # Without a pause a cause that stays (a full disk) would fill the state folder with failures.
             await asyncio.sleep(_PAUSE_AFTER_FAILED_START)
             if self.is_stopping:
@@ -256,6 +258,7 @@ class TrainingRun:
         status = process.reap()
         # Looked up anew: much may have happened since the process was started.
         if self._engine.closing and not self.is_stopping:
+            await loop.run_in_executor(engine.conclude_threads, trainer.clean_up, self.spec.folder)
             return _failure(INTERRUPTED_REASON)
         ended = engine.clock.now_ms()
         conclusion = await loop.run_in_executor(engine.conclude_threads, self._conclude, status)
@@ -269,7 +272,7 @@ class TrainingRun:
         A download that hangs holds up neither a stop nor the end of the server.
         """
         loop = asyncio.get_running_loop()
-        preparing = loop.run_in_executor(self._engine.prepare_threads, trainer.prepare, self.spec)
+        preparing = loop.run_in_executor(self._engine.prepare_threads, self._prepare)
         told = loop.create_task(self._told_to_end.wait())
         waited: set[asyncio.Future[Any]] = {preparing, told}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -279,6 +282,16 @@ class TrainingRun:
         # Whatever comes of it, nobody waits for it any more.
         preparing.add_done_callback(lambda future: future.cancelled() or future.exception())
         return None
+
+    def _prepare(self) -> tuple[list[str], dict[str, str]]:
+        """Lay out its folder; if nobody waits for that any more, take away again what was provided."""
+        prepared = None
+        try:
+            prepared = trainer.prepare(self.spec)
+            return prepared
+        finally:
+            if prepared is None or self._told_to_end.is_set():
+                trainer.clean_up(self.spec.folder)
 
     def _note_start(self, process: processes.TrainingProcess) -> None:
         started = max(self._engine.clock.now_ms(), self.created_ms)

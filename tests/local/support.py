@@ -41,7 +41,8 @@ def shared_server(folder: Path) -> Iterator[RunningServer]:
 
     Training processes get AMT's 120 s to end, which are 0.6 s by this clock.
     """
-    with running(folder, clock_rate=CLOCK_RATE, images=IMAGES) as server:
+    # The folders of the tests lie beside that of the server.
+    with running(folder, clock_rate=CLOCK_RATE, images=IMAGES, roots=[folder.parent]) as server:
         yield server
         assert "Traceback" not in server.log, server.log
 

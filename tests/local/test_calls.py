@@ -19,6 +19,7 @@ from botocore.exceptions import ClientError
 from starlette.applications import Starlette
 
 from airflow_amt.local import RunningServer, running, s3_view
+from airflow_amt.local.s3 import Place, Places
 from tests.local.support import (
     IMAGES,
     client_of,
@@ -702,15 +703,16 @@ def test_a_listing_does_not_hold_up_the_event_loop(tmp_path: Path, monkeypatch: 
     """The walk through the folder goes on only once the event loop has done something else meanwhile."""
     (tmp_path / "bucket").mkdir()
     walking, elsewhere = threading.Event(), threading.Event()
-    objects = s3_view._objects
+    keys = s3_view.keys
     held_up: list[bool] = []
 
-    def walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    def walk(place: Place, **options: str) -> Iterator[tuple[str, Path]]:
         walking.set()
         held_up.append(not elsewhere.wait(5))
-        return objects(folder)
+        return keys(place, **options)
 
-    monkeypatch.setattr(s3_view, "_objects", walk)
+    monkeypatch.setattr(s3_view, "keys", walk)
+    routes = s3_view.routes(Places(s3_root=tmp_path))
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -732,7 +734,8 @@ def test_a_listing_does_not_hold_up_the_event_loop(tmp_path: Path, monkeypatch: 
             "headers": [],
         }
         await asyncio.gather(
-            Starlette(routes=s3_view.routes(tmp_path))(scope, receive, send), do_something_else()
+            Starlette(routes=routes)(scope, receive, send),
+            do_something_else(),
         )
 
     asyncio.run(list_bucket())

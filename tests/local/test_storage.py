@@ -23,7 +23,7 @@ from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import RunningServer, channels, pipes, trainer
 from airflow_amt.local.channels import Channel
 from airflow_amt.local.processes import MARKER
-from airflow_amt.local.s3 import StorageError
+from airflow_amt.local.s3 import Places, StorageError
 from airflow_amt.local.storage import BucketStorage, FolderStorage, Storage, storage_of
 from airflow_amt.local.trainer import CannotStartError, TrainingSpec
 from tests.local.support import create_request, training_processes, unique, wait_for_end, wait_until
@@ -152,7 +152,7 @@ def filled(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Filled]:
     if request.param == "folder":
         root = tmp_path / "s3"
         root.mkdir()
-        made = Filled(FolderStorage(root), root, None)
+        made = Filled(FolderStorage(Places(s3_root=root)), root, None)
     else:
         s3 = request.getfixturevalue("server")
         made = Filled(BucketStorage(s3.endpoint), None, s3)
@@ -211,7 +211,8 @@ def test_what_is_stored_is_there(filled: Filled, tmp_path: Path) -> None:
     (tmp_path / "tree" / "inner" / "x").write_bytes(b"x")
     (tmp_path / "tree" / "y").write_bytes(b"y")
     (tmp_path / "file").write_bytes(b"f")
-    filled.storage.store(tmp_path / "tree", "s3://data/out/tree/")
+    tree = [(name, tmp_path / "tree" / name) for name in ("inner/x", "y")]
+    filled.storage.store_all(tree, "s3://data/out/tree/")
     filled.storage.store(tmp_path / "file", "s3://data/out/file")
 
     assert filled.get("out/tree/inner/x") == b"x"
@@ -408,7 +409,7 @@ def test_a_seed_shuffles_each_pass_in_its_own_way(tmp_path: Path) -> None:
     letters = [chr(ord("a") + number) for number in range(20)]
     for letter in letters:
         (root / "data" / letter).write_text(letter)
-    filled = Filled(FolderStorage(root), root, None)
+    filled = Filled(FolderStorage(Places(s3_root=root)), root, None)
     channel = a_channel("s3://data", mode="Pipe", seed=7)
     data = provide(filled, channel, tmp_path)
     with fed(filled, channel, data):
@@ -435,6 +436,7 @@ def make(filled: Filled, tmp_path: Path, hyperparameters: Mapping[str, str], **m
         hyperparameters=hyperparameters,
         folder=tmp_path / "training",
         storage=filled.storage,
+        places=Places(s3_root=tmp_path / "s3"),
         command=command,
         marker="state/us-east-1/job-001-abc",
     )
@@ -514,7 +516,7 @@ def test_a_pipe_that_breaks_fails_the_training_job(tmp_path: Path) -> None:
     root = tmp_path / "s3"
     (root / "data").mkdir(parents=True)
     (root / "data" / "a.gz").write_bytes(b"no gzip")
-    filled = Filled(FolderStorage(root), root, None)
+    filled = Filled(FolderStorage(Places(s3_root=root)), root, None)
     source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://data/a.gz"}}
     spec = make(
         filled,
@@ -633,7 +635,7 @@ def test_the_process_that_fills_pipes_ends_with_the_trainer_also_without_a_serve
     root = tmp_path / "s3"
     (root / "data").mkdir(parents=True)
     (root / "data" / "x").write_bytes(b"x")
-    filled = Filled(FolderStorage(root), root, None)
+    filled = Filled(FolderStorage(Places(s3_root=root)), root, None)
     channel = a_channel("s3://data", mode="Pipe")
     data = provide(filled, channel, tmp_path)
     (tmp_path / "input" / "config").mkdir()

@@ -19,6 +19,7 @@ from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import images, pipes, s3, trainer
 from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.processes import MARKER
+from airflow_amt.local.s3 import Places
 from airflow_amt.local.storage import FolderStorage
 from airflow_amt.local.trainer import CannotStartError, TrainingSpec
 
@@ -32,6 +33,7 @@ def make(
     command: list[str] | None = None,
     **definition: Any,
 ) -> TrainingSpec:
+    places = Places(s3_root=tmp_path / "s3", roots=(tmp_path,))
     return TrainingSpec(
         name="job-001-abc",
         arn="arn:aws:sagemaker:us-east-1:000000000000:training-job/job-001-abc",
@@ -39,7 +41,8 @@ def make(
         definition={"OutputDataConfig": {"S3OutputPath": "s3://models/out/"}, **definition},
         hyperparameters={"_tuning_objective_metric": "objective", **(hyperparameters or {})},
         folder=tmp_path / "training",
-        storage=FolderStorage(tmp_path / "s3"),
+        storage=FolderStorage(places),
+        places=places,
         command=command,
         marker="state/us-east-1/job-001-abc",
     )
@@ -288,7 +291,7 @@ def test_channels_without_data(tmp_path: Path, uri: str) -> None:
 @pytest.mark.parametrize("uri", ["s3://", "s3:///key", "s3://../x", "s3://b/a/../../..", "gs://b/k", "/a"])
 def test_addresses_stay_below_the_root(tmp_path: Path, uri: str) -> None:
     with pytest.raises(s3.UnmappableAddressError):
-        s3.local_path(tmp_path, uri)
+        Places(s3_root=tmp_path).path(uri)
 
 
 # --- the end ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 
 from airflow_amt.local import RunningServer, running
 from tests.system.cluster import AirflowCluster
+from tests.system.dags.scripted import TRAINERS
 
 #: AMT seconds per real second: two minutes, AMT's shortest time limit, pass in 6 s.
 CLOCK_RATE = 20.0
@@ -23,7 +24,8 @@ _CLUSTER: pytest.StashKey[AirflowCluster] = pytest.StashKey()
 @pytest.fixture(scope="session")
 def amt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """An embedded AMT whose clock runs at `CLOCK_RATE`."""
-    with running(tmp_path_factory.mktemp("amt") / "state", clock_rate=CLOCK_RATE) as server:
+    state_dir = tmp_path_factory.mktemp("amt") / "state"
+    with running(state_dir, clock_rate=CLOCK_RATE, roots=[TRAINERS]) as server:
         yield server
 
 

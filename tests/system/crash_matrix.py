@@ -273,7 +273,10 @@ class World:
             postgres = stack.enter_context(Postgres())
             self.amt = stack.enter_context(
                 running(
-                    self.folder / "amt", clock_rate=CLOCK_RATE, request_log=self.folder / "requests.jsonl"
+                    self.folder / "amt",
+                    clock_rate=CLOCK_RATE,
+                    request_log=self.folder / "requests.jsonl",
+                    roots=[ROOT],
                 )
             )
             self.client = self.amt.client(REGION, user_agent_extra=_AGENT)

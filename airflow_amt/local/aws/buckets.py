@@ -11,41 +11,59 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
+import re
+import stat
 import threading
-import uuid
+from collections.abc import Container
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qs, unquote
-from xml.sax.saxutils import escape
 
 from moto.backends import get_backend
 from moto.s3.models import FakeBucket, FakeDeleteMarker, FakeKey
 
-from airflow_amt.local import s3
-from airflow_amt.local.s3 import UnmappableAddressError
-from airflow_amt.local.storage import INCOMING
+from airflow_amt.local import files
+from airflow_amt.local.s3 import Places, StorageError, UnmappableAddressError
+from airflow_amt.local.s3_view import is_xml, keys, xml_text
+from airflow_amt.local.storage import put
 
 logger = logging.getLogger(__name__)
 
 _REGION = "us-east-1"
 
 #: What the look at a path says where no file is or can be.
-_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP})
 
 #: What tells one content of a file from another: modification time, size and inode.
 _Signature = tuple[int, int, int]
 
 
+#: What requests write as numbers; moto takes them for such.
+_NUMBERS = ("max-keys", "max-uploads", "max-parts", "partNumber", "part-number-marker")
+_NUMBER = re.compile(r"[0-9]{1,10}")
+_RANGE = re.compile(r"bytes=([0-9]{1,19}-[0-9]{0,19}|-[0-9]{1,19})")
+
+
 class BucketsError(Exception):
-    """The folder cannot hold what a request stores; the text says why."""
+    """A request that S3 refuses, or that stores what the folder cannot hold.
+
+    :param code: S3's name of the error.
+    :param message: why.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
 
 
 def error_document(error: BucketsError) -> bytes:
     """Return an error in S3's protocol."""
     return (
-        '<?xml version="1.0" encoding="UTF-8"?><Error><Code>InvalidRequest</Code>'
-        f"<Message>{escape(str(error))}</Message></Error>"
+        f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{error.code}</Code>'
+        f"<Message>{xml_text(error.message)}</Message></Error>"
     ).encode()
 
 
@@ -64,7 +82,7 @@ class _FileContent:
     def seek(self, position: int) -> None:
         """Go to a position; the file is opened anew, as it may have been replaced."""
         self.close()
-        self._opened.file = self.path.open("rb")
+        self._opened.file = files.open_file(self.path)
         self._opened.file.seek(position)
 
     def read(self, size: int = -1) -> bytes:
@@ -88,12 +106,13 @@ class _FileContent:
 class Buckets:
     """Keeps moto's buckets and a folder the same.
 
-    :param root: the folder that stands for S3.
+    :param places: the folder that stands for S3, and what may be reached from it.
     :param account: 12-digit AWS account id, the owner of all buckets.
     """
 
-    def __init__(self, root: Path, account: str) -> None:
-        self._root = root
+    def __init__(self, places: Places, account: str) -> None:
+        self._places = places
+        self._root = places.s3_root
         self._account = account
         self._backend = get_backend("s3")[account]["aws"]
         # Of what moto and the folder both have, as it was when it was last compared.
@@ -101,7 +120,11 @@ class Buckets:
         self._lock = threading.Lock()
 
     def load(self, environ: dict[str, Any]) -> None:
-        """Tell moto what the folder has, as far as a request is about it."""
+        """Tell moto what the folder has, as far as a request is about it.
+
+        :raises BucketsError: something in the request is not what S3 would take.
+        """
+        _check(environ, self._backend._pagination_tokens)
         bucket, key = _address(environ)
         source = unquote(environ.get("HTTP_X_AMZ_COPY_SOURCE", "").lstrip("/").partition("?")[0])
         with self._lock:
@@ -128,7 +151,7 @@ class Buckets:
 
     def _load_buckets(self) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
-        folders = {one.name for one in self._root.iterdir() if one.is_dir() and one.name != INCOMING}
+        folders = {one.name for one in self._root.iterdir() if self._is_bucket(one)}
         for name in folders - set(self._backend.buckets):
             if name not in self._known:
                 self._backend.buckets[name] = FakeBucket(name, self._account, _REGION)
@@ -140,9 +163,20 @@ class Buckets:
                 self._backend.delete_bucket(name)
             del self._known[name]
 
+    def _is_bucket(self, folder: Path) -> bool:
+        try:
+            return files.is_folder(self._places.path(f"s3://{folder.name}"))
+        except StorageError:
+            return False
+
     def _keep_buckets(self) -> None:
         for name in set(self._backend.buckets) - set(self._known):
-            (self._root / name).mkdir(parents=True, exist_ok=True)
+            try:
+                self._places.path(f"s3://{name}").mkdir(parents=True, exist_ok=True)
+            except (OSError, StorageError) as error:
+                self._backend.delete_bucket(name)
+                message = f"The bucket {name!r} cannot be a folder: {error}"
+                raise BucketsError("InvalidRequest", message) from None
             self._known[name] = {}
         for name in set(self._known) - set(self._backend.buckets):
             del self._known[name]
@@ -156,12 +190,17 @@ class Buckets:
         """Tell moto of one object, or of all of a bucket."""
         if bucket not in self._known:
             return
-        folder = self._root / bucket
         if key:
-            with contextlib.suppress(UnmappableAddressError):
-                self._load_one(bucket, key, s3.local_path(self._root, f"s3://{bucket}/{key}"))
+            try:
+                path = self._places.path(f"s3://{bucket}/{key}")
+            except StorageError:
+                # What cannot be an object here is none for moto either, also if it has been one.
+                self._forget(bucket, key)
+            else:
+                self._load_one(bucket, key, path)
             return
-        found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        # moto puts keys into XML as they are.
+        found = {name: path for name, path in keys(self._places.place(f"s3://{bucket}")) if is_xml(name)}
         for name, path in found.items():
             self._load_one(bucket, name, path)
         for name in set(self._known[bucket]) - set(found):
@@ -202,25 +241,21 @@ class Buckets:
                 # What consoles and tools make to show an empty folder.
                 path.mkdir(parents=True, exist_ok=True)
                 return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            incoming = self._root / INCOMING
-            incoming.mkdir(exist_ok=True)
-            part = incoming / uuid.uuid4().hex
             _ = stored.etag  # while the content is still in memory
-            part.write_bytes(stored.value)
-            part.replace(path)
+            put(self._root, path, lambda part: _write(part, stored.value))
             signature = _signature(path)
             if signature is None:
                 raise FileNotFoundError(f"{path} vanished")
-        except (OSError, UnmappableAddressError) as error:
+        except (OSError, StorageError) as error:
             self._backend.buckets[bucket].keys.pop(key)
             raise BucketsError(
-                f"The object {key!r} cannot be stored as a file below {self._root / bucket}: {error}"
+                "InvalidRequest",
+                f"The object {key!r} cannot be stored as a file below {self._root / bucket}: {error}",
             ) from None
         self._attach(bucket, stored, path, signature)
 
     def _path_of(self, bucket: str, key: str) -> Path:
-        path = s3.local_path(self._root, f"s3://{bucket}/{key}")
+        path = self._places.path(f"s3://{bucket}/{key}")
         if path.relative_to(self._root / bucket).as_posix() != key.removesuffix("/"):
             raise UnmappableAddressError("its key has empty parts, '.' or '..' in it")
         if path.is_dir() and not key.endswith("/"):
@@ -228,7 +263,7 @@ class Buckets:
         return path
 
     def _remove(self, bucket: str, key: str) -> None:
-        path = s3.local_path(self._root, f"s3://{bucket}/{key}")
+        path = self._places.path(f"s3://{bucket}/{key}")
         path.unlink(missing_ok=True)
         # S3 has no folders: with the last object below it a folder is gone.
         for parent in path.parents:
@@ -240,6 +275,27 @@ class Buckets:
                 break
 
 
+def _check(environ: dict[str, Any], tokens: Container[str]) -> None:
+    """Refuse what moto would break at, and drop a range that S3 would take no notice of."""
+    query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    for name in _NUMBERS:
+        for value in query.get(name, ()):
+            if not _NUMBER.fullmatch(value):
+                message = f"{name} must be a whole number from 0, not {value[:100]}"
+                raise BucketsError("InvalidArgument", message)
+    if any(token not in tokens for token in query.get("continuation-token", ())):
+        raise BucketsError("InvalidArgument", "The continuation token provided is incorrect")
+    if not _RANGE.fullmatch(environ.get("HTTP_RANGE", "")):
+        environ.pop("HTTP_RANGE", None)
+    copied = environ.get("HTTP_X_AMZ_COPY_SOURCE_RANGE")
+    if copied is not None and not _RANGE.fullmatch(copied):
+        raise BucketsError("InvalidArgument", f"A range of bytes is bytes=0-99, not {copied[:100]}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
 def _signature(path: Path) -> _Signature | None:
     try:
         status = path.stat()
@@ -247,7 +303,9 @@ def _signature(path: Path) -> _Signature | None:
         if error.errno in _NO_FILE:
             return None
         raise
-    return (status.st_mtime_ns, status.st_size, status.st_ino) if path.is_file() else None
+    if not stat.S_ISREG(status.st_mode) or not os.access(path, os.R_OK):
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _address(environ: dict[str, Any]) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from airflow_amt.local.aws.buckets import Buckets, BucketsError, error_document
 from airflow_amt.local.aws.logs import GROUP, LogsError, TrainingLogs
 from airflow_amt.local.aws.roles import Roles
 from airflow_amt.local.credentials import DEFAULT_REGION
+from airflow_amt.local.s3 import Places
 from airflow_amt.local.signatures import Claim
 from airflow_amt.local.trust import CLAIM
 
@@ -39,15 +40,15 @@ def create_asgi_app(services: AwsServices) -> Any:
 class AwsServices:
     """Answers the requests for S3, STS, IAM and CloudWatch Logs.
 
-    :param s3_root: the folder that stands for S3.
+    :param places: the folder that stands for S3.
     :param training_jobs: the folder of all training jobs' folders.
     :param account: 12-digit AWS account id.
     """
 
-    def __init__(self, *, s3_root: Path, training_jobs: Path, account: str) -> None:
+    def __init__(self, *, places: Places, training_jobs: Path, account: str) -> None:
         self._account = account
         self._applications = {service: create_backend_app(service) for service in SERVICES}
-        self._buckets = Buckets(s3_root, account)
+        self._buckets = Buckets(places, account)
         self._roles = Roles(account)
         self._logs = TrainingLogs(training_jobs, account)
 
