@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import botocore.loaders
 import botocore.model
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.text import MOST_PROBLEMS, amount, listed, shown, shown_value
 from airflow_amt.tuning.criteria import LARGEST_FLOAT
 from airflow_amt.tuning.history import finite
 from airflow_amt.tuning.request import check_documented_rules
@@ -72,27 +74,23 @@ class Problem:
         return AmtFieldError(self.path, self.value, limit, fix)
 
 
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
 _CONSTRAINTS: Mapping[str, Callable[[Any], str]] = {
     "required": lambda _: "Member must not be null",
-    "unknown": lambda limit: f"Member is not known; known members: [{_listed(limit)}]",
+    "unknown": lambda limit: f"Member is not known; known members: [{listed(limit)}]",
     "type": lambda limit: f"Member must be of type {limit}",
     "min": lambda limit: f"Member must have value greater than or equal to {limit}",
     "max": lambda limit: f"Member must have value less than or equal to {limit}",
     "min_length": lambda limit: f"Member must have length greater than or equal to {limit}",
     "max_length": lambda limit: f"Member must have length less than or equal to {limit}",
     "pattern": lambda limit: f"Member must satisfy regular expression pattern: {limit}",
-    "enum": lambda limit: f"Member must satisfy enum value set: [{_listed(limit)}]",
-    "union": lambda limit: f"Member must have exactly one of [{_listed(limit)}]",
+    "enum": lambda limit: f"Member must satisfy enum value set: [{listed(limit)}]",
+    "union": lambda limit: f"Member must have exactly one of [{listed(limit)}]",
 }
 
 _ADVICE: Mapping[str, Callable[[Any], tuple[str, str]]] = {
     "required": lambda limit: ("this field is required", f"add it ({limit})"),
     "unknown": lambda limit: (
-        f"the API knows {_listed(limit)} here",
+        f"the API knows {listed(limit)} here",
         "check the spelling and the place of this field, or update botocore if the field is new",
     ),
     "type": lambda limit: (f"it must be of type {limit}", f"give a value of type {limit}"),
@@ -101,8 +99,8 @@ _ADVICE: Mapping[str, Callable[[Any], tuple[str, str]]] = {
     "min_length": lambda limit: (f"its length must be {limit} or more", "give more"),
     "max_length": lambda limit: (f"its length must be {limit} or less", f"shorten it to {limit} or less"),
     "pattern": lambda limit: (f"it must match {limit}", "use only what this pattern allows"),
-    "enum": lambda limit: (f"it must be one of {_listed(limit)}", f"choose one of {_listed(limit)}"),
-    "union": lambda limit: (f"exactly one of {_listed(limit)} must be set", "set one of them"),
+    "enum": lambda limit: (f"it must be one of {listed(limit)}", f"choose one of {listed(limit)}"),
+    "union": lambda limit: (f"exactly one of {listed(limit)} must be set", "set one of them"),
 }
 
 
@@ -111,12 +109,13 @@ def validate(operation: str, params: Any) -> list[Problem]:
 
     :param operation: API operation, as ``CreateHyperParameterTuningJob``.
     :param params: its parameters, as boto3 takes them; members that are ``None`` count as missing.
-    :return: problems in the order of the model; empty if the request is well formed.
+    :return: problems in the order of the model, one more than are ever listed at the most; empty if the
+        request is well formed.
     """
     shape = service_model().operation_model(operation).input_shape
     if shape is None:
         return []
-    return list(_check(shape, params, ""))
+    return list(islice(_check(shape, params, ""), MOST_PROBLEMS + 1))
 
 
 def check_create_request(request: Mapping[str, Any]) -> list[AmtFieldError]:
@@ -134,12 +133,19 @@ def aws_message(problems: Sequence[Problem]) -> str:
 
     AWS spells fields in lower camel case there; the path as the API documents it is appended to each.
     """
-    count = f"{len(problems)} validation error{'s' if len(problems) > 1 else ''} detected: "
-    return count + "; ".join(
-        f"Value {_aws_value(problem.value)} at '{_aws_path(problem.path)}' "
-        f"failed to satisfy constraint: {problem.constraint()} ({problem.path})"
+    return listed_as_aws_does(
+        f"Value {_aws_value(problem.value)} at '{shown(_aws_path(problem.path))}' "
+        f"failed to satisfy constraint: {problem.constraint()} ({shown(problem.path)})"
         for problem in problems
     )
+
+
+def listed_as_aws_does(problems: Iterable[Any]) -> str:
+    """Say problems in one line, as a ``ValidationException`` does; only the first of very many."""
+    some = list(islice(problems, MOST_PROBLEMS + 1))
+    text = "; ".join(str(problem) for problem in some[:MOST_PROBLEMS])
+    more = "; and more" if len(some) > MOST_PROBLEMS else ""
+    return f"{amount(some)} validation error{'' if len(some) == 1 else 's'} detected: {text}{more}"
 
 
 def coerce(operation: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,4 +326,6 @@ def _aws_path(path: str) -> str:
 
 
 def _aws_value(value: Any) -> str:
-    return "null" if value is None else f"'{value}'"
+    if value is None:
+        return "null"
+    return f"'{shown(value) if isinstance(value, str) else shown_value(value)}'"

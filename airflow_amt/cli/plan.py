@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
+from airflow_amt.text import numbered, shown
 
 #: Version of what ``--json`` prints.
 REPORT_VERSION = 1
@@ -139,9 +140,8 @@ def print_problems(where: str, problems: Sequence[AmtFieldError]) -> None:
     if not problems:
         return
     count = len(problems)
-    print(f"airflow-amt: {where}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
-    for number, problem in enumerate(problems, 1):
-        print(f"  {number}. {problem}", file=sys.stderr)
+    told = f"{shown(where)}: {count} problem{'s' if count > 1 else ''}"
+    print(f"airflow-amt: {told}{numbered(problems)}", file=sys.stderr)
 
 
 @contextmanager

@@ -208,9 +208,13 @@ class Application:
 
     async def _put_faults(self, request: Request) -> Response:
         try:
-            new = faults.Faults.from_json(await request.body())
+            new = faults.Faults.from_json(await _read_body(request.receive, faults.LARGEST_SETTING))
         except AmtFieldError as error:
             return _json({"message": str(error)}, 400)
+        except protocol.AwsError as error:
+            return _json({"message": error.message}, error.status)
+        except _ClientGoneError:
+            return Response(status_code=400)  # nobody is left to read it
         return self._set_faults(new)
 
     async def _delete_faults(self, _: Request) -> Response:
@@ -254,7 +258,7 @@ def _carry_out(operations: Operations, operation: str, region: str, body: bytes)
     return protocol.write_answer(operation, operations.call(operation, region, params))
 
 
-async def _read_body(receive: Receive) -> bytes:
+async def _read_body(receive: Receive, most: int = LARGEST_REQUEST) -> bytes:
     chunks: list[bytes] = []
     size = 0
     more = True
@@ -264,10 +268,8 @@ async def _read_body(receive: Receive) -> bytes:
             raise _ClientGoneError
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
-        if size > LARGEST_REQUEST:
-            raise protocol.AwsError(
-                "SerializationException", f"The request is larger than {LARGEST_REQUEST} bytes"
-            )
+        if size > most:
+            raise protocol.AwsError("SerializationException", f"The request is larger than {most} bytes")
         more = message.get("more_body", False)
     return b"".join(chunks)
 
@@ -340,7 +342,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(256)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         listener.close()
         raise AmtFieldError(
             "host and port",
