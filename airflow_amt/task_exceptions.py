@@ -254,8 +254,8 @@ class AmtOwnJobEndedError(AmtJobExistsError, AirflowException):
         return (
             f"A tuning job named {shown_value(self.name)} exists already: an earlier try of this very task "
             f"started it, and it is {shown(self.status)}. A name cannot be used twice. Fix: leave "
-            "HyperParameterTuningJobName out of config to get a derived name, with which a retry starts a new "
-            "tuning job; with if_exists='fail', use another if_exists."
+            "HyperParameterTuningJobName out of config to get a derived name, with which a retry starts a "
+            "new tuning job; with if_exists='fail', use another if_exists."
         )
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

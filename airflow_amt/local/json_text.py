@@ -16,7 +16,7 @@ def read(text: str | bytes) -> Any:
     decoded = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
         value = json.loads(decoded, parse_constant=_refuse_constant)
-        if "\\ud" in decoded.lower() or not isinstance(text, bytes):
+        if "\\ud" in decoded or "\\uD" in decoded or not isinstance(text, bytes):
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 from a2wsgi import WSGIMiddleware
 from moto.moto_server.werkzeug_app import create_backend_app
 
+from airflow_amt.local import json_text
 from airflow_amt.local.aws.buckets import Buckets, BucketsError, error_document
 from airflow_amt.local.aws.logs import GROUP, LogsError, TrainingLogs
 from airflow_amt.local.aws.roles import Roles
@@ -24,8 +25,11 @@ StartResponse = Callable[..., Any]
 SERVICES = ("iam", "logs", "s3", "sts")
 
 #: ``<key>/<date>/<region>/<service>/aws4_request`` in a header, and in the query of a presigned address.
-_SCOPE = re.compile(r"Credential=[^/,\s]+/\d{8}/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request")
+_SCOPE = re.compile(r"Credential=[^/,\s]{1,128}/[0-9]{8}/([a-z0-9-]{1,32})/([a-z0-9-]{1,32})/aws4_request")
+_JSON = "application/x-amz-json-1.1"
 _LOGS_TARGET = "Logs_20140328."
+#: Larger requests for IAM and CloudWatch Logs are refused; CloudWatch's own limit is 1 MiB of events.
+_LARGEST_REQUEST = 4 * 1024 * 1024
 _READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -66,20 +70,26 @@ class AwsServices:
         region, service = _scope_of(environ)
         if service == "s3":
             return self._s3(environ, start_response)
+        body = environ["wsgi.input"].read(_LARGEST_REQUEST + 1)
+        if len(body) > _LARGEST_REQUEST:
+            message = f"The request is larger than {_LARGEST_REQUEST} bytes"
+            return _refuse(start_response, "SerializationException", message)
+        # To be read once more by moto.
+        environ["wsgi.input"] = io.BytesIO(body)
+        environ["CONTENT_LENGTH"] = str(len(body))
         if service == "iam":
-            answer = self._iam(environ)
+            answer = self._iam(body)
             if answer is not None:
                 return _respond(start_response, 200, "text/xml", answer)
         if service == "logs":
-            about_training = self._training_logs(environ, region)
+            about_training = self._training_logs(environ, body, region)
             if about_training is not None:
                 return _respond(start_response, *about_training)
         if service not in self._applications:
             message = (
                 f"The embedded AMT does not offer {service}. It offers sagemaker, {', '.join(SERVICES)}."
             )
-            body = json.dumps({"__type": "UnknownOperationException", "message": message}).encode()
-            return _respond(start_response, 400, "application/x-amz-json-1.1", body)
+            return _refuse(start_response, "UnknownOperationException", message)
         return self._moto(service, environ, start_response)
 
     def _moto(self, service: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -104,28 +114,30 @@ class AwsServices:
         start_response(*started)
         return chunks
 
-    def _iam(self, environ: Environ) -> bytes | None:
-        form = {key: values[0] for key, values in parse_qs(_read_again(environ).decode()).items()}
+    def _iam(self, body: bytes) -> bytes | None:
+        form = {key: values[0] for key, values in parse_qs(body.decode(errors="replace")).items()}
         return self._roles.answer(form)
 
-    def _training_logs(self, environ: Environ, region: str) -> tuple[int, str, bytes] | None:
+    def _training_logs(self, environ: Environ, body: bytes, region: str) -> tuple[int, str, bytes] | None:
         """Answer a call that is about the log group of training jobs; ``None`` leaves it to moto."""
         operation = environ.get("HTTP_X_AMZ_TARGET", "").removeprefix(_LOGS_TARGET)
         self._logs.create_group(region)
         if not self._logs.offers(operation):
             return None
         try:
-            params = json.loads(_read_again(environ) or b"{}")
-        except ValueError:
-            return None
-        group = params.get("logGroupName") or params.get("logGroupIdentifier") or ""
+            params = json_text.read(body or b"{}")
+            if not isinstance(params, dict):
+                raise ValueError("it must be an object")
+        except ValueError as error:
+            message = f"The request is not valid JSON: {error}"
+            return 400, _JSON, _error("SerializationException", message)
+        group = str(params.get("logGroupName") or params.get("logGroupIdentifier") or "")
         if group != GROUP and not group.endswith(f":log-group:{GROUP}"):
             return None
         try:
-            status, answer = 200, self._logs.call(operation, region, params)
+            return 200, _JSON, json.dumps(self._logs.call(operation, region, params)).encode()
         except LogsError as error:
-            status, answer = 400, {"__type": error.code, "message": error.message}
-        return status, "application/x-amz-json-1.1", json.dumps(answer).encode()
+            return 400, _JSON, _error(error.code, error.message)
 
 
 def _scope_of(environ: Environ) -> tuple[str, str]:
@@ -135,14 +147,6 @@ def _scope_of(environ: Environ) -> tuple[str, str]:
     text += f" Credential={query.get('X-Amz-Credential', [''])[0]}"
     match = _SCOPE.search(text)
     return (match.group(1), match.group(2)) if match else ("us-east-1", "s3")
-
-
-def _read_again(environ: Environ) -> bytes:
-    """Return a request's body and leave it there to be read once more."""
-    length = environ.get("CONTENT_LENGTH") or "0"
-    body: bytes = environ["wsgi.input"].read(int(length) if length.isdigit() else 0)
-    environ["wsgi.input"] = io.BytesIO(body)
-    return body
 
 
 def _exhausted(answer: Iterable[bytes]) -> list[bytes]:
@@ -155,6 +159,14 @@ def _exhausted(answer: Iterable[bytes]) -> list[bytes]:
 
 
 _STATUS_LINES: Mapping[int, str] = {200: "200 OK", 400: "400 Bad Request"}
+
+
+def _error(code: str, message: str) -> bytes:
+    return json.dumps({"__type": code, "message": message}).encode()
+
+
+def _refuse(start_response: StartResponse, code: str, message: str) -> Iterable[bytes]:
+    return _respond(start_response, 400, _JSON, _error(code, message))
 
 
 def _respond(start_response: StartResponse, status: int, content_type: str, body: bytes) -> Iterable[bytes]:
