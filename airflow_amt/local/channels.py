@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local import json_text
 from airflow_amt.local.s3 import StorageError
 from airflow_amt.local.storage import Storage
 
@@ -178,7 +179,7 @@ def _manifest(storage: Storage, uri: str) -> list[tuple[str, str]]:
         text = handle.read()
     form = 'it must be [{"prefix": "s3://bucket/folder/"}, "key below it", ...]'
     try:
-        first, *names = json.loads(text)
+        first, *names = json_text.read(text)
         prefix = first["prefix"]
     except (ValueError, TypeError, KeyError) as error:
         raise StorageError(f"{uri} is no manifest: {form} ({error!r})") from None
@@ -221,7 +222,7 @@ def _augmented(storage: Storage, uri: str, attributes: Sequence[str]) -> list[li
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json_text.read(line)
             values = [record[attribute] for attribute in attributes]
         except (ValueError, TypeError, KeyError) as error:
             raise StorageError(

@@ -86,7 +86,12 @@ def settle(given: Mapping[str, Any], file: Path | None, folder: Path) -> Setting
     faults = given.get("faults")
     if faults is None and "faults" in from_file:
         # TOML's times become text, which no setting is: the check of the faults names it.
-        faults = json.dumps(from_file["faults"], default=str)
+        try:
+            faults = json.dumps(from_file["faults"], default=str)
+        except ValueError as error:
+            raise AmtFieldError(
+                "config: faults", from_file["faults"], f"what JSON can say ({error})", "correct it"
+            ) from None
     return Settings(options=options, images=mapped, faults=faults)
 
 

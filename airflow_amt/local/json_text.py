@@ -13,7 +13,7 @@ def read(text: str | bytes) -> Any:
         than 4,300 digits, half of a surrogate pair, which no database and no file takes, or is nested deeper
         than this process can follow.
     """
-    decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+    decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     try:
         value = json.loads(decoded, parse_constant=_refuse_constant)
         if "\\ud" in decoded or "\\uD" in decoded or not isinstance(text, bytes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,9 @@ from airflow_amt.local import json_text
 from airflow_amt.local.aws.buckets import Buckets, BucketsError, error_document
 from airflow_amt.local.aws.logs import GROUP, LogsError, TrainingLogs
 from airflow_amt.local.aws.roles import Roles
+from airflow_amt.text import MOST_REASON, shown
+
+logger = logging.getLogger(__name__)
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -52,6 +56,8 @@ class AwsServices:
     def __init__(self, *, s3_root: Path, training_jobs: Path, account: str) -> None:
         self._account = account
         self._applications = {service: create_backend_app(service) for service in SERVICES}
+        for application in self._applications.values():
+            application.config["PROPAGATE_EXCEPTIONS"] = True
         self._buckets = Buckets(s3_root, account)
         self._roles = Roles(account)
         self._logs = TrainingLogs(training_jobs, account)
@@ -93,7 +99,21 @@ class AwsServices:
         return self._moto(service, environ, start_response)
 
     def _moto(self, service: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        answer: Iterable[bytes] = self._applications[service](environ, start_response)
+        """Let moto answer; what it fails at is refused.
+
+        It reads requests trustingly: junk ends in any exception, as does what it does not offer.
+        """
+        try:
+            answer: Iterable[bytes] = self._applications[service](environ, start_response)
+        except Exception as error:
+            why = shown(f"{type(error).__name__}: {error}", MOST_REASON)
+            logger.warning("moto cannot answer a request for %s: %s", service, why)
+            logger.debug("moto failed", exc_info=True)
+            message = f"moto, which stands for {service} here, cannot answer this request: {why}"
+            if service == "logs":
+                return _refuse(start_response, "InvalidParameterException", message)
+            document = error_document(BucketsError("InvalidRequest", message))
+            return _respond(start_response, 400, "application/xml", document)
         return answer
 
     def _s3(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

@@ -1,0 +1,719 @@
+"""Throw generated and mutated input at every parser that the embedded AMT has, and judge what it does.
+
+Run as ``python -m tests.local.fuzz --minutes 60 [--seed N] [--json PATH]``. Two servers are bombarded, one
+alone and one with ``--with-aws``; what parses files runs in this process. A seed gives the same inputs in the
+same order. A server fails by an answer of 5xx that is not meant, a traceback in its log, an answer that is late
+or very large, its end, a valid call that is refused afterwards, and memory that grows. A parser in this
+process fails by an error that is none of its own, or by not ending.
+
+One more target is one more class with ``generate`` and ``run``, in :func:`targets`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import http.client
+import io
+import json
+import math
+import random
+import signal
+import socket
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
+
+import psutil
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local import RunningServer, channels, config, faults, images, metrics, running, trainer
+from airflow_amt.local.s3 import StorageError
+from airflow_amt.local.storage import FolderStorage
+from tests.local.support import METRICS, create_request
+
+DEFAULT_RESULTS = Path(__file__).parent / "results" / "fuzz.json"
+IMAGES = {"quick:1": "sh -c 'echo objective=0.5'"}
+#: Tuning jobs and training jobs that one run may start on a server; their rows stay in its memory.
+MOST_CREATED = 100
+#: An answer to junk is short.
+LARGEST_ANSWER = 256 * 1024
+#: Distinct failures after which a run ends.
+MOST_FAILURES = 20
+#: Memory may grow so much after the first fifth of the time: caches, fragmentation, moto's own state.
+MOST_GROWTH_MIB = 64.0
+_JSON = "application/x-amz-json-1.1"
+
+ODD_TEXTS: Sequence[str] = (
+    "", "\0", "a\nINFO forged", "\x1b[2J", "\u2028", "\u202e", "\ud800", "²", "٣", "9" * 5000, "a" * 70_000,
+    "..", "../../etc/passwd", "%00", "%ff", "%2e%2e%2f", "é€😀", "[bold]", "' OR 1=1--", "{{ 1 }}", "NaN", "-1",
+    "s3://", "s3://.incoming/x", "s3://bucket/../x", "file:///etc/passwd", "(a+)+$", "Credential=" * 3000,
+)  # fmt: skip
+ODD_VALUES: Sequence[Any] = (
+    None, True, -1, 0, 2**31, 2**63, 10**400, 1.5, 1e308, -1e308, float("nan"), [], {}, [[]], [None], {"": None},
+)  # fmt: skip
+ODD_BYTES: Sequence[bytes] = (
+    b"\0",
+    b"\r\n",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"[" * 50_000,
+    b"9" * 5000,
+    b"%",
+    b"&",
+    b"=",
+)
+
+
+# --- generating ------------------------------------------------------------------------------------------
+
+
+def odd(rng: random.Random) -> Any:
+    """Return a value that a parser may not expect."""
+    if rng.random() < 0.05:
+        deep: Any = 1
+        for _ in range(rng.choice((10, 100, 250))):
+            deep = [deep] if rng.random() < 0.5 else {"a": deep}
+        return deep
+    return rng.choice(rng.choice((ODD_TEXTS, ODD_VALUES)))
+
+
+def mutated(rng: random.Random, value: Any) -> Any:
+    """Return a copy of a value in which something is replaced, removed, added or multiplied."""
+    root: list[Any] = [deepcopy(value)]
+    holder: Any = root
+    key: Any = 0
+    while isinstance(holder[key], (dict, list)) and holder[key] and rng.random() < 0.85:
+        holder = holder[key]
+        key = rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
+    action = rng.random()
+    if action < 0.55:
+        holder[key] = odd(rng)
+    elif action < 0.7:
+        del holder[key]
+    elif action < 0.85 and isinstance(holder, dict):
+        holder[rng.choice(ODD_TEXTS)] = odd(rng)
+    elif action < 0.87 and isinstance(holder, dict):
+        holder.update({f"k{number}": number for number in range(5000)})
+    elif isinstance(holder[key], list):
+        holder[key] = holder[key] * 300
+    else:
+        holder[key] = f"{holder[key]}{rng.choice(ODD_TEXTS)}"
+    return root[0] if root else None
+
+
+def mangled(rng: random.Random, data: bytes) -> bytes:
+    """Return bytes in which some are changed, left out, doubled or added."""
+    content = bytearray(data)
+    for _ in range(rng.choice((0, 1, 1, 2, 5))):
+        start = rng.randrange(len(content) + 1)
+        end = min(len(content), start + rng.choice((1, 8, 100)))
+        piece = (
+            bytes(content[start:end]) * rng.choice((0, 2)),
+            rng.choice(ODD_BYTES),
+            rng.randbytes(min(8, end - start)),
+        )
+        content[start:end] = rng.choice(piece)
+    return bytes(content)
+
+
+def as_json(value: Any) -> bytes:
+    """Return a value as JSON, as far as JSON can say it."""
+    return json.dumps(value).encode()
+
+
+# --- sending ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One HTTP request; ``raw`` replaces all else, and ``half`` closes the connection before its end."""
+
+    service: str = "sagemaker"
+    method: str = "POST"
+    target: str = "/"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    signed: bool = True
+    raw: bytes | None = None
+    half: bool = False
+
+    def wire(self, server: RunningServer) -> bytes:
+        """Return the bytes that are sent."""
+        if self.raw is not None:
+            return self.raw
+        host = urlsplit(server.endpoint).netloc
+        headers = {"Host": host, "Content-Length": str(len(self.body)), "Connection": "close", **self.headers}
+        if self.signed:
+            headers.update(self._signature(server, headers))
+        head = [
+            f"{self.method} {self.target} HTTP/1.1",
+            *(f"{key}: {value}" for key, value in headers.items()),
+        ]
+        content = "\r\n".join([*head, "", ""]).encode("utf-8", "surrogatepass") + self.body
+        return content[: len(content) // 2] if self.half else content
+
+    def _signature(self, server: RunningServer, headers: Mapping[str, str]) -> dict[str, str]:
+        given = getattr(server, "credentials", None)
+        key, secret = (given.access_key_id, given.secret_access_key) if given else ("embedded", "embedded")
+        request = AWSRequest(
+            method=self.method,
+            url=server.endpoint + quote(self.target, safe="/?&=%", errors="replace"),
+            data=self.body,
+            headers={
+                name: headers[name] for name in ("Host", "X-Amz-Target", "Content-Type") if name in headers
+            },
+        )
+        SigV4Auth(Credentials(key, secret), self.service, "us-east-1").add_auth(request)
+        signed = dict(request.headers.items())
+        return {name: signed[name] for name in ("Authorization", "X-Amz-Date") if name not in headers}
+
+
+def exchange(server: RunningServer, request: Request, timeout: float) -> tuple[int | None, bytes]:
+    """Send a request; return status and content, ``None`` if the server closed the connection."""
+    address = urlsplit(server.endpoint)
+    with socket.create_connection((address.hostname, address.port), timeout=timeout) as connection:
+        try:
+            content = request.wire(server)
+            if request.raw is not None or request.half:
+                # The server may rightly wait for more.
+                connection.settimeout(0.2)
+            connection.sendall(content)
+            answer = http.client.HTTPResponse(connection, method=request.method)
+            answer.begin()
+            return answer.status, answer.read(LARGEST_ANSWER + 1)
+        except TimeoutError:
+            if request.raw is None and not request.half:
+                raise
+            return None, b""
+        except (OSError, http.client.HTTPException):
+            return None, b""
+
+
+# --- targets ---------------------------------------------------------------------------------------------
+
+
+class Target(Protocol):
+    """A parser, and what to throw at it."""
+
+    name: str
+    server: RunningServer | None
+
+    def generate(self, rng: random.Random) -> Any:
+        """Return an input."""
+
+    def run(self, case: Any, timeout: float) -> str:
+        """Give an input to the parser; return what it made of it.
+
+        :raises Exception: a failure.
+        """
+
+
+class WrongError(Exception):
+    """A server did what it may not do."""
+
+
+class HttpTarget:
+    """Requests of a kind to a server."""
+
+    def __init__(self, name: str, server: RunningServer, make: Callable[[random.Random], Request]) -> None:
+        self.name = name
+        self.server: RunningServer = server
+        self.generate = make
+
+    def run(self, case: Request, timeout: float) -> str:
+        """Send it; judge the answer."""
+        status, content = exchange(self.server, case, timeout)
+        if status is not None and status >= 500 and not (status == 503 and b"ServiceUnavailable" in content):
+            raise WrongError(f"answered with {status}: {content[:300]!r}")
+        if status is not None and status >= 400 and len(content) > LARGEST_ANSWER:
+            raise WrongError(f"refused with more than {LARGEST_ANSWER} bytes: {content[:300]!r}")
+        if self.name == "faults":
+            exchange(self.server, Request(method="DELETE", target="/_amt/faults"), timeout)
+        return str(status)
+
+
+class LocalTarget:
+    """A parser in this process: it may refuse an input with errors of its own only."""
+
+    server = None
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[random.Random], Any],
+        parse: Callable[[Any], object],
+        refusals: tuple[type[Exception], ...] = (AmtFieldError,),
+    ) -> None:
+        self.name, self.generate, self._parse, self._refusals = name, make, parse, refusals
+
+    def run(self, case: Any, timeout: float) -> str:
+        """Parse it; what hangs is interrupted."""
+
+        def interrupt(*_: object) -> None:
+            raise TimeoutError
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, timeout)
+        try:
+            self._parse(case)
+        except self._refusals as refusal:
+            str(refusal).encode()
+            return "refused"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        return "taken"
+
+
+class Calls:
+    """Mutated requests for SageMaker's operations; so many that start something, and no more."""
+
+    def __init__(self) -> None:
+        self.created = 0
+
+    def __call__(self, rng: random.Random) -> Request:
+        """Return a request."""
+        operation, params = rng.choice(self._examples(rng))
+        for _ in range(rng.choice((0, 0, 1, 1, 1, 2))):
+            params = mutated(rng, params)
+        if operation.startswith("Create"):
+            self.created += 1
+            limits = params
+            for key in ("HyperParameterTuningJobConfig", "ResourceLimits"):
+                limits = limits.get(key) if isinstance(limits, dict) else None
+            if isinstance(limits, dict):
+                limits["MaxNumberOfTrainingJobs"] = 2
+            if self.created > MOST_CREATED * 4 and isinstance(params, dict):
+                params["TrainingJobName"] = params["HyperParameterTuningJobName"] = "-"
+        body = as_json(params) if rng.random() < 0.9 else mangled(rng, as_json(params))
+        target = f"SageMaker.{operation}" if rng.random() < 0.97 else rng.choice(ODD_TEXTS[10:])
+        headers = {"X-Amz-Target": target.replace("\n", ""), "Content-Type": _JSON}
+        if rng.random() < 0.05:
+            headers["Authorization"] = mangled(
+                rng, b"AWS4-HMAC-SHA256 Credential=a/20260101/r/s/aws4_request"
+            ).decode("latin-1")
+        return Request(headers={key: one_line(value) for key, value in headers.items()}, body=body)
+
+    def _examples(self, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
+        name = f"fuzz-{rng.randrange(10)}"
+        arn = f"arn:aws:sagemaker:us-east-1:000000000000:hyper-parameter-tuning-job/{name}"
+        tuning = create_request(
+            f"fuzz-{rng.randrange(MOST_CREATED)}", image="quick:1", most=2, tags={"a": "b"}
+        )
+        training = {
+            **{key: tuning["TrainingJobDefinition"][key] for key in _SHARED},
+            "TrainingJobName": f"fuzz-{rng.randrange(MOST_CREATED)}",
+            "HyperParameters": {"x": "1"},
+            "InputDataConfig": [channel()],
+        }
+        page = {"MaxResults": 3, "SortBy": "Name", "SortOrder": "Ascending", "NextToken": "WyJhIiwxLDJd"}
+        return [
+            ("CreateHyperParameterTuningJob", tuning),
+            ("CreateTrainingJob", training),
+            ("DescribeHyperParameterTuningJob", {"HyperParameterTuningJobName": name}),
+            ("DescribeTrainingJob", {"TrainingJobName": name}),
+            ("ListHyperParameterTuningJobs", {**page, "CreationTimeAfter": 0, "NameContains": "f"}),
+            ("ListTrainingJobs", {**page, "StatusEquals": "Completed"}),
+            ("ListTrainingJobsForHyperParameterTuningJob", {"HyperParameterTuningJobName": name, **page}),
+            ("StopHyperParameterTuningJob", {"HyperParameterTuningJobName": name}),
+            ("StopTrainingJob", {"TrainingJobName": name}),
+            ("DeleteHyperParameterTuningJob", {"HyperParameterTuningJobName": name}),
+            ("AddTags", {"ResourceArn": arn, "Tags": [{"Key": "k", "Value": "v"}]}),
+            ("ListTags", {"ResourceArn": arn, "MaxResults": 50}),
+            ("DeleteTags", {"ResourceArn": arn, "TagKeys": ["k"]}),
+        ]
+
+
+_SHARED = ("AlgorithmSpecification", "RoleArn", "OutputDataConfig", "ResourceConfig", "StoppingCondition")
+
+
+def channel() -> dict[str, Any]:
+    """Return an input channel of the API."""
+    source = {
+        "S3DataType": "S3Prefix",
+        "S3Uri": "s3://data/train/",
+        "S3DataDistributionType": "FullyReplicated",
+    }
+    return {"ChannelName": "train", "DataSource": {"S3DataSource": source}}
+
+
+def one_line(text: str) -> str:
+    """Return text that can be the value of a header as far as the framing goes."""
+    return text.replace("\r", " ").replace("\n", " ")
+
+
+def raw_request(rng: random.Random) -> Request:
+    """Return a request that is odd as HTTP."""
+    body = as_json({"HyperParameterTuningJobName": "fuzz-1"})
+    head = (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nX-Amz-Target: SageMaker.DescribeHyperParameterTuningJob\r\n"
+    )
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    length = b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    odd_lengths = [
+        b"Content-Length: %s\r\n\r\n{}" % one for one in (b"-1", b"\xb2", b"9" * 5000, b"2, 3", b"")
+    ]
+    absolute = head.replace(b"POST /", b"POST http://evil.example/x?y", 1)
+    heads = [
+        head,
+        absolute,
+        head.replace(b"POST", rng.choice((b"GET", b"PUT", b"TRACE", b"\xff", b"OPTIONS", b"CONNECT"))),
+    ]
+    content = rng.choice(heads) + rng.choice(
+        [chunked, length, *odd_lengths, b"Expect: 100-continue\r\n" + length]
+    )
+    content = mangled(rng, content) if rng.random() < 0.7 else content
+    return Request(raw=content[: rng.randrange(1, len(content))] if rng.random() < 0.2 else content)
+
+
+def s3_request(rng: random.Random) -> Request:
+    """Return a request for S3."""
+    bucket = rng.choice(("data", "models", "new-bucket", rng.choice(ODD_TEXTS)))
+    key = rng.choice(("", "train/rows.csv", "new", rng.choice(ODD_TEXTS), rng.choice(ODD_TEXTS)))
+    names = ("prefix", "delimiter", "max-keys", "list-type", "continuation-token", "start-after", "uploads",
+             "uploadId", "partNumber", "versionId", "tagging", "acl", "delete", "encoding-type", "location")  # fmt: skip
+    query = "&".join(
+        f"{name}={quote(rng.choice((*ODD_TEXTS, '1', '2', '/', 'a')), errors='replace')}"
+        for name in rng.sample(names, rng.randrange(4))
+    )
+    path = f"/{bucket}/{key}"
+    if rng.random() < 0.8:
+        path = quote(path, safe="/%", errors="replace")
+    headers = {
+        name: one_line(rng.choice((*ODD_TEXTS, "bytes=0-1", "bytes=5-1", "/data/train/rows.csv", "1")))
+        for name in rng.sample(
+            (
+                "Range",
+                "x-amz-copy-source",
+                "If-None-Match",
+                "x-amz-tagging",
+                "x-amz-decoded-content-length",
+                "Content-Encoding",
+                "x-amz-content-sha256",
+                "Content-MD5",
+                "If-Modified-Since",
+                "x-amz-acl",
+            ),  # fmt: skip
+            rng.choice((0, 0, 1, 2)),
+        )
+    }
+    xml = b"<Delete><Object><Key>a</Key></Object></Delete>"
+    form = b'--b\r\nContent-Disposition: form-data; name="key"\r\n\r\nk\r\n--b--\r\n'
+    if rng.random() < 0.1:
+        headers["Content-Type"] = "multipart/form-data; boundary=b"
+    return Request(
+        service="s3",
+        method=rng.choice(("GET", "GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH")),
+        target=one_line(path + (f"?{query}" if query else "")).replace(" ", "+"),
+        headers=headers,
+        body=mangled(rng, rng.choice((b"", b"rows", xml, form, b"4;chunk-signature=a\r\nrows\r\n0\r\n\r\n"))),
+        half=rng.random() < 0.03,
+    )
+
+
+def service_request(rng: random.Random) -> Request:
+    """Return a request for STS, IAM or CloudWatch Logs."""
+    service = rng.choice(("sts", "iam", "logs", "logs", "elsewhere"))
+    if service == "logs":
+        group = {"logGroupName": "/aws/sagemaker/TrainingJobs"}
+        events = {
+            "logStreamName": "fuzz-1/algo-1-1",
+            "limit": 5,
+            "startTime": 0,
+            "nextToken": "f/1",
+            "startFromHead": True,
+        }
+        examples = [
+            (
+                "DescribeLogStreams",
+                {**group, "orderBy": "LogStreamName", "limit": 5, "nextToken": "WyJuIiwxXQ=="},
+            ),
+            ("GetLogEvents", {**group, **events}),
+            (
+                "FilterLogEvents",
+                {**group, "filterPattern": "a -b", "logStreamNames": ["fuzz-1/algo-1-1"], "limit": 2},
+            ),
+            ("DescribeLogGroups", {"logGroupNamePrefix": "/aws"}),
+        ]
+        operation, params = rng.choice(examples)
+        body = as_json(mutated(rng, params))
+        body = body if rng.random() < 0.9 else mangled(rng, body)
+        headers = {"X-Amz-Target": f"Logs_20140328.{operation}", "Content-Type": _JSON}
+    else:
+        action = rng.choice(("GetCallerIdentity", "AssumeRole", "GetRole", "ListRoles", "CreateRole", "Odd"))
+        fields = {"Action": action, "Version": "2011-06-15", "RoleName": "fuzz", "RoleSessionName": "fuzz",
+                  "RoleArn": "arn:aws:iam::000000000000:role/fuzz", "AssumeRolePolicyDocument": "{}"}  # fmt: skip
+        if rng.random() < 0.7:
+            fields[rng.choice(list(fields))] = rng.choice(ODD_TEXTS)
+        body = "&".join(f"{key}={quote(value, errors='replace')}" for key, value in fields.items()).encode()
+        body = mangled(rng, body) if rng.random() < 0.3 else body
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    return Request(service=service, headers=headers, body=body)
+
+
+FAULTS = {"seed": 1, "rules": [
+    {"kind": "throttle", "rate": 5, "operations": ["Describe*"]}, {"kind": "latency", "seconds": 0.1, "jitter": 0.1},
+    {"kind": "error", "code": "InternalFailure", "every": 3}, {"kind": "drop", "when": "after", "first": 1},
+    {"kind": "stale", "seconds": 3}, {"kind": "fail_training", "names": ["x*"], "probability": 0.5},
+]}  # fmt: skip
+
+
+def faults_text(rng: random.Random) -> bytes:
+    """Return a setting of faults."""
+    text = as_json(mutated(rng, mutated(rng, FAULTS)))
+    return text if rng.random() < 0.8 else mangled(rng, text)
+
+
+def _config_text(rng: random.Random) -> bytes:
+    lines = ["port = 0", "clock-rate = 60.5", 'fork-server = ["json"]', 'account = "000000000000"', 'log-level = "info"',
+             "[images]", '"a:1" = "sh -c true"', "[faults]", "seed = 1", 'rules = [{kind = "latency", seconds = 1}]']  # fmt: skip
+    odd_values = [
+        "1" * 5000,
+        "0x" + "f" * 6000,
+        "1e999",
+        "nan",
+        "[" * 5000,
+        "2026-01-01",
+        '"\\u0000"',
+        "true",
+        "{a={b=1}}",
+    ]
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        number = rng.randrange(len(lines))
+        key = lines[number].partition(" = ")[0]
+        lines[number] = f"{key} = {rng.choice(odd_values)}"
+    text = "\n".join(lines).encode()
+    return text if rng.random() < 0.6 else mangled(rng, text)
+
+
+def _archive(rng: random.Random) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode=rng.choice(("w", "w:gz", "w:bz2", "w:xz"))) as archive:
+        for name in (
+            "train.py",
+            rng.choice(("../x", "/etc/x", "a" * 300, "d/é", "\udcff", "x", "train.py/y")),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type = rng.choice(
+                (tarfile.REGTYPE, tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)
+            )
+            member.linkname = "/etc/passwd" if member.type in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+            member.size = 3 if member.type == tarfile.REGTYPE else 0
+            archive.addfile(member, io.BytesIO(b"a=1"))
+    content = packed.getvalue()
+    if rng.random() < 0.2:  # a mutated inside of a sound outside
+        return gzip.compress(mangled(rng, content), 1)
+    return mangled(rng, content) if rng.random() < 0.8 else content
+
+
+def targets(folder: Path, alone: RunningServer, with_aws: RunningServer) -> list[Target]:
+    """Return what is thrown at; each target gets every so-many-th input."""
+    (folder / "bucket").mkdir(parents=True)
+    storage = FolderStorage(folder)
+    manifest = [{"prefix": "s3://bucket/a/"}, "one.csv", "two.csv"]
+    record = {"source-ref": "s3://bucket/one", "class": 1}
+
+    def write(name: str, content: bytes) -> Path:
+        (folder / "bucket" / name).write_bytes(content)
+        return folder / "bucket" / name
+
+    def read_config(content: bytes) -> None:
+        settings = config.settle({}, write("config.toml", content), folder)
+        if settings.faults:
+            faults.Faults.from_text(settings.faults)
+
+    def read_channel(case: tuple[str, bytes]) -> None:
+        kind, content = case
+        write("manifest", content)
+        mode = {"DataSource": {"S3DataSource": {"S3Uri": "s3://bucket/manifest", "S3DataType": kind,
+                "AttributeNames": ["source-ref", "class"]}}, "ChannelName": "train", "InputMode": "Pipe"}  # fmt: skip
+        channels.passes(storage, channels.Channel.from_api(mode, "Pipe"))
+
+    def manifest_text(rng: random.Random) -> tuple[str, bytes]:
+        if rng.random() < 0.5:
+            return "ManifestFile", mangled(rng, as_json(mutated(rng, manifest)))
+        return "AugmentedManifestFile", b"\n".join(
+            mangled(rng, as_json(mutated(rng, record))) for _ in range(3)
+        )
+
+    def unpack(content: bytes) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            trainer._unpack(write("archive", content), Path(place))
+
+    def read_metrics(case: tuple[str, bytes]) -> None:
+        regex, log = case
+        compiled = metrics.compile_definitions([{"Name": "objective", "Regex": regex}], "MetricDefinitions")
+        metrics.read_final_metrics(write("log", log), compiled)
+
+    def regex_and_log(rng: random.Random) -> tuple[str, bytes]:
+        regex = mangled(rng, METRICS[0]["Regex"].encode()).decode("latin-1")
+        return regex, mangled(rng, b"objective=0.5\n" * 20 + b"loss=" + b"a" * 46 + b"!\n")
+
+    def mapping(rng: random.Random) -> str:
+        text = mangled(rng, b"image:1=sh -c 'echo 1; sh train.sh' x.py") if rng.random() < 0.7 else b"a=sh "
+        return text.decode("latin-1") + rng.choice(ODD_TEXTS)
+
+    def put_faults(rng: random.Random) -> Request:
+        return Request(method="PUT", target="/_amt/faults", body=faults_text(rng))
+
+    return [
+        HttpTarget("wire", alone, Calls()),
+        HttpTarget("http", alone, raw_request),
+        HttpTarget("s3 view", alone, s3_request),
+        HttpTarget("faults", alone, put_faults),
+        HttpTarget("wire, with-aws", with_aws, Calls()),
+        HttpTarget("http, with-aws", with_aws, raw_request),
+        HttpTarget("s3, with-aws", with_aws, s3_request),
+        HttpTarget("sts, iam, logs", with_aws, service_request),
+        LocalTarget("faults text", faults_text, faults.Faults.from_json),
+        LocalTarget("config", _config_text, read_config),
+        LocalTarget("image", mapping, lambda text: images.parse_mappings([text], folder)),
+        LocalTarget("manifest", manifest_text, read_channel, (StorageError,)),
+        LocalTarget("archive", _archive, unpack, (StorageError, OSError)),
+        LocalTarget("metric", regex_and_log, read_metrics),
+    ]
+
+
+# --- judging ---------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Watch:
+    """What is known of one server while it is fuzzed."""
+
+    server: RunningServer
+    read: int = 0
+    memory_mib: list[float] = field(default_factory=list)
+
+    def new_tracebacks(self) -> str:
+        """Return what the log has got since, if a traceback or a bug is in it."""
+        with (self.server.state_dir / "server.log").open("rb") as log:
+            log.seek(self.read)
+            new = log.read()
+        self.read += len(new)
+        text = new.decode(errors="replace")
+        return text[-3000:] if "Traceback" in text or "This is a bug" in text else ""
+
+    def look(self, timeout: float) -> str:
+        """Return what is wrong with the server itself, and note its memory."""
+        if not self.server.is_running:
+            return "the server has ended"
+        self.memory_mib.append(round(psutil.Process(self.server.pid).memory_info().rss / 2**20, 1))
+        headers = {"X-Amz-Target": "SageMaker.ListHyperParameterTuningJobs", "Content-Type": _JSON}
+        status, content = exchange(self.server, Request(headers=headers, body=b"{}"), timeout)
+        return "" if status == 200 else f"a valid call was answered with {status}: {content[:300]!r}"
+
+
+def fuzz(
+    folder: Path, *, seed: int, seconds: float = math.inf, most_rounds: float = math.inf, limit: float = 5.0
+) -> dict[str, Any]:
+    """Fuzz for a time, or for so many inputs of each target; return figures and failures.
+
+    :param limit: real seconds that an input may take.
+    """
+    rng = random.Random(seed)
+    counts: dict[str, Counter[str]] = {}
+    slowest: Counter[str] = Counter()
+    failures: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def fail(name: str, case: object, wrong: str) -> None:
+        # Many inputs end in the same place.
+        found = failures.setdefault(
+            (name, wrong.rstrip().rpartition("\n")[2][:60]),
+            {"target": name, "count": 0, "input": repr(case)[:500], "wrong": wrong[-2000:]},
+        )
+        found["count"] += 1
+
+    with ExitStack() as stack:
+        servers = [stack.enter_context(_server(folder / name, name)) for name in ("alone", "with-aws")]
+        watches = {id(server): Watch(server) for server in servers}
+        all_targets = targets(folder / "local", *servers)
+        began = time.monotonic()
+        rounds = 0
+        while time.monotonic() - began < seconds and rounds < most_rounds and len(failures) < MOST_FAILURES:
+            if rounds % 20 == 0:
+                for watch in watches.values():
+                    if wrong := watch.look(limit):
+                        fail("alive", "", wrong)
+            rounds += 1
+            for target in all_targets:
+                case = target.generate(rng)
+                started = time.monotonic()
+                try:
+                    result, wrong = target.run(case, limit), ""
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+                    result, wrong = "failed", f"{type(error).__name__}: {error}"
+                took = time.monotonic() - started
+                if not wrong and took > limit:
+                    wrong = f"took {took:.1f} s"
+                if target.server is not None:
+                    wrong += watches[id(target.server)].new_tracebacks()
+                counts.setdefault(target.name, Counter())[result] += 1
+                slowest[target.name] = max(slowest[target.name], round(took * 1000))
+                if wrong:
+                    fail(target.name, case, wrong)
+        took = time.monotonic() - began
+    memory = {watch.server.state_dir.name: _memory(watch.memory_mib) for watch in watches.values()}
+    for name, figures in memory.items():
+        if figures["growth"] > MOST_GROWTH_MIB:
+            fail("memory", name, f"grew by {figures['growth']} MiB")
+    return {
+        "seed": seed,
+        "minutes": round(took / 60, 2),
+        "inputs": sum(one.total() for one in counts.values()),
+        "counts": {name: dict(sorted(one.items())) for name, one in counts.items()},
+        "slowest_milliseconds": dict(slowest),
+        "memory_mib": memory,
+        "failures": list(failures.values()),
+    }
+
+
+@contextmanager
+def _server(folder: Path, name: str) -> Iterator[RunningServer]:
+    data = folder / "s3" / "data" / "train"
+    data.mkdir(parents=True)
+    (data / "rows.csv").write_text("1,2\n")
+    options = ("--with-aws",) if name == "with-aws" else ()
+    with running(folder, clock_rate=200, images=IMAGES, options=options) as server:
+        yield server
+
+
+def _memory(samples: Sequence[float]) -> dict[str, float]:
+    """Return first (after a fifth of the time), last and peak of the samples, and the growth between halves."""
+    warm = samples[len(samples) // 5 :] or [0.0]
+    half = max(1, len(warm) // 2)
+    growth = sum(warm[-half:]) / half - sum(warm[:half]) / half
+    return {"first": warm[0], "last": warm[-1], "peak": max(warm), "growth": round(growth, 1)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; 0 if nothing failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, default=DEFAULT_RESULTS)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="airflow-amt-fuzz-") as folder:
+        results = fuzz(Path(folder), seed=options.seed, seconds=options.minutes * 60)
+    text = json.dumps(results, indent=2) + "\n"
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(text)
+    print(text)
+    return 1 if results["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
