@@ -119,9 +119,7 @@ def test_odd_faults(setting: dict[str, Any], field: str) -> None:
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize(
-    "text", ["{" + DEEP, '{"seed": "\\ud800"}', '{"seed": NaN}', '{"seed": ' + "9" * 5000 + "}"]
-)
+@pytest.mark.parametrize("seed", [DEEP, DEEP[:50_000], '"\\ud800"', "NaN", "9" * 5000])
 def test_faults_that_are_no_json(seed: str) -> None:
     with pytest.raises(AmtFieldError, match=r"valid JSON|65536 bytes"):
         Faults.from_text('{"seed": ' + seed + "}")
