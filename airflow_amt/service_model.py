@@ -173,14 +173,14 @@ def _check(shape: botocore.model.Shape, value: Any, path: str) -> Iterator[Probl
             yield Problem(path=path, kind="type", value=value, limit="list")
             return
         yield from _check_length(shape, value, path)
-        for position, item in enumerate(value):
+        for position, item in enumerate(() if _is_too_long(shape, value) else value):
             yield from _check(shape.member, item, f"{path}[{position}]")
     elif kind == "map":
         if not isinstance(value, Mapping):
             yield Problem(path=path, kind="type", value=value, limit="map")
             return
         yield from _check_length(shape, value, path)
-        for key, item in value.items():
+        for key, item in () if _is_too_long(shape, value) else value.items():
             yield from _check(shape.key, key, f"{path}.{key}")
             yield from _check(shape.value, item, f"{path}.{key}")
     else:
@@ -217,7 +217,7 @@ def _check_scalar(shape: botocore.model.Shape, value: Any, path: str) -> Iterato
         yield from _check_length(shape, value, path)
         if shape.enum and value not in shape.enum:
             yield Problem(path=path, kind="enum", value=value, limit=tuple(shape.enum))
-        pattern = bounds.get("pattern")
+        pattern = None if _is_too_long(shape, value) else bounds.get("pattern")
         if pattern and not _matches(pattern, value):
             yield Problem(path=path, kind="pattern", value=value, limit=pattern)
     elif kind in _INTEGERS or kind in _FLOATS:
@@ -233,8 +233,13 @@ def _check_length(shape: botocore.model.Shape, value: Any, path: str) -> Iterato
     bounds = shape.metadata
     if "min" in bounds and len(value) < bounds["min"]:
         yield Problem(path=path, kind="min_length", value=value, limit=bounds["min"])
-    if "max" in bounds and len(value) > bounds["max"]:
+    if _is_too_long(shape, value):
         yield Problem(path=path, kind="max_length", value=value, limit=bounds["max"])
+
+
+def _is_too_long(shape: botocore.model.Shape, value: Any) -> bool:
+    """Whether a value has more items than the model allows; these are not looked at then."""
+    return "max" in shape.metadata and len(value) > shape.metadata["max"]
 
 
 def _is_of_type(kind: str, value: Any) -> bool:

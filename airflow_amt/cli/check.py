@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
-from airflow_amt.text import numbered, shown
+from airflow_amt.text import amount, numbered, shown
 from airflow_amt.tuning.request import check_documented_rules, is_endless
 from airflow_amt.tuning.templates import decided, is_template, templated_fields
 
@@ -307,7 +307,9 @@ def _print(path: Path, found: Sequence[Findings]) -> None:
         print(f"{shown(path)}: no AmtTuningJobOperator found")
     for one in found:
         count = len(one.problems)
-        verdict = "no problem" if not count else "1 problem" if count == 1 else f"{count} problems"
+        verdict = (
+            "no problem" if not count else "1 problem" if count == 1 else f"{amount(one.problems)} problems"
+        )
         print(f"{shown(one.where)}: {verdict}{numbered(one.problems)}")
         for warning in one.warnings:
             print(f"  warning: {warning}.")

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from airflow_amt import text
 from airflow_amt.cli.main import main
+from airflow_amt.cli.reap import _print_table
 from airflow_amt.exceptions import (
     AmtAwsError,
     AmtDeadlineError,
@@ -27,7 +28,10 @@ from airflow_amt.service_model import aws_message, check_create_request, validat
 from airflow_amt.task_exceptions import AmtTuningJobFailed
 from airflow_amt.tuning import TuningProgress, infer_outcome
 from airflow_amt.tuning.history import TrainingJobResult
+from airflow_amt.tuning.naming import Owner
+from airflow_amt.tuning.reaping import OwnedJob, ReapCode, ReapDecision
 from airflow_amt.tuning.report import outcome_table
+from airflow_amt.watch.reaping import Judged, ReapReport
 
 HOSTILE = {
     "line feed": "job\n2026-01-01 00:00:00,000 INFO root: forged",
@@ -154,6 +158,19 @@ def test_the_command_line(given: str, tmp_path: Path, capsys: pytest.CaptureFixt
         for line in (told.out + told.err).splitlines():
             assert_harmless(line, most=5000)
         assert "forged" not in [line.partition(" ")[0] for line in told.out.splitlines()]
+
+
+@hostile
+def test_the_table_of_the_reaper(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    owner = Owner(dag_id=given, run_id=given, task_id=given, map_index=3)
+    job = OwnedJob(name=given, owner=owner, tags={}, age=timedelta(seconds=60))
+    decision = ReapDecision(code=ReapCode.TASK_OVER, reason=f"[bold red]{given}[/bold red]")
+    judged = Judged(job=job, decision=decision)
+    _print_table(ReapReport(dry_run=True, judged=[judged], errors=[given]))
+    told = capsys.readouterr()
+    for line in (told.out + told.err).splitlines():
+        assert_harmless(line, most=5000)
+    assert "[bold" in told.out  # text, and no markup
 
 
 def test_problems_are_listed_up_to_a_limit_and_looked_for_up_to_it() -> None:
