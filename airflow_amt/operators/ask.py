@@ -177,8 +177,9 @@ class AmtAskOperator(TuningJobTask, BaseOperator):
             self.log.warning("An event of another task came here, and is ignored: %s", dict(event))
             return self._wait(context, name, question, until)
         if event.get("event") == "error":
+            error = shown(event.get("error"))
             raise _compat.AirflowException(
-                f"The answer to the question about tuning job {name} cannot be read: {shown(event.get('error'))}. "
+                f"The answer to the question about tuning job {name} cannot be read: {error}. "
                 "The tuning job runs on. Fix: see the trigger's log; clear the task to ask again."
             )
         answer = _human.resumed_answer(event) or HumanAnswer.from_dict(event.get("answer") or {})

@@ -13,129 +13,61 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import http.client
 import io
 import json
 import math
 import random
 import signal
-import socket
 import sys
 import tarfile
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import psutil
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import RunningServer, channels, config, faults, images, metrics, running, trainer
 from airflow_amt.local.log_lines import CONTINUED
 from airflow_amt.local.s3 import StorageError
 from airflow_amt.local.storage import FolderStorage
+from tests.local.fuzz_corpus import (
+    CHANNEL,
+    FAULTS,
+    LOGS_CALLS,
+    ODD_BYTES,
+    ODD_TEXTS,
+    ODD_VALUES,
+    QUERY_ACTIONS,
+    QUERY_FIELDS,
+    S3_BODIES,
+    S3_HEADERS,
+    S3_NAMES,
+    SAGEMAKER_CALLS,
+    SHARED,
+    TOML_LINES,
+    TOML_VALUES,
+)
+from tests.local.raw_http import LARGEST_ANSWER, Request, exchange
 from tests.local.support import METRICS, create_request
 
 DEFAULT_RESULTS = Path(__file__).parent / "results" / "fuzz.json"
 IMAGES = {"quick:1": "sh -c 'echo objective=0.5'"}
 #: Tuning jobs and training jobs that one run may start on a server; their rows stay in its memory.
 MOST_CREATED = 100
-#: An answer to junk is short.
-LARGEST_ANSWER = 256 * 1024
 #: Distinct failures after which a run ends.
 MOST_FAILURES = 20
 #: Memory may grow so much after the first fifth of the time: caches, fragmentation, moto's own state.
 MOST_GROWTH_MIB = 64.0
 _JSON = "application/x-amz-json-1.1"
-
-# --- corpus ----------------------------------------------------------------------------------------------
-# fmt: off
-
-ODD_TEXTS: Sequence[str] = (
-    "", "\0", "a\nINFO forged", "\x1b[2J", "\u2028", "\u202e", "\ud800", "²", "٣", "9" * 5000, "a" * 70_000,
-    "..", "../../etc/passwd", "%00", "%ff", "%2e%2e%2f", "é€😀", "[bold]", "' OR 1=1--", "{{ 1 }}", "NaN",
-    "-1", "s3://", "s3://.incoming/x", "s3://bucket/../x", "file:///etc/passwd", "(a+)+$",
-    "Credential=" * 3000,
-)
-ODD_VALUES: Sequence[Any] = (
-    None, True, -1, 0, 2**31, 2**63, 10**400, 1.5, 1e308, -1e308, float("nan"), [], {}, [[]], [None], {"": 1},
-)
-ODD_BYTES: Sequence[bytes] = (
-    b"\0", b"\r\n", b"\xff\xfe", b"\xed\xa0\x80", b"[" * 50_000, b"9" * 5000, b"%", b"&", b"=",
-)
-TOML_VALUES = (
-    "1" * 5000, "0x" + "f" * 6000, "1e999", "nan", "[" * 5000, "2026-01-01", '"\\u0000"', "true", "{a={b=1}}",
-)
-TOML_LINES = (
-    "port = 0", "clock-rate = 60.5", 'fork-server = ["json"]', 'account = "000000000000"',
-    'log-level = "info"', "[images]", '"a:1" = "sh -c true"', "[faults]", "seed = 1",
-    'rules = [{kind = "latency", seconds = 1}]',
-)
-FAULTS = {"seed": 1, "rules": [
-    {"kind": "throttle", "rate": 5, "operations": ["Describe*"]},
-    {"kind": "latency", "seconds": 0.1, "jitter": 0.1},
-    {"kind": "error", "code": "InternalFailure", "every": 3}, {"kind": "drop", "when": "after", "first": 1},
-    {"kind": "stale", "seconds": 3}, {"kind": "fail_training", "names": ["x*"], "probability": 0.5},
-]}
-S3_NAMES = (
-    "prefix", "delimiter", "max-keys", "list-type", "continuation-token", "start-after", "uploads",
-    "uploadId", "partNumber", "versionId", "tagging", "acl", "delete", "encoding-type", "location",
-)
-S3_HEADERS = (
-    "Range", "x-amz-copy-source", "If-None-Match", "x-amz-tagging", "x-amz-decoded-content-length",
-    "Content-Encoding", "x-amz-content-sha256", "Content-MD5", "If-Modified-Since", "x-amz-acl",
-)
-S3_BODIES = (
-    b"", b"rows", b"<Delete><Object><Key>a</Key></Object></Delete>",
-    b"4;chunk-signature=a\r\nrows\r\n0\r\n\r\n",
-    b'--b\r\nContent-Disposition: form-data; name="key"\r\n\r\nk\r\n--b--\r\n',
-)
-_GROUP = {"logGroupName": "/aws/sagemaker/TrainingJobs"}
-_STREAM = "fuzz-1/algo-1-1"
-LOGS_CALLS = (
-    ("DescribeLogStreams",
-     {**_GROUP, "orderBy": "LogStreamName", "limit": 5, "nextToken": "WyJuIiwxXQ==", "descending": True}),
-    ("GetLogEvents",
-     {**_GROUP, "logStreamName": _STREAM, "limit": 5, "startTime": 0, "nextToken": "f/1",
-      "startFromHead": True}),
-    ("FilterLogEvents", {**_GROUP, "filterPattern": "a -b", "logStreamNames": [_STREAM], "limit": 2}),
-    ("DescribeLogGroups", {"logGroupNamePrefix": "/aws"}),
-)
-QUERY_FIELDS = {
-    "Version": "2011-06-15", "RoleName": "fuzz", "RoleSessionName": "fuzz", "AssumeRolePolicyDocument": "{}",
-    "RoleArn": "arn:aws:iam::000000000000:role/fuzz",
-}
-QUERY_ACTIONS = ("GetCallerIdentity", "AssumeRole", "GetRole", "ListRoles", "CreateRole", "Odd")
-_PAGE = {"MaxResults": 3, "SortBy": "Name", "SortOrder": "Ascending", "NextToken": "WyJhIiwxLDJd"}
-_TUNING_JOB = {"HyperParameterTuningJobName": "fuzz-1"}
-_TRAINING_JOB = {"TrainingJobName": "fuzz-1"}
-_ARN = {"ResourceArn": "arn:aws:sagemaker:us-east-1:000000000000:hyper-parameter-tuning-job/fuzz-1"}
-SAGEMAKER_CALLS: Sequence[tuple[str, dict[str, Any]]] = (
-    ("DescribeHyperParameterTuningJob", _TUNING_JOB), ("StopHyperParameterTuningJob", _TUNING_JOB),
-    ("DescribeTrainingJob", _TRAINING_JOB), ("StopTrainingJob", _TRAINING_JOB),
-    ("ListHyperParameterTuningJobs", {**_PAGE, "CreationTimeAfter": 0, "NameContains": "f"}),
-    ("ListTrainingJobs", {**_PAGE, "StatusEquals": "Completed"}),
-    ("ListTrainingJobsForHyperParameterTuningJob", {**_PAGE, **_TUNING_JOB}),
-    ("DeleteHyperParameterTuningJob", {"HyperParameterTuningJobName": "fuzz-2"}),
-    ("AddTags", {**_ARN, "Tags": [{"Key": "k", "Value": "v"}]}), ("ListTags", {**_ARN, "MaxResults": 50}),
-    ("DeleteTags", {**_ARN, "TagKeys": ["k"]}),
-)
-_CHANNEL = {"ChannelName": "train", "DataSource": {"S3DataSource": {
-    "S3DataType": "S3Prefix", "S3Uri": "s3://data/train/", "S3DataDistributionType": "FullyReplicated"}}}
-_SHARED = ("AlgorithmSpecification", "RoleArn", "OutputDataConfig", "ResourceConfig", "StoppingCondition")
-
-# fmt: on
-
 
 # --- generating ------------------------------------------------------------------------------------------
 
@@ -192,74 +124,6 @@ def mangled(rng: random.Random, data: bytes) -> bytes:
 def as_json(value: Any) -> bytes:
     """Return a value as JSON, as far as JSON can say it."""
     return json.dumps(value).encode()
-
-
-# --- sending ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One HTTP request; ``raw`` replaces all else, and ``half`` closes the connection before its end."""
-
-    service: str = "sagemaker"
-    method: str = "POST"
-    target: str = "/"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    signed: bool = True
-    raw: bytes | None = None
-    half: bool = False
-
-    def wire(self, server: RunningServer) -> bytes:
-        """Return the bytes that are sent."""
-        if self.raw is not None:
-            return self.raw
-        host = urlsplit(server.endpoint).netloc
-        headers = {"Host": host, "Content-Length": str(len(self.body)), "Connection": "close", **self.headers}
-        if self.signed:
-            headers.update(self._signature(server, headers))
-        head = [
-            f"{self.method} {self.target} HTTP/1.1",
-            *(f"{key}: {value}" for key, value in headers.items()),
-        ]
-        content = "\r\n".join([*head, "", ""]).encode("utf-8", "surrogatepass") + self.body
-        return content[: len(content) // 2] if self.half else content
-
-    def _signature(self, server: RunningServer, headers: Mapping[str, str]) -> dict[str, str]:
-        given = getattr(server, "credentials", None)
-        key, secret = (given.access_key_id, given.secret_access_key) if given else ("embedded", "embedded")
-        request = AWSRequest(
-            method=self.method,
-            url=server.endpoint + quote(self.target, safe="/?&=%", errors="replace"),
-            data=self.body,
-            headers={
-                name: headers[name] for name in ("Host", "X-Amz-Target", "Content-Type") if name in headers
-            },
-        )
-        SigV4Auth(Credentials(key, secret), self.service, "us-east-1").add_auth(request)
-        signed = dict(request.headers.items())
-        return {name: signed[name] for name in ("Authorization", "X-Amz-Date") if name not in headers}
-
-
-def exchange(server: RunningServer, request: Request, timeout: float) -> tuple[int | None, bytes]:
-    """Send a request; return status and content, ``None`` if the server closed the connection."""
-    address = urlsplit(server.endpoint)
-    with socket.create_connection((address.hostname, address.port), timeout=timeout) as connection:
-        try:
-            content = request.wire(server)
-            if request.raw is not None or request.half:
-                # The server may rightly wait for more.
-                connection.settimeout(0.2)
-            connection.sendall(content)
-            answer = http.client.HTTPResponse(connection, method=request.method)
-            answer.begin()
-            return answer.status, answer.read(LARGEST_ANSWER + 1)
-        except TimeoutError:
-            if request.raw is None and not request.half:
-                raise
-            return None, b""
-        except (OSError, http.client.HTTPException):
-            return None, b""
 
 
 # --- targets ---------------------------------------------------------------------------------------------
@@ -370,9 +234,9 @@ class Calls:
 
     def _examples(self, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         name = f"fuzz-{rng.randrange(MOST_CREATED)}"
-        tuning = create_request(name, image="quick:1", most=2, tags={"a": "b"}, InputDataConfig=[_CHANNEL])
-        training = {key: tuning["TrainingJobDefinition"][key] for key in _SHARED}
-        training |= {"TrainingJobName": name, "HyperParameters": {"x": "1"}, "InputDataConfig": [_CHANNEL]}
+        tuning = create_request(name, image="quick:1", most=2, tags={"a": "b"}, InputDataConfig=[CHANNEL])
+        training = {key: tuning["TrainingJobDefinition"][key] for key in SHARED}
+        training |= {"TrainingJobName": name, "HyperParameters": {"x": "1"}, "InputDataConfig": [CHANNEL]}
         creating = [("CreateHyperParameterTuningJob", tuning), ("CreateTrainingJob", training)]
         return [*SAGEMAKER_CALLS, *creating]
 

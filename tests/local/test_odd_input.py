@@ -17,7 +17,7 @@ from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import RunningServer, config, json_text, request_log
 from airflow_amt.local.faults import LARGEST_SETTING, MOST_RULES, Faults
 from airflow_amt.local.images import parse_mappings
-from tests.local.fuzz import Request, exchange
+from tests.local.raw_http import Request, exchange
 from tests.local.support import shared_server
 
 DESCRIBE = {"X-Amz-Target": "SageMaker.DescribeHyperParameterTuningJob"}

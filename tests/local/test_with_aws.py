@@ -26,7 +26,7 @@ from airflow_amt.cli import local as command_line
 from airflow_amt.cli.main import main
 from airflow_amt.local import RunningServer, running
 from airflow_amt.local.aws.logs import GROUP, LONGEST_EVENT, LogsError, TrainingLogs
-from tests.local.fuzz import Request, exchange
+from tests.local.raw_http import Request, exchange
 from tests.local.support import (
     IMAGES,
     client_of,
