@@ -6,7 +6,7 @@ the same order. A server fails by an answer of 5xx that is not meant, a tracebac
 is late or very large, its end, a valid call that is refused afterwards, and memory that grows. A parser in
 this process fails by an error that is none of its own, or by not ending.
 
-One more target is one more class with ``generate`` and ``run``, in :func:`targets`.
+One more target is one more line in :func:`targets`: a name, what makes an input, and what takes it.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Target:
 
 
 class WrongError(Exception):
-    """A server did what it may not do."""
+    """A server, or a parser, did what it may not do."""
 
 
 class HttpTarget(Target):
@@ -188,7 +188,7 @@ class LocalTarget(Target):
         """Parse it; what hangs is interrupted."""
 
         def interrupt(*_: object) -> None:
-            raise TimeoutError
+            raise WrongError(f"did not end within {timeout} s")
 
         before = signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, timeout)
