@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from airflow_amt.text import MOST_MESSAGE, shown
 
@@ -23,9 +24,9 @@ class LineFormatter(logging.Formatter):
         record.message = shown(record.message, MOST_MESSAGE)
         return super().formatMessage(record)
 
-    def formatException(self, ei: object) -> str:  # noqa: N802 - as above
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - as above
         """Return a traceback, its lines marked."""
-        return _marked(super().formatException(ei))  # type: ignore[arg-type]
+        return _marked(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802 - as above
         """Return a stack, its lines marked."""
