@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -651,7 +651,8 @@ def _wire_ms(moment: datetime | str) -> int:
             moment = datetime.fromisoformat(moment)
         except ValueError:
             raise AwsError("SerializationException", f"{shown_value(moment)} is not a time") from None
-    return to_milliseconds(moment)
+    # Without a zone it is UTC; by the zone of this machine, the first year would be no time.
+    return to_milliseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def _counters(row: Row, columns: Mapping[str, str]) -> dict[str, int]:

@@ -11,7 +11,7 @@ ODD_TEXTS: Sequence[str] = (
     "", "\0", "a\nINFO forged", "\x1b[2J", "\u2028", "\u202e", "\ud800", "²", "٣", "9" * 5000, "a" * 70_000,
     "..", "../../etc/passwd", "%00", "%ff", "%2e%2e%2f", "é€😀", "[bold]", "' OR 1=1--", "{{ 1 }}", "NaN",
     "-1", "s3://", "s3://.incoming/x", "s3://bucket/../x", "file:///etc/passwd", "(a+)+$",
-    "Credential=" * 3000,
+    "Credential=" * 3000, "0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59",
 )
 ODD_VALUES: Sequence[Any] = (
     None, True, -1, 0, 2**31, 2**63, 10**400, 1.5, 1e308, -1e308, float("nan"), [], {}, [[]], [None], {"": 1},

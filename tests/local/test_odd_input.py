@@ -87,6 +87,14 @@ def test_a_name_forges_no_line_of_the_log(server: RunningServer, forged: str) ->
 
 
 @pytest.mark.local
+@pytest.mark.parametrize("moment", ["0001-01-01", "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
+def test_the_first_and_the_last_time_are_times(server: RunningServer, moment: str) -> None:
+    headers = {"X-Amz-Target": "SageMaker.ListTrainingJobs"}
+    status, answer = post(server, headers, json.dumps({"CreationTimeAfter": moment}).encode())
+    assert (status, answer["TrainingJobSummaries"]) == (200, [])
+
+
+@pytest.mark.local
 def test_faults_are_limited(server: RunningServer) -> None:
     def put(body: bytes) -> tuple[int, str]:
         connection = http.client.HTTPConnection(urlsplit(server.endpoint).netloc, timeout=60)
