@@ -497,7 +497,8 @@ def test_what_moto_fails_at_is_refused_on_one_line_of_the_log(aws: Aws) -> None:
     ):
         status, content = exchange(aws.server, request or Request(service="sts", body=body), 60)
         assert status == 400
-        assert f"moto, which stands for {service} here, cannot answer this request".encode() in content
+        told = f"<Message>moto, which stands for {service} here, cannot answer this request"
+        assert told.encode() in content
     assert not any(line.startswith("2026-01-01 forged") for line in aws.server.log.splitlines())
 
 

@@ -112,7 +112,7 @@ class AwsServices:
             message = f"moto, which stands for {service} here, cannot answer this request: {why}"
             if service == "logs":
                 return _refuse(start_response, "InvalidParameterException", message)
-            document = error_document(BucketsError("InvalidRequest", message))
+            document = error_document(BucketsError(message))
             return _respond(start_response, 400, "application/xml", document)
         return answer
 
