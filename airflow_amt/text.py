@@ -25,10 +25,8 @@ MOST_PROBLEMS = 20
 #: Members or values of an enumeration that are listed.
 MOST_LISTED = 40
 
-#: Controls, formats such as changes of direction, halves of surrogate pairs, separators of lines.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 #: Joiners, without which Persian words and families of emoji fall apart.
-_JOINERS = "\u200c\u200d"
+JOINERS = "\u200c\u200d"
 
 
 def visible(text: str) -> str:
@@ -39,7 +37,8 @@ def visible(text: str) -> str:
 
 
 def _visible(character: str) -> str:
-    if unicodedata.category(character) not in _HIDDEN or character in _JOINERS:
+    # Of what Python does not call printable, wide and narrow spaces are harmless.
+    if character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs":
         return character
     return character.encode("unicode_escape").decode("ascii")
 
