@@ -25,6 +25,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from airflow_amt.text import MOST_MESSAGE, amount, numbered, shown, shown_lines, shown_value
+
 __all__ = [
     "AmtAccessDeniedError",
     "AmtAwsError",
@@ -64,7 +66,9 @@ class AmtFieldError(AmtError, ValueError):
         self.fix = fix
 
     def __str__(self) -> str:
-        return f"{self.field}: {_shown(self.value)} is not accepted: {self.limit}. Fix: {self.fix}."
+        value = "a missing value" if self.value is None else shown_value(self.value)
+        limit, fix = shown_lines(self.limit), shown_lines(self.fix)
+        return f"{shown(self.field)}: {value} is not accepted: {limit}. Fix: {fix}."
 
 
 class AmtRequestError(AmtError, ValueError):
@@ -80,8 +84,7 @@ class AmtRequestError(AmtError, ValueError):
     def __str__(self) -> str:
         if len(self.problems) == 1:
             return f"Nothing was done. {self.problems[0]}"
-        lines = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(self.problems, 1))
-        return f"Nothing was done; {len(self.problems)} fields are wrong:{lines}"
+        return f"Nothing was done; {amount(self.problems)} fields are wrong:{numbered(self.problems)}"
 
 
 class AmtAwsError(AmtError):
@@ -110,11 +113,13 @@ class AmtAwsError(AmtError):
         self.request_id = request_id
 
     def __str__(self) -> str:
+        operation, code = shown(self.operation), shown(self.code)
+        message = shown(self.message, MOST_MESSAGE)
         if self.status_code is None:
             # Nobody refused anything; whoever made the error has put a fix into its message.
-            return f"{self.operation} got no answer: {self.code}: {self.message}"
-        request = f" (request id {self.request_id})" if self.request_id else ""
-        return f"{self.operation} was refused with {self.code}: {self.message}{request}"
+            return f"{operation} got no answer: {code}: {message}"
+        request = f" (request id {shown(self.request_id)})" if self.request_id else ""
+        return f"{operation} was refused with {code}: {message}{request}"
 
 
 class AmtResourceNotFoundError(AmtAwsError):
@@ -154,8 +159,7 @@ class AmtDeadlineError(AmtError):
         super().__init__(self.summary, self.errors)
 
     def __str__(self) -> str:
-        lines = "".join(f"\n  {number}. {error}" for number, error in enumerate(self.errors, 1))
-        return f"{self.summary} {len(self.errors)} errors:{lines}"
+        return f"{shown(self.summary, MOST_MESSAGE)} {len(self.errors)} errors:{numbered(self.errors)}"
 
 
 class AmtJobExistsError(AmtError):
@@ -174,12 +178,15 @@ class AmtJobExistsError(AmtError):
         self.theirs = theirs
         self.status = status
 
+    def _named(self) -> str:
+        return f"A tuning job named {shown_value(self.name)} exists already ({shown(self.status)})"
+
     def __str__(self) -> str:
         owner = _owner(self.theirs) if self.theirs else "no airflow-amt ownership tags"
         return (
-            f"A tuning job named {self.name!r} exists already ({self.status}) and belongs to somebody else: "
-            f"it has {owner}; this task is {_owner(self.ours)}. It is not adopted. "
-            "Fix: choose another HyperParameterTuningJobName, or leave the name out to get a derived one."
+            f"{self._named()} and belongs to somebody else: it has {owner}; "
+            f"this task is {_owner(self.ours)}. It is not adopted. Fix: choose another "
+            "HyperParameterTuningJobName, or leave the name out to get a derived one."
         )
 
 
@@ -188,18 +195,12 @@ class AmtUnknownOwnerError(AmtJobExistsError):
 
     def __str__(self) -> str:
         return (
-            f"A tuning job named {self.name!r} exists already ({self.status}), and its tags, which say whose "
-            f"it is, cannot be read. It is not adopted; this task is {_owner(self.ours)}. Fix: allow "
-            "sagemaker:ListTags, or leave HyperParameterTuningJobName out to get a derived name."
+            f"{self._named()}, and its tags, which say whose it is, cannot be read. It is not "
+            f"adopted; this task is {_owner(self.ours)}. Fix: allow sagemaker:ListTags, or leave "
+            "HyperParameterTuningJobName out to get a derived name."
         )
 
 
 def _owner(tags: dict[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(tags.items())) or "without ownership tags"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "a missing value"
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    pairs = ", ".join(f"{key}={value}" for key, value in sorted(tags.items()))
+    return shown(pairs, MOST_MESSAGE) or "without ownership tags"

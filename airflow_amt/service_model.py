@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import botocore.loaders
 import botocore.model
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.text import MOST_PROBLEMS, amount, listed, shown, shown_value
 from airflow_amt.tuning.criteria import LARGEST_FLOAT
 from airflow_amt.tuning.history import finite
 from airflow_amt.tuning.request import check_documented_rules
@@ -72,27 +74,23 @@ class Problem:
         return AmtFieldError(self.path, self.value, limit, fix)
 
 
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
 _CONSTRAINTS: Mapping[str, Callable[[Any], str]] = {
     "required": lambda _: "Member must not be null",
-    "unknown": lambda limit: f"Member is not known; known members: [{_listed(limit)}]",
+    "unknown": lambda limit: f"Member is not known; known members: [{listed(limit)}]",
     "type": lambda limit: f"Member must be of type {limit}",
     "min": lambda limit: f"Member must have value greater than or equal to {limit}",
     "max": lambda limit: f"Member must have value less than or equal to {limit}",
     "min_length": lambda limit: f"Member must have length greater than or equal to {limit}",
     "max_length": lambda limit: f"Member must have length less than or equal to {limit}",
     "pattern": lambda limit: f"Member must satisfy regular expression pattern: {limit}",
-    "enum": lambda limit: f"Member must satisfy enum value set: [{_listed(limit)}]",
-    "union": lambda limit: f"Member must have exactly one of [{_listed(limit)}]",
+    "enum": lambda limit: f"Member must satisfy enum value set: [{listed(limit)}]",
+    "union": lambda limit: f"Member must have exactly one of [{listed(limit)}]",
 }
 
 _ADVICE: Mapping[str, Callable[[Any], tuple[str, str]]] = {
     "required": lambda limit: ("this field is required", f"add it ({limit})"),
     "unknown": lambda limit: (
-        f"the API knows {_listed(limit)} here",
+        f"the API knows {listed(limit)} here",
         "check the spelling and the place of this field, or update botocore if the field is new",
     ),
     "type": lambda limit: (f"it must be of type {limit}", f"give a value of type {limit}"),
@@ -101,8 +99,8 @@ _ADVICE: Mapping[str, Callable[[Any], tuple[str, str]]] = {
     "min_length": lambda limit: (f"its length must be {limit} or more", "give more"),
     "max_length": lambda limit: (f"its length must be {limit} or less", f"shorten it to {limit} or less"),
     "pattern": lambda limit: (f"it must match {limit}", "use only what this pattern allows"),
-    "enum": lambda limit: (f"it must be one of {_listed(limit)}", f"choose one of {_listed(limit)}"),
-    "union": lambda limit: (f"exactly one of {_listed(limit)} must be set", "set one of them"),
+    "enum": lambda limit: (f"it must be one of {listed(limit)}", f"choose one of {listed(limit)}"),
+    "union": lambda limit: (f"exactly one of {listed(limit)} must be set", "set one of them"),
 }
 
 
@@ -111,12 +109,13 @@ def validate(operation: str, params: Any) -> list[Problem]:
 
     :param operation: API operation, as ``CreateHyperParameterTuningJob``.
     :param params: its parameters, as boto3 takes them; members that are ``None`` count as missing.
-    :return: problems in the order of the model; empty if the request is well formed.
+    :return: problems in the order of the model, one more than are ever listed at the most; empty if the
+        request is well formed.
     """
     shape = service_model().operation_model(operation).input_shape
     if shape is None:
         return []
-    return list(_check(shape, params, ""))
+    return list(islice(_check(shape, params, ""), MOST_PROBLEMS + 1))
 
 
 def check_create_request(request: Mapping[str, Any]) -> list[AmtFieldError]:
@@ -134,12 +133,19 @@ def aws_message(problems: Sequence[Problem]) -> str:
 
     AWS spells fields in lower camel case there; the path as the API documents it is appended to each.
     """
-    count = f"{len(problems)} validation error{'s' if len(problems) > 1 else ''} detected: "
-    return count + "; ".join(
-        f"Value {_aws_value(problem.value)} at '{_aws_path(problem.path)}' "
-        f"failed to satisfy constraint: {problem.constraint()} ({problem.path})"
+    return listed_as_aws_does(
+        f"Value {_aws_value(problem.value)} at '{shown(_aws_path(problem.path))}' "
+        f"failed to satisfy constraint: {problem.constraint()} ({shown(problem.path)})"
         for problem in problems
     )
+
+
+def listed_as_aws_does(problems: Iterable[Any]) -> str:
+    """Say problems in one line, as a ``ValidationException`` does; only the first of very many."""
+    some = list(islice(problems, MOST_PROBLEMS + 1))
+    text = "; ".join(str(problem) for problem in some[:MOST_PROBLEMS])
+    more = "; and more" if len(some) > MOST_PROBLEMS else ""
+    return f"{amount(some)} validation error{'' if len(some) == 1 else 's'} detected: {text}{more}"
 
 
 def coerce(operation: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,14 +173,14 @@ def _check(shape: botocore.model.Shape, value: Any, path: str) -> Iterator[Probl
             yield Problem(path=path, kind="type", value=value, limit="list")
             return
         yield from _check_length(shape, value, path)
-        for position, item in enumerate(value):
+        for position, item in enumerate(() if _is_too_long(shape, value) else value):
             yield from _check(shape.member, item, f"{path}[{position}]")
     elif kind == "map":
         if not isinstance(value, Mapping):
             yield Problem(path=path, kind="type", value=value, limit="map")
             return
         yield from _check_length(shape, value, path)
-        for key, item in value.items():
+        for key, item in () if _is_too_long(shape, value) else value.items():
             yield from _check(shape.key, key, f"{path}.{key}")
             yield from _check(shape.value, item, f"{path}.{key}")
     else:
@@ -211,7 +217,7 @@ def _check_scalar(shape: botocore.model.Shape, value: Any, path: str) -> Iterato
         yield from _check_length(shape, value, path)
         if shape.enum and value not in shape.enum:
             yield Problem(path=path, kind="enum", value=value, limit=tuple(shape.enum))
-        pattern = bounds.get("pattern")
+        pattern = None if _is_too_long(shape, value) else bounds.get("pattern")
         if pattern and not _matches(pattern, value):
             yield Problem(path=path, kind="pattern", value=value, limit=pattern)
     elif kind in _INTEGERS or kind in _FLOATS:
@@ -227,8 +233,13 @@ def _check_length(shape: botocore.model.Shape, value: Any, path: str) -> Iterato
     bounds = shape.metadata
     if "min" in bounds and len(value) < bounds["min"]:
         yield Problem(path=path, kind="min_length", value=value, limit=bounds["min"])
-    if "max" in bounds and len(value) > bounds["max"]:
+    if _is_too_long(shape, value):
         yield Problem(path=path, kind="max_length", value=value, limit=bounds["max"])
+
+
+def _is_too_long(shape: botocore.model.Shape, value: Any) -> bool:
+    """Whether a value has more items than the model allows; these are not looked at then."""
+    return "max" in shape.metadata and len(value) > shape.metadata["max"]
 
 
 def _is_of_type(kind: str, value: Any) -> bool:
@@ -320,4 +331,6 @@ def _aws_path(path: str) -> str:
 
 
 def _aws_value(value: Any) -> str:
-    return "null" if value is None else f"'{value}'"
+    if value is None:
+        return "null"
+    return f"'{shown(value) if isinstance(value, str) else shown_value(value)}'"

@@ -33,6 +33,7 @@ from typing import Any
 
 from airflow_amt._compat import AirflowException, AirflowFailException
 from airflow_amt.exceptions import AmtError, AmtJobExistsError
+from airflow_amt.text import MOST_MESSAGE, MOST_REASON, bounded, numbered, shown, shown_value
 
 __all__ = [
     "AmtAwaitedJobFailed",
@@ -73,7 +74,7 @@ class AmtTuningJobError(AmtError, AirflowException):
         if reasons:
             listed = "; ".join(f"{one.get('count')} x {one.get('reason')}" for one in reasons)
             parts.append(f"Failed training jobs: {listed}.")
-        return " ".join(parts)
+        return shown(" ".join(parts), MOST_REASON)
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """Return class path and arguments, for Airflow's own serialisation of exceptions."""
@@ -113,11 +114,12 @@ class AmtConditionNotMet(AmtError, AirflowFailException):  # noqa: N818 - as abo
 
     def __str__(self) -> str:
         condition = self.result.get("condition") or {}
-        failure = self.result.get("failure_reason")
+        failure = bounded(self.result.get("failure_reason"))
         why = f" ({failure})" if failure else ""
-        return (
+        return shown(
             f"Tuning job {self.result.get('tuning_job_name')!r} is {self.result.get('status')}{why}, and the "
-            f"condition is not met: {condition.get('reason')}"
+            f"condition is not met: {condition.get('reason')}",
+            MOST_MESSAGE,
         )
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
@@ -138,7 +140,8 @@ class AmtTaskKilled(AmtError, AirflowException):  # noqa: N818 - as above
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"The task was killed while it waited for tuning job {self.tuning_job_name!r}: {self.detail}"
+        name, detail = shown_value(self.tuning_job_name), shown(self.detail, MOST_MESSAGE)
+        return f"The task was killed while it waited for tuning job {name}: {detail}"
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """Return class path and arguments, for Airflow's own serialisation of exceptions."""
@@ -158,7 +161,8 @@ class AmtNoUsableTrainingJob(AmtError, AirflowFailException):  # noqa: N818 - as
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"Tuning job {self.tuning_job_name!r} has no usable training job: {self.detail}"
+        detail = shown(self.detail, MOST_MESSAGE)
+        return f"Tuning job {shown_value(self.tuning_job_name)} has no usable training job: {detail}"
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """Return class path and arguments, for Airflow's own serialisation of exceptions."""
@@ -178,10 +182,9 @@ class AmtReapError(AmtError, AirflowException):
         super().__init__(self.errors, self.result)
 
     def __str__(self) -> str:
-        lines = "".join(f"\n  {number}. {error}" for number, error in enumerate(self.errors, 1))
         return (
             f"The reaper looked at {self.result.get('owned')} tuning jobs and stopped "
-            f"{self.result.get('stopped')}; {len(self.errors)} errors:{lines}"
+            f"{self.result.get('stopped')}; {len(self.errors)} errors:{numbered(self.errors)}"
         )
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
@@ -204,7 +207,7 @@ class AmtEnforceError(AmtError, AirflowException):
     def __str__(self) -> str:
         return (
             f"Of {self.result.get('matched')} tuning jobs, {self.result.get('stopped')} were stopped; "
-            f"{len(self.errors)} errors:{_numbered(self.errors)}"
+            f"{len(self.errors)} errors:{numbered(self.errors)}"
         )
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
@@ -230,11 +233,13 @@ class AmtPolicyBroken(AmtError, AirflowFailException):  # noqa: N818 - named as 
 
     def __str__(self) -> str:
         lines = [
-            f"{one.get('tuning_job_name')}, policy {one.get('rule')}: {one.get('reason')}"
+            shown(
+                f"{one.get('tuning_job_name')}, policy {one.get('rule')}: {one.get('reason')}", MOST_MESSAGE
+            )
             for one in self.jobs
         ]
-        more = f"\nBeside that, {len(self.errors)} errors:{_numbered(self.errors)}" if self.errors else ""
-        return f"Stop policies ended {len(lines)} tuning jobs and fail the task:{_numbered(lines)}{more}"
+        more = f"\nBeside that, {len(self.errors)} errors:{numbered(self.errors)}" if self.errors else ""
+        return f"Stop policies ended {len(lines)} tuning jobs and fail the task:{numbered(lines)}{more}"
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """Return class path and arguments, for Airflow's own serialisation of exceptions."""
@@ -242,19 +247,15 @@ class AmtPolicyBroken(AmtError, AirflowFailException):  # noqa: N818 - named as 
         return path, (list(self.jobs), list(self.errors), self.result), {}
 
 
-def _numbered(lines: Sequence[str]) -> str:
-    return "".join(f"\n  {number}. {line}" for number, line in enumerate(lines, 1))
-
-
 class AmtOwnJobEndedError(AmtJobExistsError, AirflowException):
     """An earlier try of this task used the given name, and its tuning job is over (or about to be)."""
 
     def __str__(self) -> str:
         return (
-            f"A tuning job named {self.name!r} exists already: an earlier try of this very task started it, "
-            f"and it is {self.status}. A name cannot be used twice. Fix: leave HyperParameterTuningJobName "
-            "out of config to get a derived name, with which a retry starts a new tuning job; with "
-            "if_exists='fail', use another if_exists."
+            f"A tuning job named {shown_value(self.name)} exists already: an earlier try of this very task "
+            f"started it, and it is {shown(self.status)}. A name cannot be used twice. Fix: leave "
+            "HyperParameterTuningJobName out of config to get a derived name, with which a retry starts a "
+            "new tuning job; with if_exists='fail', use another if_exists."
         )
 
     def serialize(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

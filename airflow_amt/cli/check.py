@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
+from airflow_amt.text import amount, numbered, shown
 from airflow_amt.tuning.request import check_documented_rules, is_endless
 from airflow_amt.tuning.templates import decided, is_template, templated_fields
 
@@ -303,15 +304,15 @@ def _json_safe(value: Any) -> Any:
 
 def _print(path: Path, found: Sequence[Findings]) -> None:
     if not found:
-        print(f"{path}: no AmtTuningJobOperator found")
+        print(f"{shown(path)}: no AmtTuningJobOperator found")
     for one in found:
         count = len(one.problems)
-        verdict = "no problem" if not count else "1 problem" if count == 1 else f"{count} problems"
-        print(f"{one.where}: {verdict}")
-        for number, problem in enumerate(one.problems, 1):
-            print(f"  {number}. {problem}")
+        verdict = (
+            "no problem" if not count else "1 problem" if count == 1 else f"{amount(one.problems)} problems"
+        )
+        print(f"{shown(one.where)}: {verdict}{numbered(one.problems)}")
         for warning in one.warnings:
             print(f"  warning: {warning}.")
         for place, text in one.not_checked.items():
             why = "templated" if is_template(text) else "kept in Airflow"
-            print(f"  not checked, {why}: {place}: {text}")
+            print(f"  not checked, {why}: {shown(place)}: {shown(text)}")

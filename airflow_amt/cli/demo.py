@@ -29,9 +29,11 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.spinner import Spinner
 from rich.table import Table
+from rich.text import Text
 
 import airflow_amt
 from airflow_amt.exceptions import AmtError
+from airflow_amt.text import MOST_MESSAGE, MOST_REASON, shown, shown_lines
 from airflow_amt.tuning import (
     CompletionReason,
     TrainingJobResult,
@@ -133,7 +135,7 @@ def run(options: argparse.Namespace) -> int:
         console.print("Interrupted: the tuning job was stopped, and no process is left.", soft_wrap=True)
         return 130
     except AmtError as error:
-        console.print(str(error), markup=False, soft_wrap=True)
+        console.print(shown_lines(error), markup=False, soft_wrap=True)
         return 1
 
 
@@ -391,12 +393,14 @@ def _progress_panel(progress: TuningProgress) -> Panel:
     runtime = progress.runtime.total_seconds() if progress.runtime else 0
     bar("runtime", runtime, criteria.max_runtime_seconds, " s")
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("status", progress.status)
+    facts.add_row("status", _cell(progress.status))
     facts.add_row("running", str(progress.training_jobs.in_progress))
     best = "none yet" if progress.best_objective is None else f"{progress.best_objective:.4f}"
-    facts.add_row(f"best {progress.objective_metric}", f"{best} (target {criteria.target_objective_value})")
+    facts.add_row(
+        _cell(f"best {progress.objective_metric}"), f"{best} (target {criteria.target_objective_value})"
+    )
     facts.add_row("converged", "yes" if progress.convergence_detected_at else "not yet")
-    return Panel(Group(facts, bars), title=f"tuning job {progress.name}")
+    return Panel(Group(facts, bars), title=_cell(f"tuning job {progress.name}"))
 
 
 def _show_outcome(outcome: Mapping[str, Any], console: Console) -> None:
@@ -405,16 +409,18 @@ def _show_outcome(outcome: Mapping[str, Any], console: Console) -> None:
     table.add_column()
     evidence = outcome["evidence"]
     best = outcome["best_training_job"]
-    table.add_row("ended by", f"[bold green]{outcome['reason']}[/] - {outcome['explanation']}")
+    reason, explanation = _cell(outcome["reason"]), _cell(f" - {outcome['explanation']}")
+    reason.stylize("bold green")
+    table.add_row("ended by", reason + explanation)
     limit_name = str(evidence.get("field")).rpartition(".")[2]
     table.add_row(
         "evidence", f"{limit_name}: limit {evidence.get('limit')}, observed {evidence.get('observed')}"
     )
     if best is not None:
-        table.add_row("best training job", best["name"])
-        table.add_row(str(outcome["objective_metric"]), f"{best['objective']:.4f}")
+        table.add_row("best training job", _cell(best["name"]))
+        table.add_row(_cell(outcome["objective_metric"]), f"{best['objective']:.4f}")
         for name, value in sorted(best["hyperparameters"].items()):
-            table.add_row(f"  {name}", value)
+            table.add_row(_cell(f"  {name}"), _cell(value))
     counters = ", ".join(f"{key} {count}" for key, count in outcome["training_job_counters"].items() if count)
     table.add_row("training jobs", counters)
     table.add_row("runtime", f"{outcome['runtime_seconds']:g} s on AMT's clock")
@@ -424,10 +430,15 @@ def _show_outcome(outcome: Mapping[str, Any], console: Console) -> None:
         table.add_row(
             "estimated compute", f"at most {outcome['estimated_max_compute_seconds']} instance-seconds"
         )
-    console.print(Panel(table, title=f"outcome of {outcome['tuning_job_name']}"))
+    console.print(Panel(table, title=_cell(f"outcome of {outcome['tuning_job_name']}")))
+
+
+def _cell(text: Any) -> Text:
+    """Return foreign text for a table: not a str, in which brackets are markup."""
+    return Text(shown(text, MOST_REASON))
 
 
 def _show_log(log: Path, console: Console, lines: int = 60) -> None:
     if log.exists():
         for line in log.read_text(errors="replace").splitlines()[-lines:]:
-            console.print(line, markup=False)
+            console.print(shown(line, MOST_MESSAGE), markup=False)

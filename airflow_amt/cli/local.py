@@ -233,6 +233,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from airflow_amt.local.faults import FaultInjector, Faults
     from airflow_amt.local.fork_server import check_modules
     from airflow_amt.local.launcher import READY
+    from airflow_amt.local.log_lines import LineFormatter
     from airflow_amt.local.server import ServerOptions, is_loopback, serve
 
     settings = config.settle(vars(arguments), arguments.config, Path.cwd())
@@ -248,7 +249,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         )
     if not 1 <= arguments.log_limit <= 1_048_576:
         raise AmtFieldError("log-limit", arguments.log_limit, "1 to 1048576 MiB", "leave it out")
-    if not re.fullmatch(r"\d{12}", arguments.account):
+    if not re.fullmatch(r"[0-9]{12}", arguments.account):
         raise AmtFieldError("account", arguments.account, "12 digits", "leave it out")
     fork_server = [name.strip() for option in arguments.fork_server for name in option.split(",")]
     check_modules(fork_server)
@@ -293,11 +294,9 @@ def run_serve(arguments: argparse.Namespace) -> int:
         request_log=arguments.request_log,
         until_stdin_closes=until_stdin_closes,
     )
-    logging.basicConfig(
-        level=arguments.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=arguments.log_level.upper(), handlers=[handler])
     if not is_loopback(arguments.host):
         logging.getLogger(__name__).warning(
             "Listening on %s: other machines reach this server. Calls are signed, but nothing is encrypted",

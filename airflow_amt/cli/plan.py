@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
+from airflow_amt.text import amount, numbered, shown, shown_lines
 
 #: Version of what ``--json`` prints.
 REPORT_VERSION = 1
@@ -85,7 +86,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(not exceeded, exceeded, made.to_dict())
     else:
-        print(made)
+        print(shown_lines(made, 100_000))
     print_problems(f"{arguments.request}: refused", exceeded)
     return REFUSED if exceeded else OK
 
@@ -138,10 +139,8 @@ def print_problems(where: str, problems: Sequence[AmtFieldError]) -> None:
     """Print problems, numbered, to standard error."""
     if not problems:
         return
-    count = len(problems)
-    print(f"airflow-amt: {where}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
-    for number, problem in enumerate(problems, 1):
-        print(f"  {number}. {problem}", file=sys.stderr)
+    told = f"{shown(where)}: {amount(problems)} problem{'s' if len(problems) > 1 else ''}"
+    print(f"airflow-amt: {told}{numbered(problems)}", file=sys.stderr)
 
 
 @contextmanager

@@ -19,8 +19,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.text import MOST_MESSAGE, shown
 
 if TYPE_CHECKING:
+    from rich.text import Text
     from sqlalchemy.orm import Session
 
     from airflow_amt.tuning.naming import Owner
@@ -153,19 +155,22 @@ def _print_table(report: ReapReport) -> None:
             index = f"[{owner.map_index}]" if owner.map_index >= 0 else ""
             done = "stopped" if one.stopped else "orphan" if one.decision.stop else "kept"
             table.add_row(
-                one.job.name,
-                owner.dag_id,
-                owner.run_id,
-                # A map index looks like markup.
-                f"{owner.task_id}{index}".replace("[", r"\["),
+                *map(_cell, (one.job.name, owner.dag_id, owner.run_id, f"{owner.task_id}{index}")),
                 str(timedelta(seconds=round(one.job.age.total_seconds()))),
-                one.decision.reason.replace("[", r"\["),
+                _cell(one.decision.reason),
                 done,
             )
         console.print(table)
     console.print(report.summary(), markup=False, highlight=False)
     for error in report.errors:
-        print(f"airflow-amt: {error}", file=sys.stderr)
+        print(f"airflow-amt: {shown(error, MOST_MESSAGE)}", file=sys.stderr)
+
+
+def _cell(text: str) -> Text:
+    from rich.text import Text
+
+    # Not a str, in which brackets (of a map index, or anybody's) are markup.
+    return Text(shown(text))
 
 
 class DatabaseTasks:

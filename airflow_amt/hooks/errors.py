@@ -19,6 +19,7 @@ from airflow_amt.exceptions import (
     AmtThrottledError,
     AmtValidationError,
 )
+from airflow_amt.text import shown_lines
 
 if TYPE_CHECKING:
     from botocore.exceptions import BotoCoreError, ClientError
@@ -214,7 +215,7 @@ def to_payload(error: AmtAwsError) -> dict[str, Any]:
     return {
         "operation": error.operation,
         "code": error.code,
-        "message": error.message,
+        "message": shown_lines(error.message),
         "status_code": error.status_code,
         "request_id": error.request_id,
     }

@@ -19,13 +19,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local import json_text
 from airflow_amt.local.s3 import StorageError
 from airflow_amt.local.storage import Storage
 
 #: Most bytes of a manifest that are read.
 LONGEST_MANIFEST = 64 * 1024 * 1024
 #: What reading a text says that is no JSON, or not of the form that it must have.
-_NOT_JSON = (ValueError, TypeError, KeyError, RecursionError)
+_NOT_JSON = (ValueError, TypeError, KeyError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +193,7 @@ def _manifest(storage: Storage, uri: str) -> list[tuple[str, str]]:
     """Return names and addresses of the objects that a manifest lists (API: ``S3DataSource.S3Uri``)."""
     form = 'it must be [{"prefix": "s3://bucket/folder/"}, "key below it", ...]'
     try:
-        first, *names = json.loads(_read_manifest(storage, uri))
+        first, *names = json_text.read(_read_manifest(storage, uri))
         prefix = first["prefix"]
     except _NOT_JSON as error:
         raise StorageError(f"{uri} is no manifest: {form} ({_short(repr(error))})") from None
@@ -247,7 +248,7 @@ def _augmented(storage: Storage, uri: str, attributes: Sequence[str]) -> list[li
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json_text.read(line)
             groups.append([_piece(attribute, record[attribute]) for attribute in attributes])
         except _NOT_JSON as error:
             raise StorageError(

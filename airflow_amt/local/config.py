@@ -45,6 +45,8 @@ DEFAULTS: Mapping[str, Any] = {
 }
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+#: Largest configuration file.
+_LARGEST = 1024 * 1024
 _PATHS = ("state_dir", "s3_root", "request_log")
 _TABLES = ("images", "faults")
 
@@ -87,7 +89,13 @@ def settle(given: Mapping[str, Any], file: Path | None, folder: Path) -> Setting
     mapped.update(images.parse_mappings(given.get("image") or (), folder))
     faults = given.get("faults")
     if faults is None and "faults" in from_file:
-        faults = json.dumps(from_file["faults"])
+        # TOML's times become text, which no setting is: the check of the faults names it.
+        try:
+            faults = json.dumps(from_file["faults"], default=str)
+        except ValueError as error:
+            raise AmtFieldError(
+                "config: faults", from_file["faults"], f"what JSON can say ({error})", "correct it"
+            ) from None
     return Settings(options=options, images=mapped, faults=faults)
 
 
@@ -95,8 +103,11 @@ def _read(file: Path) -> dict[str, Any]:
     """Return what a configuration file has, by the names of :data:`DEFAULTS`."""
     try:
         with file.open("rb") as handle:
-            content = tomllib.load(handle)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            text = handle.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise ValueError(f"it is larger than {_LARGEST} bytes")
+        content = tomllib.loads(text.decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise AmtFieldError(
             "config",
             str(file),
@@ -134,14 +145,16 @@ def _option(where: str, name: str, value: Any, folder: Path) -> Any:
     if isinstance(default, bool):
         fits, wanted = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
-        fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        wanted = "a whole number"
     elif isinstance(default, float):
-        fits, wanted = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
+        wanted = "a number"
     elif isinstance(default, tuple):
         fits = isinstance(value, list) and all(isinstance(one, str) for one in value)
         wanted = "a list of texts"
     else:
-        fits, wanted = isinstance(value, str), "a text"
+        fits, wanted = isinstance(value, str) and "\0" not in value, "a text"
     if not fits:
         raise AmtFieldError(where, value, wanted, "correct it, or leave it out")
     if name == "log_level" and value not in LOG_LEVELS:

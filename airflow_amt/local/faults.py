@@ -9,8 +9,6 @@ in the same order meet the same faults. All seconds here are real ones, as those
 from __future__ import annotations
 
 import fnmatch
-import json
-import math
 import random
 import re
 import time
@@ -21,10 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local import json_text
 from airflow_amt.local.protocol import AwsError
 from airflow_amt.service_model import service_model
 
 LONGEST_SECONDS = 3600.0
+#: Longest setting, as JSON; most rules in it, and most names or patterns in one of these.
+LARGEST_SETTING = 64 * 1024
+MOST_RULES = MOST_PATTERNS = 100
 
 #: HTTP status that goes with an error code of AWS; others are answered with 400.
 _STATUSES = {"InternalFailure": 500, "InternalServerError": 500, "ServiceUnavailable": 503}
@@ -33,6 +35,8 @@ _MESSAGES = {
     "ServiceUnavailable": "The request has failed due to a temporary failure of the server.",
     "ThrottlingException": "Rate exceeded",
 }
+#: Half of a character, which no database takes.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _RETRYABLE = "InternalServerError"
 _REASONS = {
     False: "AlgorithmError: this training job failed on purpose (faults)",
@@ -188,8 +192,13 @@ class Faults:
         _check_object("faults", setting, ("seed", "rules"))
         seed = _whole(0)("faults.seed", setting.get("seed", 0))
         rules = setting.get("rules", [])
-        if not isinstance(rules, Sequence) or isinstance(rules, str):
-            raise AmtFieldError("faults.rules", rules, "a list of rules", "give a list, if of one rule only")
+        if not isinstance(rules, Sequence) or isinstance(rules, str) or len(rules) > MOST_RULES:
+            raise AmtFieldError(
+                "faults.rules",
+                rules,
+                f"a list of {MOST_RULES} rules or less",
+                "give a list, if of one rule only",
+            )
         parsed = tuple(_rule(f"faults.rules[{number}]", rule) for number, rule in enumerate(rules))
         return cls(seed=seed, rules=parsed)
 
@@ -199,9 +208,13 @@ class Faults:
 
         :raises AmtFieldError: it is no JSON, or cannot be used.
         """
+        if len(text) > LARGEST_SETTING:
+            raise AmtFieldError(
+                "faults", text, f"JSON of {LARGEST_SETTING} bytes or less", "say it in fewer rules"
+            )
         try:
-            setting = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            setting = json_text.read(text)
+        except ValueError as error:
             raise AmtFieldError("faults", text, f"valid JSON ({error})", "correct it") from None
         return cls.parse(setting)
 
@@ -214,7 +227,8 @@ class Faults:
         if text.lstrip().startswith("{"):
             return cls.from_json(text)
         try:
-            content = Path(text).read_bytes()
+            with Path(text).open("rb") as file:
+                content = file.read(LARGEST_SETTING + 1)
         except (OSError, ValueError) as error:
             raise AmtFieldError(
                 "faults", text, f"JSON, or a file that can be read ({error})", "check the path"
@@ -257,7 +271,8 @@ def _check_object(path: str, value: Any, known: Sequence[str]) -> None:
 
 def _number(low: float, high: float, *, above: bool = False) -> _Check:
     def check(path: str, value: Any) -> float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        # A comparison, which is right for numbers of any size and false for NaN.
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not low <= value <= high or (above and value == low):
             bounds = f"{'more than' if above else 'from'} {low:g} {'and at most' if above else 'to'} {high:g}"
             raise AmtFieldError(path, value, f"a number {bounds}", "set it within these bounds")
@@ -282,7 +297,7 @@ def _flag(path: str, value: Any) -> bool:
 
 
 def _text(path: str, value: Any) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= 1024:
+    if not isinstance(value, str) or not 1 <= len(value) <= 1024 or _SURROGATE.search(value):
         raise AmtFieldError(path, value, "text of 1 to 1024 characters", "give a text or leave it out")
     return value
 
@@ -302,8 +317,10 @@ def _moment(path: str, value: Any) -> str:
 
 
 def _patterns(path: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        raise AmtFieldError(path, value, "a list of names or patterns", 'give a list, as ["Describe*"]')
+    if isinstance(value, str) or not isinstance(value, Sequence) or not 1 <= len(value) <= MOST_PATTERNS:
+        raise AmtFieldError(
+            path, value, f"a list of 1 to {MOST_PATTERNS} names or patterns", 'give a list, as ["Describe*"]'
+        )
     return tuple(_text(f"{path}[{number}]", pattern) for number, pattern in enumerate(value))
 
 

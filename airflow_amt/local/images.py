@@ -48,18 +48,19 @@ def parse_mappings(mappings: Iterable[str], folder: Path) -> dict[str, list[str]
             words = shlex.split(text)
         except ValueError as error:
             raise _refusal(mapping, f"a command with balanced quotes ({error})") from None
-        if not separator or not image.strip() or not words:
+        image = image.strip()
+        if not separator or not image or not words or "\0" in mapping:
             raise _refusal(mapping, "IMAGE_URI=COMMAND")
         if image in commands:
             raise _refusal(mapping, f"each image once; {image} was mapped before")
-        commands[image.strip()] = _absolute(mapping, words, folder)
+        commands[image] = _absolute(mapping, words, folder)
     return commands
 
 
 def _absolute(mapping: str, words: list[str], folder: Path) -> list[str]:
     program, *arguments = words
     local = folder / program
-    found = str(local.absolute()) if "/" in program and local.is_file() else shutil.which(program)
+    found = str(local.absolute()) if "/" in program and _is_file(local) else shutil.which(program)
     if found is None:
         raise _refusal(mapping, f"a program that can be executed; {program!r} was not found")
     return [found, *(_argument(mapping, word, folder) for word in arguments)]
@@ -67,12 +68,19 @@ def _absolute(mapping: str, words: list[str], folder: Path) -> list[str]:
 
 def _argument(mapping: str, word: str, folder: Path) -> str:
     path = folder / word
-    if path.is_file():
+    if _is_file(path):
         return str(path.absolute())
     # Options and shell commands (`sh -c 'cd x; sh train.sh'`) may end like a script without being one.
     if word.endswith((".py", ".sh")) and not word.startswith("-") and not set(word) & set(string.whitespace):
         raise _refusal(mapping, f"scripts that exist; {word!r} is not in {folder}")
     return word
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long to be one: a piece of a shell command
+        return False
 
 
 def _refusal(mapping: str, limit: str) -> AmtFieldError:

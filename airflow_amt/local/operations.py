@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from airflow_amt.exceptions import AmtFieldError
-from airflow_amt.local import channels
+from airflow_amt.local import channels, json_text
 from airflow_amt.local import store as tables
 from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.engine import Engine, training_job_arn
@@ -25,7 +24,8 @@ from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Prior
 from airflow_amt.local.store import Row, Store, derived
 from airflow_amt.local.trainer import model_uri, place_problems, resource_config_of
 from airflow_amt.local.tuning_run import objective_of
-from airflow_amt.service_model import service_model
+from airflow_amt.service_model import listed_as_aws_does, service_model
+from airflow_amt.text import shown_value
 from airflow_amt.tuning.criteria import ObjectiveType
 from airflow_amt.tuning.request import (
     DEFAULT_MAX_TRAINING_SECONDS,
@@ -122,14 +122,14 @@ class Operations:
     def _create_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         problems = check_documented_rules(params, builtin_algorithms=False) or self._not_offered(params)
         if problems:
-            raise AwsError("ValidationException", _listed(problems))
+            raise AwsError("ValidationException", listed_as_aws_does(problems))
         name, config = params["HyperParameterTuningJobName"], params["HyperParameterTuningJobConfig"]
         definitions = training_job_definitions(params)
         warm_start = self._warm_start(region, params)
         try:
             self._engine.check(config, definitions, warm_start.prior)
         except AmtFieldError as error:
-            raise AwsError("ValidationException", _listed([error])) from None
+            raise AwsError("ValidationException", listed_as_aws_does([error])) from None
         tags = _new_tags({}, params.get("Tags") or [])
         existing = self._store.tuning_job(region, name)
         if existing is not None:
@@ -178,7 +178,7 @@ class Operations:
         parents = {name: None if row is None else self._description(row) for name, row in rows.items()}
         problems = check_warm_start(params, parents)
         if problems:
-            raise AwsError("ValidationException", _listed(problems))
+            raise AwsError("ValidationException", listed_as_aws_does(problems))
         known = []
         best: Row | None = None
         objective = objective_of(
@@ -386,11 +386,11 @@ class Operations:
         name = params["TrainingJobName"]
         problems = check_training_job(params) or self._impossible(params, "")
         if problems:
-            raise AwsError("ValidationException", _listed(problems))
+            raise AwsError("ValidationException", listed_as_aws_does(problems))
         try:
             plan = self._engine.training_plan({key: params[key] for key in params if key != "Tags"})
         except AmtFieldError as error:
-            raise AwsError("ValidationException", _listed([error])) from None
+            raise AwsError("ValidationException", listed_as_aws_does([error])) from None
         tags = _new_tags({}, params.get("Tags") or [])
         existing = self._store.training_job(region, name)
         if existing is not None:
@@ -591,24 +591,19 @@ def _write_token(query: str, value: Any, key: int) -> str:
 
 def _read_token(token: str, query: str) -> tuple[Any, int]:
     try:
-        decoded = json.loads(base64.urlsafe_b64decode(token.encode("ascii")))
+        decoded = json_text.read(base64.urlsafe_b64decode(token.encode("ascii")))
         of_query, value, key = decoded
         if of_query != query or not isinstance(value, (str, int, float)) or not isinstance(key, int):
             raise ValueError
         if any(isinstance(one, int) and abs(one) >= 2**63 for one in (value, key)):
             raise ValueError
-    except (ValueError, TypeError, RecursionError, binascii.Error):
+    except (ValueError, TypeError):
         raise AwsError(
             "ValidationException",
             "NextToken: this token was not given out for this query; use the token of the page before, and "
             "the same filters and order",
         ) from None
     return value, key
-
-
-def _listed(problems: Sequence[AmtFieldError]) -> str:
-    count = f"{len(problems)} validation error{'s' if len(problems) > 1 else ''} detected: "
-    return count + "; ".join(str(problem) for problem in problems)
 
 
 def _new_tags(present: Mapping[str, str], added: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -618,7 +613,7 @@ def _new_tags(present: Mapping[str, str], added: Sequence[Mapping[str, str]]) ->
     """
     problems = list(tag_problems(added))
     if problems:
-        raise AwsError("ValidationException", _listed(problems))
+        raise AwsError("ValidationException", listed_as_aws_does(problems))
     merged = {**present, **{tag["Key"]: tag["Value"] for tag in added}}
     if len(merged) > MAX_TAGS:
         raise AwsError(
@@ -658,8 +653,9 @@ def _wire_ms(moment: datetime | str) -> int:
         try:
             moment = datetime.fromisoformat(moment)
         except ValueError:
-            raise AwsError("SerializationException", f"{moment!r} is not a time") from None
-    return to_milliseconds(moment)
+            raise AwsError("SerializationException", f"{shown_value(moment)} is not a time") from None
+    # Without a zone it is UTC; by the zone of this machine, the first year would be no time.
+    return to_milliseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def _counters(row: Row, columns: Mapping[str, str]) -> dict[str, int]:

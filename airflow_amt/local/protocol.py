@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from json.encoder import encode_basestring_ascii
-from typing import Any, NoReturn
+from typing import Any
 
 import botocore.model
 
+from airflow_amt.local import json_text
 from airflow_amt.service_model import aws_message, service_model, validate
+from airflow_amt.text import shown_value
 
 CONTENT_TYPE = "application/x-amz-json-1.1"
 TARGET_PREFIX = "SageMaker."
@@ -57,7 +59,7 @@ def operation_of(target: str | None) -> str:
     if not target or name == target or name not in service_model().operation_names:
         raise AwsError(
             "UnknownOperationException",
-            f"The X-Amz-Target header {target!r} names no operation of SageMaker; it must be "
+            f"The X-Amz-Target header {shown_value(target)} names no operation of SageMaker; it must be "
             f"'{TARGET_PREFIX}' and the operation's name",
         )
     return name
@@ -122,24 +124,12 @@ def encode(shape: str, value: Any) -> Encoded:
 
 def _parse(body: bytes) -> dict[str, Any]:
     try:
-        params = json.loads(body or b"{}", parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        params = json_text.read(body or b"{}")
+    except ValueError as error:
         raise AwsError("SerializationException", f"The request is not valid JSON: {error}") from None
     if not isinstance(params, dict):
         raise AwsError("SerializationException", "The request must be a JSON object")
-    if b"\\ud" in body or b"\\uD" in body:
-        # Half of a character that JSON writes in two parts: no database and no file takes it.
-        try:
-            json.dumps(params, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise AwsError(
-                "SerializationException", "The request has a lone surrogate, which is no character"
-            ) from None
     return params
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _from_wire(shape: botocore.model.Shape, value: Any) -> Any:

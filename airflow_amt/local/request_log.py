@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.local import json_text
 
 logger = logging.getLogger(__name__)
 
+#: Longest user agent and name in a line; both are the client's own.
+_MOST = 512
 _TUNING_JOB_ARN = ":hyper-parameter-tuning-job/"
 
 
@@ -56,12 +59,12 @@ class Call:
             "seconds": round(time.monotonic() - self._monotonic, 6),
             "operation": self.operation,
             "region": self.region,
-            "tuning_job": self.tuning_job,
+            "tuning_job": _cut(self.tuning_job),
             "carried_out": self.carried_out,
             "status": self.status,
             "error": self.error,
             "faults": self.faults,
-            "user_agent": self.user_agent,
+            "user_agent": _cut(self.user_agent),
         }
         return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
@@ -102,15 +105,20 @@ class RequestLog:
 def tuning_job_of(body: bytes) -> str | None:
     """Return the name of the tuning job that a request is about, ``None`` if it is about none."""
     try:
-        params = json.loads(body)
-    except (ValueError, RecursionError):
+        params = json_text.read(body)
+    except ValueError:
         return None
     if not isinstance(params, dict):
         return None
     name = params.get("HyperParameterTuningJobName")
-    if name is None and _TUNING_JOB_ARN in str(arn := params.get("ResourceArn")):
-        name = str(arn).partition(_TUNING_JOB_ARN)[2]
+    arn = params.get("ResourceArn")
+    if name is None and isinstance(arn, str) and _TUNING_JOB_ARN in arn:
+        name = arn.partition(_TUNING_JOB_ARN)[2]
     return name if isinstance(name, str) else None
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _MOST else f"{text[: _MOST - 1]}…"
 
 
 def read(path: Path) -> list[dict[str, Any]]:

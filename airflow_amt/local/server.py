@@ -225,9 +225,13 @@ class Application:
 
     async def _put_faults(self, request: Request) -> Response:
         try:
-            new = faults.Faults.from_json(await request.body())
+            new = faults.Faults.from_json(await _read_body(request.receive, faults.LARGEST_SETTING))
         except AmtFieldError as error:
             return _json({"message": str(error)}, 400)
+        except protocol.AwsError as error:
+            return _json({"message": error.message}, error.status)
+        except ClientGoneError:
+            return Response(status_code=400)  # nobody is left to read it
         return self._set_faults(new)
 
     async def _delete_faults(self, _: Request) -> Response:
@@ -267,9 +271,9 @@ def _carry_out(operations: Operations, operation: str, region: str, body: bytes)
     return protocol.write_answer(operation, operations.call(operation, region, params))
 
 
-async def _read_body(receive: Receive) -> bytes:
+async def _read_body(receive: Receive, most: int = LARGEST_REQUEST) -> bytes:
     try:
-        return await read_body(receive, LARGEST_REQUEST)
+        return await read_body(receive, most)
     except TooLargeError as error:
         raise protocol.AwsError("SerializationException", str(error)) from None
 
@@ -368,7 +372,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(256)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         listener.close()
         raise AmtFieldError(
             "host and port",

@@ -19,6 +19,7 @@ from airflow_amt._tasks import (
 )
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
 from airflow_amt.links.tuning import AmtTuningJobLink, console_url
+from airflow_amt.text import shown
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -176,8 +177,9 @@ class AmtAskOperator(TuningJobTask, BaseOperator):
             self.log.warning("An event of another task came here, and is ignored: %s", dict(event))
             return self._wait(context, name, question, until)
         if event.get("event") == "error":
+            error = shown(event.get("error"))
             raise _compat.AirflowException(
-                f"The answer to the question about tuning job {name} cannot be read: {event.get('error')}. "
+                f"The answer to the question about tuning job {name} cannot be read: {error}. "
                 "The tuning job runs on. Fix: see the trigger's log; clear the task to ask again."
             )
         answer = _human.resumed_answer(event) or HumanAnswer.from_dict(event.get("answer") or {})
@@ -185,7 +187,9 @@ class AmtAskOperator(TuningJobTask, BaseOperator):
             decision = read_answer(answer, question)
         except AmtRequestError as error:
             # The task must not fail on it: the job runs on, and somebody wants to say something.
-            self.log.warning("The answer of %s is no answer, so it is asked again: %s", answer.by, error)
+            self.log.warning(
+                "The answer of %s is no answer, so it is asked again: %s", shown(answer.by), error
+            )
             self._raise(context, question, first=False)
             return self._wait(context, name, question, until)
         self.log.info("Tuning job %s: %s.", name, explain(decision))

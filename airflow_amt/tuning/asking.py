@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError, AmtRequestError
+from airflow_amt.text import MOST_REASON, shown
 from airflow_amt.tuning.costs import UNITS, Consumption
 from airflow_amt.tuning.history import aware
 from airflow_amt.tuning.progress import TuningProgress
@@ -373,7 +374,7 @@ def read_answer(answer: HumanAnswer, question: Question) -> Decision:
 
 def explain(decision: Decision) -> str:
     """Return a decision in a few words, with who took it: for logs and tags."""
-    who = "nobody answered in time; the default was taken" if decision.by is None else decision.by
+    who = "nobody answered in time; the default was taken" if decision.by is None else shown(decision.by)
     if decision.choice is Choice.RAISE and decision.raise_by is not None:
         return f"{who}: raise the limit by {_number(decision.raise_by * 100)} %"
     return f"{who}: {decision.choice.label.lower()}"
@@ -396,7 +397,7 @@ def _subject(facts: AskFacts, raisable: bool) -> str:
         parts.append(_time_left(facts.due, facts.now))
     told = f": {', '.join(parts)}" if parts else ""
     asked = "continue, stop, or raise the limit?" if raisable else "continue or stop?"
-    return " ".join(f"{facts.tuning_job_name}{told}: {asked}".split())
+    return " ".join(f"{shown(facts.tuning_job_name)}{told}: {asked}".split())
 
 
 def _body(
@@ -453,7 +454,7 @@ def _raise_field() -> dict[str, Any]:
 
 def escaped(text: str) -> str:
     """Return text that Markdown shows as it is, on one line."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return _MARKDOWN.sub(r"\\\1", shown(" ".join(text.split()), MOST_REASON))
 
 
 def _jobs(facts: AskFacts) -> str:

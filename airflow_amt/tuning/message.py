@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_amt.text import visible
+
 #: Longest subject. SNS takes "less than 100 characters" without line breaks (API, ``Publish``).
 MAX_SUBJECT = 99
 #: Longest line of prose. Reasons and errors of training jobs may hold pages.
@@ -383,13 +385,11 @@ def _error(facts: Mapping[str, Any], limit: int) -> str:
 def _text(value: Any, limit: int) -> str:
     """Return a value as text on one line; empty for none, and for what a template renders for none.
 
-    What cannot be printed (line breaks, control and direction marks, halves of surrogate pairs) becomes a
-    space.
+    White space becomes one space; what else cannot be seen becomes an escape.
     """
     if value is None or isinstance(value, (Mapping, bytes, float, list, tuple, set)):
         return ""
-    printable = "".join(one if one.isprintable() else " " for one in str(value)[: 20 * limit])
-    text = " ".join(printable.split())
+    text = visible(" ".join(str(value)[: 20 * limit].split()))
     return "" if text == "None" else _cut(text, limit)
 
 

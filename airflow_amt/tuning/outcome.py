@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from airflow_amt.text import MOST_MESSAGE, bounded, shown
 from airflow_amt.tuning.criteria import API_PATHS, CompletionReason, ObjectiveType
 from airflow_amt.tuning.history import ATTRIBUTE_OF, TrainingJobResult, iso
 from airflow_amt.tuning.progress import TuningProgress
@@ -115,7 +116,7 @@ class TuningOutcome:
             "estimated_max_compute_seconds": self.estimated_max_compute_seconds,
             "progressing": self.progressing,
             "saving": None if self.saving is None else self.saving.to_dict(),
-            "failure_reason": self.progress.failure_reason,
+            "failure_reason": bounded(self.progress.failure_reason),
             "training_job_failure_reasons": [
                 {"reason": reason, "count": count} for reason, count in self.failure_reasons
             ],
@@ -180,7 +181,7 @@ def infer_outcome(
         reason=reason,
         certain=certain,
         also=also,
-        explanation=explanation,
+        explanation=shown(explanation, MOST_MESSAGE),
         evidence=evidence,
         progress=progress,
         estimated_max_compute_seconds=estimated_max_compute(description),
@@ -202,12 +203,12 @@ def _decide(
     tags: Mapping[str, str] | None,
 ) -> _Decision:
     if progress.status == TuningJobStatus.FAILED.value:
-        why = progress.failure_reason or "AMT gave no reason"
+        why = bounded(progress.failure_reason) or "AMT gave no reason"
         return (
             CompletionReason.FAILED,
             True,
             (),
-            {"failure_reason": progress.failure_reason},
+            {"failure_reason": bounded(progress.failure_reason)},
             f"The tuning job failed: {why}",
         )
     if progress.status == TuningJobStatus.STOPPED.value:
@@ -410,7 +411,9 @@ def _sentence(met: _Met) -> str:
 
 
 def _failure_reasons(jobs: Iterable[TrainingJobResult]) -> tuple[tuple[str, int], ...]:
-    reasons = Counter(job.failure_reason or "no reason given" for job in jobs if job.status == "Failed")
+    reasons = Counter(
+        bounded(job.failure_reason) or "no reason given" for job in jobs if job.status == "Failed"
+    )
     return tuple(reasons.most_common(_MOST_REASONS))
 
 

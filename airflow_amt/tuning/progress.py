@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from airflow_amt.text import MOST_MESSAGE, bounded, shown
 from airflow_amt.tuning.criteria import CompletionCriteria, ObjectiveType
 from airflow_amt.tuning.history import (
     ReplayReport,
@@ -368,7 +369,7 @@ class TuningProgress:
             "max_training_jobs": self.criteria.max_training_jobs,
             "max_runtime_seconds": self.criteria.max_runtime_seconds,
             "target_objective_value": self.criteria.target_objective_value,
-            "failure_reason": self.failure_reason,
+            "failure_reason": bounded(self.failure_reason),
         }
 
     def log_line(self) -> str:
@@ -397,7 +398,7 @@ class TuningProgress:
         remaining = self.estimated_remaining
         if remaining is not None and not self.is_terminal:
             parts.append(f"about {round(remaining.total_seconds())} s left")
-        return f"Tuning job {self.name}: " + ", ".join(parts)
+        return shown(f"Tuning job {self.name}: " + ", ".join(parts), MOST_MESSAGE)
 
     def change_key(self) -> tuple[Any, ...]:
         """Return what must differ from an earlier snapshot for the change to be worth a log line."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_amt.text import MOST_REASON, shown
 from airflow_amt.tuning.outcome import TuningOutcome
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ def outcome_table(outcome: TuningOutcome) -> str:
     for reason, count in outcome.failure_reasons:
         rows.append(("failed", f"{count} x {reason}"))
     for rank, job in enumerate(outcome.ranking, 1):
-        shown = list(job.tuned_hyperparameters.items())[:_SHOWN_HYPERPARAMETERS]
-        values = ", ".join(f"{name}={value}" for name, value in shown)
-        more = len(job.tuned_hyperparameters) - len(shown)
+        first = list(job.tuned_hyperparameters.items())[:_SHOWN_HYPERPARAMETERS]
+        values = ", ".join(f"{name}={value}" for name, value in first)
+        more = len(job.tuned_hyperparameters) - len(first)
         rows.append(
             (
                 f"no. {rank}",
@@ -47,8 +48,8 @@ def outcome_table(outcome: TuningOutcome) -> str:
             )
         )
     width = max(len(label) for label, _ in rows)
-    lines = [f"  {label:<{width}}  {text}" for label, text in rows]
-    return "\n".join([f"Tuning job {outcome.name}", *lines])
+    lines = [f"  {label:<{width}}  {shown(text, MOST_REASON)}" for label, text in rows]
+    return "\n".join([f"Tuning job {shown(outcome.name)}", *lines])
 
 
 def policy_report(due: Due, situation: Situation, *, saving: Saving | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow_amt.exceptions import AmtAwsError
 from airflow_amt.hooks.errors import is_transient
 from airflow_amt.hooks.patience import Bearer, bearing
+from airflow_amt.text import MOST_REASON, shown
 from airflow_amt.tuning import TrainingJobResult, TuningProgress
 from airflow_amt.tuning.conditions import Condition, ConditionResult, Met
 from airflow_amt.tuning.schedule import Need, change_key
@@ -408,11 +409,12 @@ class TuningJobReader:
         if result is None or result.met is self._last_met:
             return
         self._last_met = result.met
+        reason = shown(result.reason, MOST_REASON)
         if result.met is Met.UNKNOWN:
-            self._log.warning("Whether the condition is met cannot be told yet: %s", result.reason)
+            self._log.warning("Whether the condition is met cannot be told yet: %s", reason)
         else:
             answer = "met" if result.met is Met.YES else "not met yet"
-            self._log.info("The condition is %s: %s", answer, result.reason)
+            self._log.info("The condition is %s: %s", answer, reason)
 
 
 def _until_next_look(look: Look | None, delay: float) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from airflow_amt.exceptions import AmtAwsError, AmtResourceNotFoundError
 from airflow_amt.hooks.errors import is_transient
+from airflow_amt.text import MOST_REASON, shown
 from airflow_amt.tuning import TuningJobStatus
 from airflow_amt.tuning.naming import Owner
 from airflow_amt.tuning.reaping import (
@@ -304,14 +305,11 @@ class Reaper:
         owner = job.owner
         self._log.info(
             "Tuning job %s of %s %s %s[%d], %.0f s old: %s, %s (%s).",
-            job.name,
-            owner.dag_id,
-            owner.run_id,
-            owner.task_id,
+            *map(shown, (job.name, owner.dag_id, owner.run_id, owner.task_id)),
             owner.map_index,
             job.age.total_seconds(),
             "orphan" if decision.stop else "kept",
-            decision.reason,
+            shown(decision.reason, MOST_REASON),
             decision.code.value,
         )
 

@@ -484,7 +484,8 @@ def test_faults_from_the_start_and_by_plain_http(tmp_path: Path) -> None:
         for body, named in (
             (b'{"rules": [{"kind": "dorp"}]}', "faults.rules[0].kind"),
             (b"\xff{", "valid JSON"),
-            (b"[" * 100_000, "valid JSON"),
+            (b"[" * 60_000, "nested too deeply"),
+            (b"[" * 100_000, "larger than 65536 bytes"),
             # A path is for those who start the server, not for those who reach it.
             (str(file).encode(), "valid JSON"),
         ):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import io
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from airflow_amt.cli import local as command_line
 from airflow_amt.cli.main import main
 from airflow_amt.local import RunningServer, running
 from airflow_amt.local.aws.logs import GROUP, LONGEST_EVENT, LogsError, TrainingLogs
+from tests.local.raw_http import Request, exchange
 from tests.local.support import (
     IMAGES,
     client_of,
@@ -449,6 +452,70 @@ def test_groups_of_others_are_motos(aws: Aws) -> None:
     aws.logs.delete_log_group(logGroupName=group)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 100_000,
+        "[]",
+        "NaN",
+        '{"logGroupName": ["/aws/sagemaker/TrainingJobs"]}',
+        *(
+            f'{{"logGroupName": "{GROUP}", "logStreamName": "a/algo-1-1", {member}}}'
+            for member in (
+                '"limit": "5"',
+                '"limit": -1',
+                '"limit": 1.5',
+                '"limit": true, "startTime": "0"',
+                '"startTime": ' + "9" * 5000,
+                '"nextToken": "f/' + "9" * 5000 + '"',
+                '"nextToken": "f/²"',
+                '"logStreamName": "\\u0000/algo-1-1"',
+                '"logStreamName": "' + "x" * 5000 + '/algo-1-1"',
+                '"logStreamName": "\\ud800/algo-1-1"',
+                '"logStreamName": {}',
+            )
+        ),
+    ],
+    ids=range(15),
+)
+def test_odd_requests_for_logs_are_refused(aws: Aws, body: str) -> None:
+    headers = {"X-Amz-Target": "Logs_20140328.GetLogEvents", "Content-Type": "application/x-amz-json-1.1"}
+    status, content = exchange(aws.server, Request(service="logs", headers=headers, body=body.encode()), 60)
+    assert status == 400
+    assert json.loads(content)["__type"] in (
+        "SerializationException",
+        "InvalidParameterException",
+        "ResourceNotFoundException",
+    )
+    assert len(content) < 5000
+
+
+@pytest.mark.parametrize("values", [["n", -5], ["n", 2**70], ["n", True], ["n"], "n", ["s", 1]])
+def test_a_token_of_junk_is_refused(aws: Aws, values: Any) -> None:
+    token = base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
+    with pytest.raises(ClientError, match="nextToken is invalid"):
+        aws.logs.describe_log_streams(logGroupName=GROUP, nextToken=token)
+
+
+def test_what_moto_fails_at_is_refused_on_one_line_of_the_log(aws: Aws) -> None:
+    body = b"Action=%0A2026-01-01%20forged&Version=1"
+    for service, request in (
+        ("s3", Request(service="s3", method="PATCH", target="/bucket/key")),
+        ("sts", None),
+    ):
+        status, content = exchange(aws.server, request or Request(service="sts", body=body), 60)
+        assert status == 400
+        told = f"<Message>moto, which stands for {service} here, cannot answer this request"
+        assert told.encode() in content
+    assert not any(line.startswith("2026-01-01 forged") for line in aws.server.log.splitlines())
+
+
+def test_a_request_beside_sagemaker_is_limited_and_read_whole(aws: Aws) -> None:
+    large = Request(service="logs", body=b"x" * (4 * 1024 * 1024 + 1))
+    status, content = exchange(aws.server, large, 60)
+    assert (status, b"larger than 4194304 bytes" in content) == (400, True)
+
+
 def test_missing_streams(aws: Aws) -> None:
     assert aws.logs.describe_log_streams(logGroupName=GROUP, logStreamNamePrefix="no/")["logStreams"] == []
     with pytest.raises(ClientError) as error:
@@ -665,4 +732,5 @@ def test_the_modules_of_the_extra_are_those_that_are_imported() -> None:
         for line in source.splitlines()
         if line.startswith(("from ", "import ")) and "airflow_amt" not in line
     }
-    assert imported - set(sys.stdlib_module_names) <= set(command_line.AWS_MODULES)
+    # The embedded AMT itself needs botocore.
+    assert imported - set(sys.stdlib_module_names) <= {*command_line.AWS_MODULES, "botocore"}

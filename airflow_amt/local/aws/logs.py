@@ -15,10 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from botocore.loaders import Loader
+from botocore.model import ServiceModel
+from botocore.validate import ParamValidator
 from moto.backends import get_backend
+
+from airflow_amt.local import json_text
+from airflow_amt.text import MOST_MESSAGE, shown
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 
@@ -31,6 +38,10 @@ MOST_STREAMS = 50
 #: A last line without an end is held back for so long: more of it may be coming.
 _SETTLED_SECONDS = 1.0
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
+#: Names of training jobs, and so of their folders.
+_JOB = re.compile(r"[A-Za-z0-9-]{1,63}")
+#: Longest filter pattern (CloudWatch Logs API reference).
+_LONGEST_PATTERN = 1024
 
 
 class LogsError(Exception):
@@ -123,6 +134,10 @@ class TrainingLogs:
 
         :raises LogsError: the call is refused.
         """
+        shape = _service_model().operation_model(operation).input_shape
+        report = ParamValidator().validate(params, shape)
+        if report.has_errors():
+            raise LogsError("InvalidParameterException", shown(report.generate_report(), MOST_MESSAGE))
         return self._operations[operation](region, params)
 
     # --- operations ------------------------------------------------------------------------------
@@ -169,7 +184,7 @@ class TrainingLogs:
         size = stream.size
         token = params.get("nextToken") or ("f/0" if params.get("startFromHead") else f"b/{size}")
         direction, _, text = token.partition("/")
-        if direction not in ("f", "b") or not text.isdigit():
+        if direction not in ("f", "b") or not re.fullmatch(r"[0-9]{1,18}", text):
             raise LogsError("InvalidParameterException", "The specified nextToken is invalid.")
         position = min(int(text), size)
         wanted = _window(params)
@@ -189,7 +204,7 @@ class TrainingLogs:
         }
 
     def _filter_events(self, region: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        names = params.get("logStreamNames")
+        names = set(params.get("logStreamNames") or ())
         streams = self._streams(region, params.get("logStreamNamePrefix") or "")
         if names:
             streams = [one for one in streams if one.name in names]
@@ -224,7 +239,7 @@ class TrainingLogs:
         if not folder.is_dir():
             return []
         if "/" in prefix:
-            folders = [folder / job] if job not in ("", ".", "..") else []
+            folders = [folder / job] if _JOB.fullmatch(job) else []
         else:
             folders = [one for one in folder.iterdir() if one.name.startswith(job)]
         streams = []
@@ -311,6 +326,14 @@ class TrainingLogs:
         return events
 
 
+@cache
+def _service_model() -> Any:
+    # botocore's classes are partly annotated, which mypy's strict mode does not let one call.
+    loader: Any = Loader()
+    model: Any = ServiceModel
+    return model(loader.load_service_model("logs", "service-2"), "logs")
+
+
 def _lines(content: bytes) -> list[bytes]:
     """Split at line feeds only: a progress bar that goes back to the start of its line is one event."""
     lines = [line + b"\n" for line in content.split(b"\n")]
@@ -338,12 +361,14 @@ def _pattern(pattern: str) -> Callable[[str], bool]:
 
     :raises LogsError: the pattern is of another kind.
     """
+    if len(pattern) > _LONGEST_PATTERN:
+        raise LogsError("InvalidParameterException", f"filterPattern: {_LONGEST_PATTERN} characters at most")
     terms = re.findall(r'-?"[^"]*"|\S+', pattern)
     if any(term[0] in "{[?%" for term in terms):
         raise LogsError(
             "InvalidParameterException",
             f"filterPattern: the embedded AMT knows terms ('word', '\"two words\"', '-without') only, "
-            f"not {pattern}",
+            f"not {shown(pattern)}",
         )
     without = [term[1:].strip('"') for term in terms if term.startswith("-")]
     needed = [term.strip('"') for term in terms if not term.startswith("-")]
@@ -362,8 +387,10 @@ def _read_token(params: Mapping[str, Any], kind: str, *default: Any) -> list[Any
         return list(default)
     values: list[Any]
     try:
-        given, *values = json.loads(base64.urlsafe_b64decode(str(token).encode("ascii")))
+        given, *values = json_text.read(base64.urlsafe_b64decode(str(token).encode("ascii")))
         if given != kind or [type(one) for one in values] != [type(one) for one in default]:
+            raise ValueError
+        if any(isinstance(one, int) and not 0 <= one < 2**63 for one in values):
             raise ValueError
     except (ValueError, TypeError):
         raise LogsError("InvalidParameterException", "The specified nextToken is invalid.") from None

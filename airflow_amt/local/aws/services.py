@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from moto.backends import get_backend
 from moto.core.utils import utcnow
 from moto.moto_server.werkzeug_app import create_backend_app
 
+from airflow_amt.local import json_text
 from airflow_amt.local.aws.buckets import Buckets, BucketsError, error_document
 from airflow_amt.local.aws.logs import GROUP, LogsError, TrainingLogs
 from airflow_amt.local.aws.roles import Roles
@@ -22,13 +24,19 @@ from airflow_amt.local.credentials import DEFAULT_REGION
 from airflow_amt.local.s3 import Places
 from airflow_amt.local.signatures import Claim
 from airflow_amt.local.trust import CLAIM
+from airflow_amt.text import MOST_REASON, shown
+
+logger = logging.getLogger(__name__)
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 
 SERVICES = ("iam", "logs", "s3", "sts")
 
+_JSON = "application/x-amz-json-1.1"
 _LOGS_TARGET = "Logs_20140328."
+#: Larger requests for IAM and CloudWatch Logs are refused; CloudWatch's own limit is 1 MiB of events.
+_LARGEST_REQUEST = 4 * 1024 * 1024
 _READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -48,6 +56,8 @@ class AwsServices:
     def __init__(self, *, places: Places, training_jobs: Path, account: str) -> None:
         self._account = account
         self._applications = {service: create_backend_app(service) for service in SERVICES}
+        for application in self._applications.values():
+            application.config["PROPAGATE_EXCEPTIONS"] = True
         self._buckets = Buckets(places, account)
         self._roles = Roles(account)
         self._logs = TrainingLogs(training_jobs, account)
@@ -66,20 +76,26 @@ class AwsServices:
         region, service = _scope_of(environ)
         if service == "s3":
             return self._s3(environ, start_response)
+        body = environ["wsgi.input"].read(_LARGEST_REQUEST + 1)
+        if len(body) > _LARGEST_REQUEST:
+            message = f"The request is larger than {_LARGEST_REQUEST} bytes"
+            return _refuse(start_response, "SerializationException", message)
+        # To be read once more by moto.
+        environ["wsgi.input"] = io.BytesIO(body)
+        environ["CONTENT_LENGTH"] = str(len(body))
         if service == "iam":
-            answer = self._iam(environ)
+            answer = self._iam(body)
             if answer is not None:
                 return _respond(start_response, 200, "text/xml", answer)
         if service == "logs":
-            about_training = self._training_logs(environ, region)
+            about_training = self._training_logs(environ, body, region)
             if about_training is not None:
                 return _respond(start_response, *about_training)
         if service not in self._applications:
             message = (
                 f"The embedded AMT does not offer {service}. It offers sagemaker, {', '.join(SERVICES)}."
             )
-            body = json.dumps({"__type": "UnknownOperationException", "message": message}).encode()
-            return _respond(start_response, 400, "application/x-amz-json-1.1", body)
+            return _refuse(start_response, "UnknownOperationException", message)
         return self._moto(service, environ, start_response)
 
     def secret_of(self, access_key_id: str) -> str | None:
@@ -94,7 +110,21 @@ class AwsServices:
         return None
 
     def _moto(self, service: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        answer: Iterable[bytes] = self._applications[service](environ, start_response)
+        """Let moto answer; what it fails at is refused.
+
+        It reads requests trustingly: junk ends in any exception, as does what it does not offer.
+        """
+        try:
+            answer: Iterable[bytes] = self._applications[service](environ, start_response)
+        except Exception as error:
+            why = shown(f"{type(error).__name__}: {error}", MOST_REASON)
+            logger.warning("moto cannot answer a request for %s: %s", service, why)
+            logger.debug("moto failed", exc_info=True)
+            message = f"moto, which stands for {service} here, cannot answer this request: {why}"
+            if service == "logs":
+                return _refuse(start_response, "InvalidParameterException", message)
+            document = error_document(BucketsError("InvalidRequest", message))
+            return _respond(start_response, 400, "application/xml", document)
         return answer
 
     def _s3(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -115,42 +145,36 @@ class AwsServices:
         start_response(*started)
         return chunks
 
-    def _iam(self, environ: Environ) -> bytes | None:
-        form = {key: values[0] for key, values in parse_qs(_read_again(environ).decode()).items()}
+    def _iam(self, body: bytes) -> bytes | None:
+        form = {key: values[0] for key, values in parse_qs(body.decode(errors="replace")).items()}
         return self._roles.answer(form)
 
-    def _training_logs(self, environ: Environ, region: str) -> tuple[int, str, bytes] | None:
+    def _training_logs(self, environ: Environ, body: bytes, region: str) -> tuple[int, str, bytes] | None:
         """Answer a call that is about the log group of training jobs; ``None`` leaves it to moto."""
         operation = environ.get("HTTP_X_AMZ_TARGET", "").removeprefix(_LOGS_TARGET)
         self._logs.create_group(region)
         if not self._logs.offers(operation):
             return None
         try:
-            params = json.loads(_read_again(environ) or b"{}")
-        except ValueError:
-            return None
-        group = params.get("logGroupName") or params.get("logGroupIdentifier") or ""
+            params = json_text.read(body or b"{}")
+            if not isinstance(params, dict):
+                raise ValueError("it must be an object")
+        except ValueError as error:
+            message = f"The request is not valid JSON: {error}"
+            return 400, _JSON, _error("SerializationException", message)
+        group = str(params.get("logGroupName") or params.get("logGroupIdentifier") or "")
         if group != GROUP and not group.endswith(f":log-group:{GROUP}"):
             return None
         try:
-            status, answer = 200, self._logs.call(operation, region, params)
+            return 200, _JSON, json.dumps(self._logs.call(operation, region, params)).encode()
         except LogsError as error:
-            status, answer = 400, {"__type": error.code, "message": error.message}
-        return status, "application/x-amz-json-1.1", json.dumps(answer).encode()
+            return 400, _JSON, _error(error.code, error.message)
 
 
 def _scope_of(environ: Environ) -> tuple[str, str]:
     """Return region and service that a request was signed for; unsigned ones are for S3."""
     claim: Claim | None = environ.get("asgi.scope", {}).get(CLAIM)
     return (DEFAULT_REGION, "s3") if claim is None else (claim.region, claim.service)
-
-
-def _read_again(environ: Environ) -> bytes:
-    """Return a request's body and leave it there to be read once more."""
-    length = environ.get("CONTENT_LENGTH") or "0"
-    body: bytes = environ["wsgi.input"].read(int(length) if length.isdigit() else 0)
-    environ["wsgi.input"] = io.BytesIO(body)
-    return body
 
 
 def _exhausted(answer: Iterable[bytes]) -> list[bytes]:
@@ -163,6 +187,14 @@ def _exhausted(answer: Iterable[bytes]) -> list[bytes]:
 
 
 _STATUS_LINES: Mapping[int, str] = {200: "200 OK", 400: "400 Bad Request"}
+
+
+def _error(code: str, message: str) -> bytes:
+    return json.dumps({"__type": code, "message": message}).encode()
+
+
+def _refuse(start_response: StartResponse, code: str, message: str) -> Iterable[bytes]:
+    return _respond(start_response, 400, _JSON, _error(code, message))
 
 
 def _respond(start_response: StartResponse, status: int, content_type: str, body: bytes) -> Iterable[bytes]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_amt.text import JOINERS
 from airflow_amt.tuning.message import (
     MAX_LINE,
     MAX_SUBJECT,
@@ -284,7 +285,7 @@ def test_any_subset_of_facts_gives_a_short_message_without_none(facts: dict[str,
     assert all(len(line) <= MAX_LINE for line in lines if "https://" not in line)
     assert len(message.text) <= MAX_TEXT
     assert 1 <= len(message.subject) <= MAX_SUBJECT
-    assert message.subject.isprintable()
+    assert message.subject.translate(dict.fromkeys(map(ord, JOINERS))).isprintable()
     for text in (message.subject, message.text):
         assert "None" not in text
         assert "nan" not in text.split()
