@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_amt.local import channels, files, pipes, s3
-from airflow_amt.local.metrics import read_final_metrics
+from airflow_amt.local.metrics import Metric, SlowMetricError, read_final_metrics
 from airflow_amt.local.processes import MARKER
 from airflow_amt.local.s3 import StorageError
 from airflow_amt.local.storage import Storage
@@ -519,7 +518,7 @@ class Conclusion:
 
 
 def conclude(
-    spec: TrainingSpec, definitions: Mapping[str, re.Pattern[str]], exit_status: int, *, stopped: bool
+    spec: TrainingSpec, definitions: Mapping[str, Metric], exit_status: int, *, stopped: bool
 ) -> Conclusion:
     """Read metrics, store the model, and decide how a training job ended whose process has exited.
 
@@ -529,10 +528,18 @@ def conclude(
     """
     files.remove_special(spec.folder)
     # A trainer may have replaced its log too, by a link to something that is no file.
-    metrics = read_final_metrics(spec.log, definitions) if spec.log.is_file() else {}
+    metrics: Mapping[str, float] = {}
+    slow = None
+    try:
+        if spec.log.is_file():
+            metrics = read_final_metrics(spec.log, definitions)
+    except SlowMetricError as error:
+        metrics, slow = error.found, f"ClientError: {error}"
     reason = None
     if not stopped and (exit_status != 0 or failure_message(spec)):
         reason = failure_reason(spec, exit_status)
+    if not stopped:
+        reason = reason or slow
     clean_up(spec)
     # Checkpoints are stored however it ended, as they are what the next one goes on from.
     refused = _refusal(store_checkpoints, spec, f"the checkpoints at {spec.checkpoint_uri}")
