@@ -105,6 +105,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "instead of starting each afresh (Linux; may be given more than once)",
     )
     serve.add_argument(
+        "--pass-env",
+        action="append",
+        metavar="NAME",
+        help="environment variable of the server that training processes get too (default: PATH and the "
+        "locale only; may be given more than once)",
+    )
+    serve.add_argument(
         "--account",
         metavar="ID",
         help="12-digit AWS account id to show in ARNs (default: 000000000000)",
@@ -143,6 +150,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from airflow_amt.local.faults import FaultInjector, Faults
     from airflow_amt.local.fork_server import check_modules
     from airflow_amt.local.server import ServerOptions, is_loopback, serve
+    from airflow_amt.local.training_environment import check_pass_env
 
     settings = config.settle(vars(arguments), arguments.config, Path.cwd())
     until_stdin_closes = arguments.until_stdin_closes
@@ -161,6 +169,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         raise AmtFieldError("account", arguments.account, "12 digits", "leave it out")
     fork_server = [name.strip() for option in arguments.fork_server for name in option.split(",")]
     check_modules(fork_server)
+    check_pass_env(arguments.pass_env)
     state_dir = (arguments.state_dir or _default_state_dir()).absolute()
     if state_dir.exists() and not state_dir.is_dir():
         raise AmtFieldError("state-dir", str(state_dir), "a folder", "choose another path")
@@ -180,6 +189,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             faults=FaultInjector(Faults.from_text(settings.faults) if settings.faults else None),
         ),
         with_aws=arguments.with_aws,
+        pass_env=tuple(arguments.pass_env),
         request_log=arguments.request_log,
         until_stdin_closes=until_stdin_closes,
     )
@@ -225,12 +235,12 @@ def _bucket_storage(arguments: argparse.Namespace) -> Storage | None:
                     f"s3:// is either an S3 server or, with {option}, a folder",
                     f"leave out {option} or --s3-endpoint",
                 )
-        return BucketStorage(arguments.s3_endpoint)
+        return BucketStorage.from_environment(arguments.s3_endpoint, os.environ)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3")
     # With --with-aws the variable is likely to be there for the clients of this very server.
     if not endpoint or arguments.s3_root is not None or arguments.with_aws:
         return None
-    return BucketStorage(endpoint)
+    return BucketStorage.from_environment(endpoint, os.environ)
 
 
 def _check_installed(what: str, modules: Sequence[str], extra: str) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -172,6 +172,7 @@ def start(
     images: Mapping[str, str] | None = None,
     faults: Mapping[str, Any] | None = None,
     request_log: Path | None = None,
+    pass_env: Sequence[str] = (),
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> RunningServer:
@@ -184,9 +185,10 @@ def start(
     :param images: commands that stand for training images, as the ``--image`` option takes them.
     :param faults: what is to go wrong on purpose, as the ``--faults`` option takes it.
     :param request_log: file that a line is written to for each call; :meth:`RunningServer.requests` reads it.
+    :param pass_env: variables of the server's environment that training processes get too; else they have
+        ``PATH``, the locale and what SageMaker sets.
     :param options: more command line options of ``airflow-amt local serve``.
-    :param environment: environment of the server, and so of the training processes; this process's own if
-        left out.
+    :param environment: environment of the server; this process's own if left out.
     :raises ServerDidNotStartError: it ended or did not get ready.
     :raises AmtFieldError: something in the faults cannot be used.
     """
@@ -195,6 +197,8 @@ def start(
     command += ["--state-dir", str(state_dir), "--clock-rate", repr(clock_rate)]
     for image, trainer in (images or {}).items():
         command += ["--image", f"{image}={trainer}"]
+    for name in pass_env:
+        command += ["--pass-env", name]
     if request_log is not None:
         command += ["--request-log", str(request_log)]
     if faults is not None:
@@ -253,6 +257,7 @@ def running(
     images: Mapping[str, str] | None = None,
     faults: Mapping[str, Any] | None = None,
     request_log: Path | None = None,
+    pass_env: Sequence[str] = (),
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningServer]:
@@ -273,6 +278,7 @@ def running(
             images=images,
             faults=faults,
             request_log=request_log,
+            pass_env=pass_env,
             options=options,
             environment=environment,
         )

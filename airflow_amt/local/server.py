@@ -12,8 +12,8 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from airflow_amt.local.request_log import Call, RequestLog, tuning_job_of
 from airflow_amt.local.snapshots import Snapshots
 from airflow_amt.local.storage import FolderStorage
 from airflow_amt.local.store import Store
+from airflow_amt.local.training_environment import base_environment
 from airflow_amt.service_model import service_model
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class ServerOptions:
     :param clock_rate: AMT seconds per real second.
     :param engine: see :class:`EngineOptions`.
     :param with_aws: serve S3, STS, IAM and CloudWatch Logs too; needs the extra ``local-aws``.
+    :param pass_env: variables of the server's environment that training processes get too.
     :param request_log: where a line is written for each call (:mod:`airflow_amt.local.request_log`).
     :param until_stdin_closes: end as well when standard input closes: the sign, for a parent that holds
         the other end of a pipe, that the parent is gone.
@@ -65,6 +67,7 @@ class ServerOptions:
     clock_rate: float = 1.0
     engine: EngineOptions
     with_aws: bool = False
+    pass_env: Sequence[str] = ()
     request_log: Path | None = None
     until_stdin_closes: bool = False
 
@@ -404,10 +407,17 @@ async def _serve(
     request_log: RequestLog | None,
     announce: Callable[[str], None],
 ) -> None:
-    engine = Engine(store, clock, options.engine)
-    application = Application(engine, request_log)
     host, port = listener.getsockname()[:2]
     endpoint = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    environment = base_environment(
+        os.environ,
+        options.pass_env,
+        endpoint=endpoint,
+        access_key_id="embedded",
+        secret_access_key="embedded",  # noqa: S106 - the server checks no signature
+    )
+    engine = Engine(store, clock, replace(options.engine, environment=environment))
+    application = Application(engine, request_log)
     served: ASGIApp = application
     if options.with_aws:
         # Here, and not at the top: who does not ask for it pays nothing for it.
@@ -421,7 +431,6 @@ async def _serve(
                 account=options.engine.account,
             ),
         )
-        aws.announce(os.environ, endpoint)
     config = uvicorn.Config(
         served,
         http=application.connections.protocol(),

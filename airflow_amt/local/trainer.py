@@ -10,6 +10,7 @@ The folder follows the contract of SageMaker's training containers (``/opt/ml`` 
         model/                           packed to model.tar.gz
         output/data/                     packed to output.tar.gz if anything is in it
         output/failure                   the trainer's own words about a failure
+        home/                            HOME
         checkpoints/                     filled from and stored to CheckpointConfig.S3Uri
         log                              standard output and error, as CloudWatch would have it
 
@@ -69,6 +70,8 @@ class TrainingSpec:
     :param storage: where ``s3://`` is.
     :param command: the command that stands for the image; ``None`` in script mode.
     :param marker: value of the environment variable by which its processes are found again.
+    :param environment: variables that it has in common with all others
+        (:mod:`airflow_amt.local.training_environment`).
     """
 
     name: str
@@ -80,6 +83,7 @@ class TrainingSpec:
     storage: Storage
     command: Sequence[str] | None
     marker: str
+    environment: Mapping[str, str]
 
     @property
     def log(self) -> Path:
@@ -162,7 +166,7 @@ def prepare(spec: TrainingSpec) -> tuple[list[str], dict[str, str]]:
     """
     # What an earlier attempt left, perhaps where something is to be written: opening it would block.
     files.remove_special(spec.folder)
-    for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code"):
+    for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code", "home"):
         (spec.folder / folder).mkdir(parents=True, exist_ok=True)
     provided = channels.channels_of(spec.definition)
     for channel in provided:
@@ -179,7 +183,7 @@ def prepare(spec: TrainingSpec) -> tuple[list[str], dict[str, str]]:
     _write_json(config / "hyperparameters.json", dict(spec.hyperparameters))
     _write_json(config / "inputdataconfig.json", input_config)
     _write_json(config / "resourceconfig.json", resources)
-    environment = dict(os.environ)
+    environment = {"HOME": str(spec.folder / "home"), **spec.environment}
     environment.update(_variables(spec, user, arguments, input_config, resources))
     environment.update(spec.definition.get("Environment") or {})
     environment[MARKER] = spec.marker
