@@ -3,9 +3,9 @@
 Each training process leads a session of its own, and carries a marker in its environment. What it starts is
 found again in three ways: by its process group; as an adopted child, with its marker or without, because this
 process is made the reaper of its orphans (Linux); and, when a server starts on a state folder that another
-one left, by the marker, or by a tag that no process of the user can shed by accident (Linux). The exit of a training process is seen at once (a pidfd in the event loop; a waiting
-thread where there is none), and its group is killed while the leader is still a zombie, so that its id cannot
-have been given to anybody else.
+one left, by the marker, or by a tag that outlives a cleared environment (Linux). The exit of a training
+process is seen at once (a pidfd in the event loop; a waiting thread where there is none), and its group is
+killed while the leader is still a zombie, so that its id cannot have been given to anybody else.
 """
 
 from __future__ import annotations

@@ -236,14 +236,14 @@ def test_a_storage_is_made_again_from_its_description(filled: Filled) -> None:
 
 
 def test_requests_to_a_server_are_signed_with_the_environments_credentials(
-    server: SmallS3, monkeypatch: pytest.MonkeyPatch
+    server: SmallS3,
 ) -> None:
     server.objects["data/x"] = b"x"
+    environment = {"AWS_REGION": "eu-west-1"}
     for key, named in ((None, "Credential=embedded/"), ("AKIDOWN", "Credential=AKIDOWN/")):
         if key is not None:
-            monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
-            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        storage = BucketStorage(server.endpoint)
+            environment |= {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": "secret"}
+        storage = BucketStorage.from_environment(server.endpoint, environment)
         _read(storage, "s3://data/x")
         storage.close()
         method, path, headers = server.requests[-1]
@@ -437,6 +437,7 @@ def make(filled: Filled, tmp_path: Path, hyperparameters: Mapping[str, str], **m
         storage=filled.storage,
         command=command,
         marker="state/us-east-1/job-001-abc",
+        environment={"PATH": os.environ["PATH"]},
     )
 
 

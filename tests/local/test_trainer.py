@@ -42,6 +42,7 @@ def make(
         storage=FolderStorage(tmp_path / "s3"),
         command=command,
         marker="state/us-east-1/job-001-abc",
+        environment={"PATH": os.environ["PATH"]},
     )
 
 
