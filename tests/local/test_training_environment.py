@@ -6,8 +6,9 @@ import json
 import os
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import pipes, running
 from airflow_amt.local.channels import Channel
 from airflow_amt.local.launcher import ServerDidNotStartError, start
+from airflow_amt.local.processes import MARKER
 from airflow_amt.local.storage import BucketStorage, storage_of
 from airflow_amt.local.training_environment import base_environment, check_pass_env
 from tests.local.support import client_of, create_request, run_to_end, training_jobs, unique
@@ -93,15 +95,15 @@ def variables_of(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(params=["fresh", "piped"])
-def extra(request: pytest.FixtureRequest) -> Iterator[dict[str, object]]:
+def extra(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What a request has besides, so that its process is started in another way."""
     source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://data"}}
     channel = {"ChannelName": "train", "InputMode": "Pipe", "DataSource": source}
-    yield {"InputDataConfig": [channel]} if request.param == "piped" else {}
+    return {"InputDataConfig": [channel]} if request.param == "piped" else {}
 
 
 @pytest.mark.local
-def test_a_training_process_sees_nothing_of_the_server(tmp_path: Path, extra: dict[str, object]) -> None:
+def test_a_training_process_sees_nothing_of_the_server(tmp_path: Path, extra: dict[str, Any]) -> None:
     environment = {**os.environ, **SECRETS, "GIVEN": "on", "LC_TIME": "C"}
     (tmp_path / "s3" / "data").mkdir(parents=True)
     (tmp_path / "s3" / "data" / "x").write_text("1")
@@ -119,10 +121,12 @@ def test_a_training_process_sees_nothing_of_the_server(tmp_path: Path, extra: di
         endpoint = server.endpoint
     assert training["TrainingJobStatus"] == "Completed"
     found = variables_of(tmp_path)
-    theirs = set(found) & (set(environment) - {"PATH", "LANG", "LANGUAGE", "PWD", "SHLVL", "_", "GIVEN"})
-    assert {
-        name for name in theirs if not name.startswith("LC_") and found[name] == environment[name]
-    } == set()
+    shells_own = {"OLDPWD", "PWD", "SHLVL", "_"}
+    optional = {"LANG", "LANGUAGE", *(name for name in environment if name.startswith("LC_"))}
+    assert {name for name in found if not name.startswith(("SM_", "AWS_"))} - shells_own - optional == {
+        *("GIVEN", "OWN", "HOME", "PATH", "PYTHONUNBUFFERED", MARKER),
+        *("TRAINING_JOB_NAME", "TRAINING_JOB_ARN", "objective"),
+    }
     assert not set(SECRETS.values()) & set(found.values())
     assert found["GIVEN"] == "on"
     assert found["OWN"] == "1"
@@ -143,7 +147,7 @@ def test_the_command_line_refuses_what_is_no_name(tmp_path: Path) -> None:
 def test_credentials_of_an_s3_server_are_handed_on_out_of_the_trainers_sight(tmp_path: Path) -> None:
     storage = BucketStorage.from_environment("http://127.0.0.1:9", SECRETS)
     (tmp_path / "input" / "config").mkdir(parents=True)
-    channel = Channel(name="train", mode="Pipe", uri="s3://data", kind="S3Prefix")
+    channel = Channel(name="train", mode="Pipe", uri="s3://data", data_type="S3Prefix")
     command = pipes.wrapped(["sh", "-c", "env; ls input/config"], [channel], storage, tmp_path)
     plan = Path(command[-4])
 
