@@ -18,7 +18,7 @@ from airflow_amt.exceptions import AmtFieldError
 if TYPE_CHECKING:
     from airflow_amt.local.storage import Storage
 
-EXTRA_MODULES = ("sqlalchemy", "starlette", "uvicorn", "psutil")
+EXTRA_MODULES = ("sqlalchemy", "starlette", "uvicorn", "psutil", "regex")
 AWS_MODULES = ("moto", "flask", "flask_cors", "a2wsgi")
 
 

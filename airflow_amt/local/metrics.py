@@ -50,8 +50,8 @@ _FOLLOWED_BYTES = 32 * 1024
 #: Lines that take longer are searched without the interpreter's lock; to let go of it and wait for it again
 #: would cost all others more than that.
 _LOCKED_SECONDS = 0.01
-#: Longest time of the look whether a whole block is worth a look at each line.
-_BLOCK_SECONDS = 0.05
+#: The look whether a whole block is worth a look at each line gets this share of the time for one line.
+_BLOCK_SHARE = 0.25
 #: Characters of a regular expression that an error shows.
 _SHOWN = 200
 
@@ -101,11 +101,12 @@ class Metric:
         self.regex = pattern
         #: Whether it has taken too long on the event loop, and is left to the end of the training job.
         self.is_slow = False
-        # What Python refuses is refused in Python's words; the engine itself would take more.
-        re.compile(pattern)
+        # What Python refuses is refused in its words; the engine itself takes more. Python may need a second
+        # for the sets of one expression, so these are left to the engine.
+        re.compile(_TOKEN.sub(_without_set, pattern))
         self._text, size = _for_engine(pattern)
         if size > LONGEST_COMPILED:
-            raise ValueError(f"its repeats make it {size} steps long, more than {LONGEST_COMPILED}")
+            raise ValueError(f"its repeats make it longer than {LONGEST_COMPILED} steps")
         self._pattern = regex.compile(self._text, regex.VERSION0)
 
     @functools.cached_property
@@ -119,12 +120,10 @@ class Metric:
             return None
         return regex.compile(self._text, regex.VERSION0 | regex.MULTILINE)
 
-    def may_be_in(self, text: str) -> bool:
+    def may_be_in(self, text: str, seconds: float) -> bool:
         """Say quickly, in one search, whether it is worth looking at each line of a text."""
         try:
-            return self._quick is None or bool(
-                self._quick.search(text, timeout=_BLOCK_SECONDS, concurrent=True)
-            )
+            return self._quick is None or bool(self._quick.search(text, timeout=seconds, concurrent=True))
         except TimeoutError:
             return True
 
@@ -190,6 +189,10 @@ def _for_engine(pattern: str) -> tuple[str, int]:
                 word = r"\{"
         written.append(word)
     return "".join(written), sums[0]
+
+
+def _without_set(token: re.Match[str]) -> str:
+    return "[" + "a" * (len(token.group()) - 2) + "]" if token.lastgroup == "set" else token.group()
 
 
 def _factor(token: re.Match[str]) -> int:
@@ -295,7 +298,7 @@ class _Search:
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def _latest_in(self, block: _Block, metric: Metric) -> float | None:
-        if self._is_over() or not block.may_hold(metric):
+        if self._is_over() or not block.may_hold(metric, self._line_seconds):
             return None
         for line in reversed(block.lines):
             if self._is_over():
@@ -330,9 +333,9 @@ class _Block:
             return None
         return self._content.replace(b"\r", b"\n").decode("utf-8", errors="replace")
 
-    def may_hold(self, metric: Metric) -> bool:
+    def may_hold(self, metric: Metric, line_seconds: float) -> bool:
         """Say quickly whether it is worth looking at each line for a metric."""
-        return self._text is None or metric.may_be_in(self._text)
+        return self._text is None or metric.may_be_in(self._text, line_seconds * _BLOCK_SHARE)
 
 
 def _blocks(log: Path, most: int) -> Iterator[_Block]:
@@ -391,7 +394,7 @@ class LogFollower:
         began = time.thread_time()
         try:
             values = []
-            for line in self._lines(self._metric, _FOLLOWED_BYTES):
+            for line in self._lines(self._metric, _FOLLOWED_BYTES, LIVE_SECONDS):
                 values += self._metric.values_in(line, LIVE_SECONDS)
                 if time.thread_time() - began > LIVE_SECONDS:
                     self._metric.note_slow()
@@ -414,7 +417,7 @@ class LogFollower:
         most = SEARCHED_BYTES
         while most > 0:
             before = self._position
-            lines = self._lines(self._metric, _BLOCK)
+            lines = self._lines(self._metric, _BLOCK, LINE_SECONDS)
             most -= self._position - before
             if self._position == before:
                 lines, most = _Block(self._rest).lines, 0
@@ -425,7 +428,7 @@ class LogFollower:
                 values += self._metric.values_in(line, LINE_SECONDS)
         return values
 
-    def _lines(self, metric: Metric, most: int) -> list[str]:
+    def _lines(self, metric: Metric, most: int, line_seconds: float) -> list[str]:
         """Return the next complete lines, none if the metric is not in them."""
         handle = open_regular(self._log)
         if handle is None:
@@ -437,4 +440,4 @@ class LogFollower:
         whole, _, rest = (self._rest + content).replace(b"\r", b"\n").rpartition(b"\n")
         self._rest = rest[-LONGEST_LINE:]
         block = _Block(whole)
-        return block.lines if block.may_hold(metric) else []
+        return block.lines if block.may_hold(metric, line_seconds) else []

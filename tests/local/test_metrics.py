@@ -195,12 +195,12 @@ def test_a_follower_names_a_slow_metric(
         "(" * 100 + "a" + ")+" * 100,
         "(" * 99 + "a" + "){2}" * 99,
         "a{4294967294}",
-        "(?x)" + "(" * 90 + "a" + ") {2}" * 80,
+        "(?x)" + "(" * 70 + "a" + ") {2}" * 70,
         "(?:a)(?#){99999}(?:a{99999}){99999}",
     ],
 )
 def test_repeats_that_would_fill_the_memory_are_refused(pattern: str) -> None:
-    with pytest.raises(AmtFieldError, match=r"\.Regex.* steps long|the repetition number|unbalanced|missing"):
+    with pytest.raises(AmtFieldError, match=r"\.Regex.* steps|the repetition number"):
         compile_definitions([{"Name": "m", "Regex": pattern}], "Definitions")
 
 
@@ -210,6 +210,8 @@ def test_repeats_that_would_fill_the_memory_are_refused(pattern: str) -> None:
         "((a{1,9999}){1,9999}){1,9999}",
         "(" * 120 + "a" + ")*" * 120,
         "|".join("abcdefghi" * 27),
+        # Python itself needs a second for this one.
+        "(?i)" + "[\x01-\U0010ffff]" * 99,
         r"(?:[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?\s+)+loss: ([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)",
     ],
 )
@@ -226,12 +228,12 @@ def test_what_is_long_but_harmless_is_compiled(pattern: str) -> None:
         (r"loss{,}=(\d)", "losss=4", 4.0),
         (r"[a-z&&b]=(\d)", "&=5", 5.0),
         (r"[]a]=(\d)", "]=6", 6.0),
+        (r"[[:a]=(\d)", "[=6", 6.0),
         (r"\N{LATIN SMALL LETTER A}=(\d)", "a=7", 7.0),
         (r"(?x) loss = (\d)  # {e} [", "loss=8", 8.0),
         (r"(?i)LOSS=(\d)", "loss=9", 9.0),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Possible set:FutureWarning")
 def test_regular_expressions_are_those_of_python(pattern: str, line: str, value: float) -> None:
     assert Metric("m", pattern).values_in(line, 1.0) == [value]
 
