@@ -44,7 +44,6 @@ LIVE_SECONDS = 0.2
 LONGEST_COMPILED = 10_000
 
 _BLOCK = 256 * 1024
-_LONG_LINE = re.compile(rb"[^\n]{%d}" % (LONGEST_LINE + 1))
 #: So much of a log that grows is read at a time, on the event loop.
 _FOLLOWED_BYTES = 32 * 1024
 #: Lines that take longer are searched without the interpreter's lock; to let go of it and wait for it again
@@ -317,19 +316,17 @@ class _Block:
 
     def __init__(self, content: bytes) -> None:
         self._content = content
+        self._lines = content.split(b"\n")
 
     @functools.cached_property
     def lines(self) -> list[str]:
         """Its lines as text; of a long one the end."""
-        return [
-            line[-LONGEST_LINE:].decode("utf-8", errors="replace").rstrip("\r")
-            for line in self._content.split(b"\n")
-        ]
+        return [line[-LONGEST_LINE:].decode("utf-8", errors="replace").rstrip("\r") for line in self._lines]
 
     @functools.cached_property
     def _text(self) -> str | None:
         # Whole lines of this length may take a regular expression very long.
-        if _LONG_LINE.search(self._content):
+        if max(map(len, self._lines)) > LONGEST_LINE:
             return None
         return self._content.replace(b"\r", b"\n").decode("utf-8", errors="replace")
 
