@@ -212,9 +212,7 @@ def _check_scalar(shape: botocore.model.Shape, value: Any, path: str) -> Iterato
         if shape.enum and value not in shape.enum:
             yield Problem(path=path, kind="enum", value=value, limit=tuple(shape.enum))
         pattern = bounds.get("pattern")
-        # A text that is too long anyway could keep a pattern busy for long.
-        too_long = "max" in bounds and len(value) > bounds["max"]
-        if pattern and not too_long and not _matches(pattern, value):
+        if pattern and not _matches(pattern, value):
             yield Problem(path=path, kind="pattern", value=value, limit=pattern)
     elif kind in _INTEGERS or kind in _FLOATS:
         if kind in _INTEGERS and not -_WIDTHS[kind] <= value < _WIDTHS[kind]:

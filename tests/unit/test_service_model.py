@@ -185,10 +185,3 @@ def patterns_of(shape: Shape, seen: set[str]) -> set[str]:
 def test_every_pattern_of_a_tuning_operation_is_checked(operation: str) -> None:
     patterns = patterns_of(service_model().operation_model(operation).input_shape, set())
     assert all(compiled_pattern(pattern) is not None for pattern in patterns)
-
-
-def test_a_text_that_is_too_long_is_not_matched_with_a_pattern() -> None:
-    problems = validate("DescribeTrainingJob", {"TrainingJobName": "!" * 100_000})
-    assert [problem.kind for problem in problems] == ["max_length"]
-    problems = validate("DescribeTrainingJob", {"TrainingJobName": "!"})
-    assert [problem.kind for problem in problems] == ["pattern"]
