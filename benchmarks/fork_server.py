@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,6 @@ from typing import Any
 import psutil
 
 from airflow_amt.local import running
-from airflow_amt.local.fork_server import THREAD_VARIABLES
 from airflow_amt.local.processes import MARKER
 from benchmarks.record import save
 
@@ -32,10 +30,8 @@ MODULES = "sklearn.datasets,sklearn.model_selection,sklearn.svm"
 
 def measure(state: Path, training_jobs: int, *options: str) -> dict[str, float]:
     """Return what a tuning job takes on a server with these options."""
-    # A thread count of this shell would make every process a fresh one.
-    environment = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
     begin = time.perf_counter()
-    with running(state_dir=state, options=options, environment=environment) as amt:
+    with running(state_dir=state, options=options) as amt:
         ready = time.perf_counter() - begin
         client = amt.client()
         client.create_hyper_parameter_tuning_job(**request(training_jobs))

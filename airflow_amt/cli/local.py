@@ -19,7 +19,7 @@ from airflow_amt.exceptions import AmtFieldError
 if TYPE_CHECKING:
     from airflow_amt.local.storage import Storage
 
-EXTRA_MODULES = ("sqlalchemy", "starlette", "uvicorn", "psutil")
+EXTRA_MODULES = ("sqlalchemy", "starlette", "uvicorn", "psutil", "regex")
 AWS_MODULES = ("moto", "flask", "flask_cors", "a2wsgi")
 
 
@@ -135,6 +135,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "instead of starting each afresh (Linux; may be given more than once)",
     )
     serve.add_argument(
+        "--pass-env",
+        action="append",
+        metavar="NAME",
+        help="environment variable of the server that training processes get too (default: PATH and the "
+        "locale only; may be given more than once)",
+    )
+    serve.add_argument(
         "--account",
         metavar="ID",
         help="12-digit AWS account id to show in ARNs (default: 000000000000)",
@@ -235,6 +242,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from airflow_amt.local.launcher import READY
     from airflow_amt.local.log_lines import LineFormatter
     from airflow_amt.local.server import ServerOptions, is_loopback, serve
+    from airflow_amt.local.training_environment import check_pass_env
 
     settings = config.settle(vars(arguments), arguments.config, Path.cwd())
     until_stdin_closes = arguments.until_stdin_closes
@@ -253,6 +261,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         raise AmtFieldError("account", arguments.account, "12 digits", "leave it out")
     fork_server = [name.strip() for option in arguments.fork_server for name in option.split(",")]
     check_modules(fork_server)
+    check_pass_env(arguments.pass_env)
     state_dir = _state_dir(arguments.state_dir)
     s3_root = (arguments.s3_root or state_dir / "s3").absolute()
     if s3_root.resolve() == state_dir.resolve():
@@ -291,6 +300,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             faults=FaultInjector(Faults.from_text(settings.faults) if settings.faults else None),
         ),
         with_aws=arguments.with_aws,
+        pass_env=tuple(arguments.pass_env),
         request_log=arguments.request_log,
         until_stdin_closes=until_stdin_closes,
     )
@@ -373,12 +383,12 @@ def _bucket_storage(arguments: argparse.Namespace) -> Storage | None:
                     f"s3:// is either an S3 server or, with {option}, a folder",
                     f"leave out {option} or --s3-endpoint",
                 )
-        return BucketStorage(arguments.s3_endpoint)
+        return BucketStorage.from_environment(arguments.s3_endpoint, os.environ)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3")
     # With --with-aws the variable is likely to be there for the clients of this very server.
     if not endpoint or arguments.s3_root is not None or arguments.with_aws:
         return None
-    return BucketStorage(endpoint)
+    return BucketStorage.from_environment(endpoint, os.environ)
 
 
 def _check_installed(what: str, modules: Sequence[str], extra: str) -> None:

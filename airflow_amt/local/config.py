@@ -39,6 +39,7 @@ DEFAULTS: Mapping[str, Any] = {
     "stop_grace": 10.0,
     "log_limit": 256,
     "fork_server": (),
+    "pass_env": (),
     "request_log": None,
     "account": "000000000000",
     "log_level": "info",

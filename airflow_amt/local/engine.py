@@ -57,6 +57,7 @@ class EngineOptions:
     :param stop_grace: most real seconds between SIGTERM and SIGKILL (AMT's 120 s where that is less).
     :param log_limit: bytes; a training job whose log grows beyond it is failed.
     :param fork_server: modules that a fork server imports for Python training scripts; none starts none.
+    :param environment: variables that all training processes have in common.
     :param faults: what is to go wrong; it says of each training job whether it fails on purpose.
     """
 
@@ -67,6 +68,7 @@ class EngineOptions:
     stop_grace: float = 10.0
     log_limit: int = 256 * 1024 * 1024
     fork_server: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     faults: FaultInjector = field(default_factory=FaultInjector)
     storage: Storage | None = None
     roots: tuple[Path, ...] = ()
@@ -126,9 +128,17 @@ class Engine:
         for row in self.store.unfinished_training_jobs():
             # What the earlier server had copied for it.
             trainer.clean_up(self._folder(row["region"], row["name"]))
+        processes.tag_descendants(self.identity)
         if self.options.fork_server:
             log = self.options.state_dir / "fork-server.log"
-            self._fork_server = ForkServer(self.options.fork_server, identity=self.identity, log=log)
+            home = self.options.state_dir / "fork-server-home"
+            home.mkdir(exist_ok=True)
+            self._fork_server = ForkServer(
+                self.options.fork_server,
+                environment={"HOME": str(home), **self.options.environment},
+                identity=self.identity,
+                log=log,
+            )
             self._fork_server.watch(asyncio.get_running_loop())
         for row in self.store.unfinished_tuning_jobs():
             self._begin(row)
@@ -382,6 +392,7 @@ class Engine:
             places=self.places,
             command=plan.command,
             marker=processes.marker_value(self.identity, f"{region}/{name}"),
+            environment=self.options.environment,
         )
 
     def _folder(self, region: str, name: str) -> Path:

@@ -118,14 +118,17 @@ class ForkServer:
     """Starts the fork server and has it fork training processes.
 
     :param modules: what it imports.
+    :param environment: variables that all training processes have in common, and its own ``HOME``.
     :param identity: of the state folder.
     :param log: the file that gets what it and the imports write.
     :raises AmtFieldError: a module cannot be imported, starts threads, or takes too long.
     """
 
-    def __init__(self, modules: Sequence[str], *, identity: str, log: Path) -> None:
+    def __init__(
+        self, modules: Sequence[str], *, environment: Mapping[str, str], identity: str, log: Path
+    ) -> None:
         self._environment = {
-            **os.environ,
+            **environment,
             **dict.fromkeys(THREAD_VARIABLES, "1"),
             # As trainer.prepare() sets it for every training process.
             "PYTHONUNBUFFERED": "1",

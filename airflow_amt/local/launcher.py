@@ -212,6 +212,7 @@ def start(
     faults: Mapping[str, Any] | None = None,
     request_log: Path | None = None,
     roots: Sequence[Path] | None = None,
+    pass_env: Sequence[str] = (),
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> RunningServer:
@@ -226,9 +227,10 @@ def start(
     :param request_log: file that a line is written to for each call; :meth:`RunningServer.requests` reads it.
     :param roots: folders of this machine that training jobs may get code and data from, as the ``--root``
         option takes them; the working directory if left out.
+    :param pass_env: variables of the server's environment that training processes get too; else they have
+        ``PATH``, the locale and what SageMaker sets.
     :param options: more command line options of ``airflow-amt local serve``.
-    :param environment: environment of the server, and so of the training processes; this process's own if
-        left out.
+    :param environment: environment of the server; this process's own if left out.
     :raises ServerDidNotStartError: it ended or did not get ready.
     :raises AmtFieldError: something in the faults cannot be used.
     """
@@ -237,6 +239,8 @@ def start(
     command += ["--state-dir", str(state_dir), "--clock-rate", repr(clock_rate)]
     for image, trainer in (images or {}).items():
         command += ["--image", f"{image}={trainer}"]
+    for name in pass_env:
+        command += ["--pass-env", name]
     if request_log is not None:
         command += ["--request-log", str(request_log)]
     for root in roots or ():
@@ -298,6 +302,7 @@ def running(
     faults: Mapping[str, Any] | None = None,
     request_log: Path | None = None,
     roots: Sequence[Path] | None = None,
+    pass_env: Sequence[str] = (),
     options: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningServer]:
@@ -319,6 +324,7 @@ def running(
             faults=faults,
             request_log=request_log,
             roots=roots,
+            pass_env=pass_env,
             options=options,
             environment=environment,
         )

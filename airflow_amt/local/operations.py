@@ -18,7 +18,7 @@ from airflow_amt.local import channels, json_text
 from airflow_amt.local import store as tables
 from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.engine import Engine, training_job_arn
-from airflow_amt.local.metrics import read_final_metrics
+from airflow_amt.local.metrics import read_live_metrics
 from airflow_amt.local.protocol import AwsError, Encoded, encode
 from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Prior
 from airflow_amt.local.store import Row, Store, derived
@@ -463,7 +463,7 @@ class Operations:
         training = self._engine.trainings.get(row["id"])
         if training is None:
             return {}
-        return read_final_metrics(training.spec.log, training.plan.metrics, most=LIVE_BYTES)
+        return read_live_metrics(training.spec.log, training.plan.metrics, most=LIVE_BYTES)
 
     def _list_training_jobs(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         table = tables.training_jobs

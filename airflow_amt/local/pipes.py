@@ -9,6 +9,7 @@ being stopped can go on reading while it saves what it has.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -57,7 +58,10 @@ def wrapped(command: Sequence[str], channels: Sequence[Channel], storage: Storag
         "data": str(folder / "input" / "data"),
         "failure": str(failure_file(folder)),
     }
-    plan.write_text(json.dumps(content), encoding="utf-8")
+    # It may hold the credentials of an S3 server, which are none of the trainer's: main() removes it.
+    plan.unlink(missing_ok=True)
+    with open(plan, "x", encoding="utf-8", opener=functools.partial(os.open, mode=0o600)) as file:
+        json.dump(content, file)
     # -P: the working directory is the training script's, whose modules are none of ours.
     return [sys.executable, "-P", "-c", _MAIN, str(plan), *command]
 
@@ -80,8 +84,10 @@ def failure(folder: Path) -> str | None:
 def main(plan: str, command: Sequence[str]) -> None:
     """Fork the process that fills the pipes, and become the trainer."""
     leader = os.getpid()
+    content = json.loads(Path(plan).read_text(encoding="utf-8"))
+    Path(plan).unlink()
     if os.fork() == 0:
-        _serve(json.loads(Path(plan).read_text(encoding="utf-8")), leader)
+        _serve(content, leader)
     os.execvp(command[0], list(command))  # noqa: S606 - no shell is wanted
 
 

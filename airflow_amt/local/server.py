@@ -13,7 +13,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from airflow_amt.local.request_log import Call, RequestLog, tuning_job_of
 from airflow_amt.local.snapshots import Snapshots
 from airflow_amt.local.storage import FolderStorage
 from airflow_amt.local.store import Store
+from airflow_amt.local.training_environment import base_environment
 from airflow_amt.local.trust import (
     LARGEST_REQUEST,
     ClientGoneError,
@@ -66,6 +67,7 @@ class ServerOptions:
     :param clock_rate: AMT seconds per real second.
     :param engine: see :class:`EngineOptions`.
     :param with_aws: serve S3, STS, IAM and CloudWatch Logs too; needs the extra ``local-aws``.
+    :param pass_env: variables of the server's environment that training processes get too.
     :param request_log: where a line is written for each call (:mod:`airflow_amt.local.request_log`).
     :param until_stdin_closes: end as well when standard input closes: the sign, for a parent that holds
         the other end of a pipe, that the parent is gone.
@@ -78,6 +80,7 @@ class ServerOptions:
     clock_rate: float = 1.0
     engine: EngineOptions
     with_aws: bool = False
+    pass_env: Sequence[str] = ()
     request_log: Path | None = None
     until_stdin_closes: bool = False
 
@@ -438,10 +441,17 @@ async def _serve(
     signed_with: credentials.Credentials,
     announce: Callable[[str], None],
 ) -> None:
-    engine = Engine(store, clock, options.engine)
-    application = Application(engine, request_log)
     host, port = listener.getsockname()[:2]
     endpoint = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    environment = base_environment(
+        os.environ,
+        options.pass_env,
+        endpoint=endpoint,
+        access_key_id=signed_with.access_key_id,
+        secret_access_key=signed_with.secret_access_key,
+    )
+    engine = Engine(store, clock, replace(options.engine, environment=environment))
+    application = Application(engine, request_log)
     served: ASGIApp = application
     secret_of: Callable[[str], str | None] = _no_secret
     if options.with_aws:
@@ -455,7 +465,6 @@ async def _serve(
         )
         served = beside(application, aws.create_asgi_app(services))
         secret_of = services.secret_of
-        aws.announce(os.environ, endpoint)
     trust = TrustOptions(
         credentials=None if options.any_caller else signed_with,
         hosts=(options.host, *options.allowed_hosts),

@@ -74,13 +74,16 @@ class Storage(Protocol):
         """Give back connections."""
 
     def description(self) -> dict[str, Any]:
-        """Return, as JSON can carry it, what :func:`storage_of` makes an equal one of, in another process."""
+        """Return, as JSON can carry it, what :func:`storage_of` makes an equal one of, in another process.
+
+        It may hold credentials.
+        """
 
 
 def storage_of(description: Mapping[str, Any]) -> Storage:
     """Return the storage that another process described."""
     if "endpoint" in description:
-        return BucketStorage(description["endpoint"])
+        return BucketStorage(**description)
     state_dir = description["state_dir"]
     places = Places(
         s3_root=Path(description["s3_root"]),
@@ -205,14 +208,25 @@ def put(s3_root: Path, target: Path, bring: Callable[[Path], None]) -> None:
 class BucketStorage:
     """An S3 server, spoken to with botocore in path style.
 
-    Credentials come from the environment (``AWS_ACCESS_KEY_ID`` and the rest); without them dummy ones are
-    used, which S3 servers for tests accept. Nothing else is asked for credentials.
+    Nothing but the parameters is asked for credentials.
 
     :param endpoint: its address, as ``http://127.0.0.1:9000``.
+    :param region: AWS region.
+    :param access_key_id: dummy credentials unless given, which S3 servers for tests accept.
+    :param secret_access_key: likewise.
+    :param session_token: of temporary credentials.
     :raises AmtFieldError: the address is none.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        region: str = "us-east-1",
+        access_key_id: str = "embedded",
+        secret_access_key: str = "embedded",  # noqa: S107 - no secret
+        session_token: str = "",
+    ) -> None:
         if not endpoint.startswith(("http://", "https://")):
             raise AmtFieldError(
                 "s3-endpoint",
@@ -221,8 +235,27 @@ class BucketStorage:
                 "write it as http://127.0.0.1:9000, or use a folder: --s3-root",
             )
         self.endpoint = endpoint
+        self._description = {
+            "endpoint": endpoint,
+            "region": region,
+            "access_key_id": access_key_id,
+            "secret_access_key": secret_access_key,
+            "session_token": session_token,
+        }
         self._lock = threading.Lock()
         self._made: Any = None
+
+    @classmethod
+    def from_environment(cls, endpoint: str, environment: Mapping[str, str]) -> BucketStorage:
+        """Return the storage with the region and credentials that AWS's variables give, if any."""
+        given = {"region": environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")}
+        if environment.get("AWS_ACCESS_KEY_ID") and environment.get("AWS_SECRET_ACCESS_KEY"):
+            given |= {
+                "access_key_id": environment["AWS_ACCESS_KEY_ID"],
+                "secret_access_key": environment["AWS_SECRET_ACCESS_KEY"],
+                "session_token": environment.get("AWS_SESSION_TOKEN"),
+            }
+        return cls(endpoint, **{name: value for name, value in given.items() if value})
 
     def objects(self, uri: str) -> list[StoredObject]:
         """See :meth:`Storage.objects`."""
@@ -291,13 +324,13 @@ class BucketStorage:
 
     def description(self) -> dict[str, Any]:
         """See :meth:`Storage.description`."""
-        return {"endpoint": self.endpoint}
+        return self._description
 
     @property
     def _client(self) -> Any:
         with self._lock:
             if self._made is None:
-                self._made = _client(self.endpoint)
+                self._made = _client(**self._description)
             return self._made
 
     @contextlib.contextmanager
@@ -310,23 +343,22 @@ class BucketStorage:
             raise StorageError(f"{uri}: {error} (S3 server {self.endpoint})") from None
 
 
-def _client(endpoint: str) -> Any:
+def _client(
+    endpoint: str, region: str, access_key_id: str, secret_access_key: str, session_token: str
+) -> Any:
     # Here, and not at the top: 25 MB that a server with a folder does without.
     import botocore.session
     from botocore.config import Config
 
     session = botocore.session.Session()
-    key = os.environ.get("AWS_ACCESS_KEY_ID")
-    secret = os.environ.get("AWS_SECRET_ACCESS_KEY")
-    known = bool(key and secret)
     return session.create_client(
         "s3",
         endpoint_url=endpoint,
-        region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        region_name=region,
         # Given, so that botocore asks no instance metadata service.
-        aws_access_key_id=key if known else "embedded",
-        aws_secret_access_key=secret if known else "embedded",
-        aws_session_token=os.environ.get("AWS_SESSION_TOKEN") if known else None,
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
+        aws_session_token=session_token or None,
         config=Config(
             s3={"addressing_style": "path"},
             retries={"mode": "standard", "total_max_attempts": 3},

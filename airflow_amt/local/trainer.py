@@ -10,6 +10,7 @@ The folder follows the contract of SageMaker's training containers (``/opt/ml`` 
         model/                           packed to model.tar.gz
         output/data/                     packed to output.tar.gz if anything is in it
         output/failure                   the trainer's own words about a failure
+        home/                            HOME
         checkpoints/                     filled from and stored to CheckpointConfig.S3Uri
         log                              standard output and error, as CloudWatch would have it
 
@@ -23,7 +24,6 @@ import json
 import logging
 import lzma
 import os
-import re
 import shutil
 import signal
 import stat
@@ -37,7 +37,7 @@ from typing import Any
 
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import channels, files, pipes
-from airflow_amt.local.metrics import read_final_metrics
+from airflow_amt.local.metrics import Metric, SlowMetricError, read_final_metrics
 from airflow_amt.local.processes import MARKER
 from airflow_amt.local.s3 import Places, RefusedPlaceError, StorageError, UnmappableAddressError
 from airflow_amt.local.storage import FolderStorage, Storage
@@ -90,6 +90,8 @@ class TrainingSpec:
     :param places: what files of this machine it may reach.
     :param command: the command that stands for the image; ``None`` in script mode.
     :param marker: value of the environment variable by which its processes are found again.
+    :param environment: variables that it has in common with all others
+        (:mod:`airflow_amt.local.training_environment`).
     """
 
     name: str
@@ -102,6 +104,7 @@ class TrainingSpec:
     places: Places
     command: Sequence[str] | None
     marker: str
+    environment: Mapping[str, str]
 
     @property
     def log(self) -> Path:
@@ -220,7 +223,7 @@ def prepare(spec: TrainingSpec) -> tuple[list[str], dict[str, str]]:
         if (spec.folder / name).is_symlink():
             (spec.folder / name).unlink()
     files.remove(spec.folder / "input" / "data")
-    for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code"):
+    for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code", "home"):
         (spec.folder / folder).mkdir(parents=True, exist_ok=True)
     provided = channels.channels_of(spec.definition)
     for channel in provided:
@@ -237,7 +240,7 @@ def prepare(spec: TrainingSpec) -> tuple[list[str], dict[str, str]]:
     _write_json(config / "hyperparameters.json", dict(spec.hyperparameters))
     _write_json(config / "inputdataconfig.json", input_config)
     _write_json(config / "resourceconfig.json", resources)
-    environment = dict(os.environ)
+    environment = {"HOME": str(spec.folder / "home"), **spec.environment}
     environment.update(_variables(spec, user, arguments, input_config, resources))
     environment.update(spec.definition.get("Environment") or {})
     environment[MARKER] = spec.marker
@@ -676,7 +679,7 @@ class Conclusion:
 
 
 def conclude(
-    spec: TrainingSpec, definitions: Mapping[str, re.Pattern[str]], exit_status: int, *, stopped: bool
+    spec: TrainingSpec, definitions: Mapping[str, Metric], exit_status: int, *, stopped: bool
 ) -> Conclusion:
     """Read metrics, store the model, and decide how a training job ended whose process has exited.
 
@@ -686,10 +689,18 @@ def conclude(
     """
     files.remove_special(spec.folder)
     # A trainer may have replaced its log too, by a link to something that is no file.
-    metrics = read_final_metrics(spec.log, definitions) if spec.log.is_file() else {}
+    metrics: Mapping[str, float] = {}
+    slow = None
+    try:
+        if spec.log.is_file():
+            metrics = read_final_metrics(spec.log, definitions)
+    except SlowMetricError as error:
+        metrics, slow = error.found, f"ClientError: {error}"
     reason = None
     if not stopped and (exit_status != 0 or failure_message(spec)):
         reason = failure_reason(spec, exit_status)
+    if not stopped:
+        reason = reason or slow
     clean_up(spec.folder)
     # Checkpoints are stored however it ended, as they are what the next one goes on from.
     refused = _refusal(store_checkpoints, spec, f"the checkpoints at {spec.checkpoint_uri}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import shutil
 import signal
 import stat
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import processes, trainer
-from airflow_amt.local.metrics import LogFollower
+from airflow_amt.local.metrics import LogFollower, Metric, SlowMetricError
 from airflow_amt.local.store import Row
 from airflow_amt.tuning.request import DEFAULT_MAX_TRAINING_SECONDS
 
@@ -54,7 +53,7 @@ class TrainingPlan:
     :param path: where it is in the request.
     :param command: the command that stands for its image; ``None`` in script mode.
     :param unusable: why nothing can be started, if so.
-    :param metrics: regular expression of each metric.
+    :param metrics: the metrics by name.
     :param objective_metric: name of the objective metric; ``None`` outside a tuning job.
     """
 
@@ -62,7 +61,7 @@ class TrainingPlan:
     path: str
     command: Sequence[str] | None
     unusable: str | None = None
-    metrics: Mapping[str, re.Pattern[str]]
+    metrics: Mapping[str, Metric]
     objective_metric: str | None
 
     @property
@@ -213,8 +212,8 @@ class TrainingRun:
         self._update(retries=self.retries, modified_ms=now, pid=None, pid_started=None)
 
     def _new_follower(self, *, start_at_end: bool = False) -> LogFollower:
-        pattern = self.plan.metrics.get(self.plan.objective_metric or "")
-        return LogFollower(self.spec.log, pattern, start_at_end=start_at_end)
+        metric = self.plan.metrics.get(self.plan.objective_metric or "")
+        return LogFollower(self.spec.log, metric, start_at_end=start_at_end)
 
     # --- one attempt -----------------------------------------------------------------------------
 
@@ -315,8 +314,12 @@ class TrainingRun:
 
     def _conclude(self, exit_status: int) -> trainer.Conclusion:
         """Decide how it ended; runs in a thread, as it may read and pack a lot."""
+        slow = None
         if self._follower is not None and self._failing is None:
-            self._note_epochs(self._follower.read_all())
+            try:
+                self._note_epochs(self._follower.read_all())
+            except SlowMetricError as error:
+                slow = f"ClientError: {error}"
         try:
             conclusion = trainer.conclude(
                 self.spec,
@@ -328,10 +331,9 @@ class TrainingRun:
         except Exception as error:
             logger.exception("The end of training job %s cannot be evaluated", self.spec.name)
             return _failure(f"{INTERNAL_ERROR}: its result cannot be evaluated: {error!r}")
-        if self._failing is not None:
-            return trainer.Conclusion(
-                status="Failed", metrics=conclusion.metrics, failure_reason=self._failing
-            )
+        failing = self._failing or (slow if conclusion.status == "Completed" else None)
+        if failing is not None:
+            return trainer.Conclusion(status="Failed", metrics=conclusion.metrics, failure_reason=failing)
         return conclusion
 
     # --- while it runs ---------------------------------------------------------------------------
@@ -342,7 +344,13 @@ class TrainingRun:
             return
         if self.process is None or self.process.exit_status is not None:
             return
-        for value in self._follower.read():
+        try:
+            values = self._follower.read()
+        except SlowMetricError as error:
+            self._failing = f"ClientError: {error}"
+            self._signal(signal.SIGKILL)
+            return
+        for value in values:
             self._note_epochs([value])
             if self._rule.report(rule_key(self.spec.name), self.curve):
                 logger.info(

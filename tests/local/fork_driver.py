@@ -22,7 +22,9 @@ def main() -> None:
     if not processes.become_reaper():
         raise RuntimeError("orphans are not adopted here")
     folder = Path(order["folder"])
-    server = ForkServer(order["modules"], identity="test", log=folder / "fork-server.log")
+    server = ForkServer(
+        order["modules"], environment=os.environ, identity="test", log=folder / "fork-server.log"
+    )
     results = []
     for number, case in enumerate(order["cases"]):
         pair: list[Any] = []

@@ -22,6 +22,7 @@ stop_grace = 0.5
 state-dir = "state"
 with-aws = false
 fork-server = ["json", "csv"]
+pass-env = ["TOKEN"]
 log-level = "debug"
 
 [images]
@@ -57,6 +58,7 @@ def test_a_file_and_what_is_relative_to_it(file: Path, tmp_path: Path) -> None:
     assert settings.options["stop_grace"] == 0.5
     assert settings.options["state_dir"] == tmp_path / "state"
     assert settings.options["fork_server"] == ["json", "csv"]
+    assert settings.options["pass_env"] == ["TOKEN"]
     assert settings.options["log_level"] == "debug"
     assert settings.options["host"] == DEFAULTS["host"]
     assert settings.images["my-image:latest"][1:] == [str(tmp_path / "train.sh")]

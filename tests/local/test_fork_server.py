@@ -238,7 +238,10 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
         for name in os.environ.keys() - ENVIRONMENT.keys():
             patch.delenv(name)
         server = ForkServer(
-            ["json", "email.message"], identity="test", log=tmp_path_factory.mktemp("log") / "fork-server.log"
+            ["json", "email.message"],
+            environment=os.environ,
+            identity="test",
+            log=tmp_path_factory.mktemp("log") / "fork-server.log",
         )
     yield server
     server.close()
@@ -347,6 +350,7 @@ def test_modules_that_cannot_be_used_are_refused_at_the_start(
         start(
             tmp_path / "state",
             options=("--fork-server", modules),
+            pass_env=("PYTHONPATH",),
             environment={**os.environ, "PYTHONPATH": str(folder)},
         )
 
@@ -362,7 +366,7 @@ def test_an_import_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(fork_server, "IMPORT_SECONDS", 1.0)
 
     with pytest.raises(AmtFieldError, match="within 1 s"):
-        ForkServer(["endless"], identity="slow", log=tmp_path / "log")
+        ForkServer(["endless"], environment=os.environ, identity="slow", log=tmp_path / "log")
 
     assert training_processes("slow/") == []
 
@@ -412,9 +416,8 @@ def serving(
     source = folder.with_name(folder.name + "-source") / "train.py"
     source.parent.mkdir(exist_ok=True)
     source.write_text(script)
-    environment = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
     command = f"{sys.executable} {source}"
-    with running(folder, images={"script:1": command}, options=options, environment=environment) as server:
+    with running(folder, images={"script:1": command}, options=options) as server:
         with client_of(server) as client:
             yield server, client
         assert server.stop() in (0, -signal.SIGKILL)
@@ -528,6 +531,9 @@ def in_a_process_of_its_own(code: str, folder: Path) -> str:
         "assert processes.become_reaper()\n"
         "folder = Path(sys.argv[1])\n"
         "environment = {**os.environ, 'PYTHONUNBUFFERED': '1', processes.MARKER: 'own/us-east-1/job'}\n"
+        "def serve(module):\n"
+        "    return fork_server.ForkServer([module], environment=os.environ, identity='own',\n"
+        "                                  log=folder / 'server.log')\n"
         "def launch(server, log='log', folder=folder):\n"
         "    return server.start([sys.executable, 'train.py'], environment=environment,\n"
         "                        folder=folder, log=Path(sys.argv[1]) / log)\n"
@@ -552,7 +558,7 @@ def test_a_fork_server_that_hangs_is_given_up_and_its_request_never_runs(tmp_pat
     (tmp_path / "train.py").write_text("print('ran')")
     code = (
         "fork_server.FORK_SECONDS = 0.5\n"
-        "server = fork_server.ForkServer(['json'], identity='own', log=folder / 'server.log')\n"
+        "server = serve('json')\n"
         "os.kill(server.pid, signal.SIGSTOP)\n"
         "assert launch(server) is None\n"
         "assert launch(server) is None\n"
@@ -567,7 +573,7 @@ def test_what_was_forked_but_not_told_to_go_does_nothing(tmp_path: Path) -> None
     """The server gives up, or dies, between the fork and its answer."""
     (tmp_path / "train.py").write_text("print('ran')")
     code = (
-        "server = fork_server.ForkServer(['json'], identity='own', log=folder / 'server.log')\n"
+        "server = serve('json')\n"
         "def give_up(pid): raise fork_server._LostError('not any more')\n"
         "fork_server._check_is_child = give_up\n"
         "assert launch(server) is None\n"
@@ -581,7 +587,7 @@ def test_what_was_forked_but_not_told_to_go_does_nothing(tmp_path: Path) -> None
 def test_a_folder_that_is_missing_is_an_error_as_it_is_for_a_fresh_process(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("")
     code = (
-        "server = fork_server.ForkServer(['json'], identity='own', log=folder / 'server.log')\n"
+        "server = serve('json')\n"
         "command = [sys.executable, str(folder / 'train.py')]\n"
         "for start in (processes.start, server.start):\n"
         "    try:\n"
@@ -601,7 +607,7 @@ def test_random_numbers_differ_between_training_processes(tmp_path: Path) -> Non
         "print(random.random(), numpy.random.rand(), numpy.random.default_rng().random())"
     )
     code = (
-        "server = fork_server.ForkServer(['numpy'], identity='own', log=folder / 'server.log')\n"
+        "server = serve('numpy')\n"
         "for number in range(3):\n"
         "    assert finish(launch(server)) == 0\n"
         "server.close()\n"
@@ -621,7 +627,7 @@ def test_forks_share_memory_and_leave_nothing_in_the_fork_server(tmp_path: Path)
     (modules / "ballast.py").write_text("WEIGHT = [bytes([n]) * 1048576 for n in range(1, 65)]\n")
     code = (
         "os.environ['PYTHONPATH'] = environment['PYTHONPATH'] = str(folder / 'modules')\n"
-        "server = fork_server.ForkServer(['ballast'], identity='own', log=folder / 'server.log')\n"
+        "server = serve('ballast')\n"
         "helper = psutil.Process(server.pid)\n"
         "assert finish(launch(server)) == 0\n"
         "before = helper.memory_info().rss, helper.num_fds(), len(os.listdir('/proc/self/fd'))\n"

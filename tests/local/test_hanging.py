@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
-from airflow_amt.local.launcher import start
-from airflow_amt.local.metrics import LogFollower, read_final_metrics
+from airflow_amt.local.launcher import running, start
+from airflow_amt.local.metrics import LogFollower, Metric, read_final_metrics
 from tests.local.support import (
+    GOING_ON,
     IMAGES,
+    METRICS,
     client_of,
     create_request,
+    describe,
     training_jobs,
+    training_processes,
     wait_for_end,
     wait_until,
 )
@@ -140,10 +144,10 @@ def test_a_slow_regular_expression_on_long_lines_does_not_block_the_server(clien
 def test_a_block_without_the_metric_is_passed_over_at_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"objective=0.25\n" + b"y\n" * 10_000_000)
-    pattern = re.compile(r"^objective=(\S+)$")
+    metric = Metric("objective", r"^objective=(\S+)$")
 
-    assert read_final_metrics(log, {"objective": pattern}) == {"objective": 0.25}
-    assert LogFollower(log, pattern).read_all() == [0.25]
+    assert read_final_metrics(log, {"objective": metric}) == {"objective": 0.25}
+    assert LogFollower(log, metric).read_all() == [0.25]
 
 
 @pytest.mark.parametrize(
@@ -153,16 +157,16 @@ def test_anchors_are_those_of_a_line(tmp_path: Path, regex: str) -> None:
     log = tmp_path / "log"
     log.write_text("first\nobjective=0.5\nlast\n")
 
-    assert read_final_metrics(log, {"m": re.compile(regex)}) == {"m": 0.5}
+    assert read_final_metrics(log, {"m": Metric("m", regex)}) == {"m": 0.5}
 
 
 def test_a_named_pipe_in_place_of_the_log_holds_nothing_up(tmp_path: Path) -> None:
     log = tmp_path / "log"
     os.mkfifo(log)
-    pattern = re.compile(r"objective=(\S+)")
+    metric = Metric("objective", r"objective=(\S+)")
 
-    assert read_final_metrics(log, {"objective": pattern}) == {}
-    assert LogFollower(log, pattern).read_all() == []
+    assert read_final_metrics(log, {"objective": metric}) == {}
+    assert LogFollower(log, metric).read_all() == []
 
 
 @pytest.mark.local
@@ -198,3 +202,50 @@ def test_no_training_job_is_started_again_when_the_time_limit_has_passed(tmp_pat
 
     assert ended["HyperParameterTuningJobStatus"] in ("Completed", "Failed")
     assert [job["TrainingJobStatus"] for job in jobs] == ["Failed", "Failed"]
+
+
+SLOW = r"loss=(a|a)+$"
+
+
+@pytest.mark.local
+def test_a_metric_that_takes_too_long_fails_its_training_job_alone(tmp_path: Path) -> None:
+    """The server answers all the while: one is followed for early stopping, another described."""
+    images = {"slow:1": f"sh -c 'echo loss={'a' * 46}!; echo objective=0.5; sleep $SM_HP_SECONDS'"}
+    definitions = [*METRICS, {"Name": "slow", "Regex": SLOW}]
+    answered: list[float] = []
+    with running(tmp_path, images=images) as server, client_of(server) as client:
+        followed = create_request("followed", image="slow:1", most=1, static={"seconds": "600"})
+        config = followed["HyperParameterTuningJobConfig"]
+        config["HyperParameterTuningJobObjective"]["MetricName"] = "slow"
+        config["TrainingJobEarlyStoppingType"] = "Auto"
+        described = create_request("described", image="slow:1", most=1, static={"seconds": "600"})
+        ending = create_request("ending", image="slow:1", most=1, static={"seconds": "0"})
+        for request in (followed, described, ending):
+            request["TrainingJobDefinition"]["AlgorithmSpecification"]["MetricDefinitions"] = definitions
+            client.create_hyper_parameter_tuning_job(**request)
+
+        def is_over(name: str) -> bool:
+            began = time.monotonic()
+            client.list_hyper_parameter_tuning_jobs()
+            status = describe(client, name)["HyperParameterTuningJobStatus"]
+            answered.append(time.monotonic() - began)
+            return status not in GOING_ON
+
+        for name in ("followed", "ending"):
+            wait_until(partial(is_over, name), f"the end of {name}")
+            (training,) = training_jobs(client, name)
+            assert training["TrainingJobStatus"] == "Failed"
+            assert training["FailureReason"].startswith(
+                "ClientError: metric 'slow': its regular expression 'loss="
+            )
+            assert not training_processes(f"{name}-")
+        (training,) = training_jobs(client, "described")
+        found: dict[str, Any] = {}
+        for _ in range(20):
+            found = client.describe_training_job(TrainingJobName=training["TrainingJobName"])
+        assert found["TrainingJobStatus"] == "InProgress"
+        assert [one["MetricName"] for one in found["FinalMetricDataList"]] == ["objective"]
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+    # Two searches of 0.2 s at the most hold it up, once each; generous, as the machine may be busy.
+    assert max(answered) < 5

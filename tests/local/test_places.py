@@ -70,6 +70,7 @@ class Machine:
             storage=FolderStorage(self.places, link=definition.pop("link", False)),
             places=self.places,
             command=command,
+            environment={},
             marker="state/us-east-1/job-001-abc",
         )
 

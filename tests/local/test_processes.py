@@ -243,3 +243,44 @@ def test_orphans_are_adopted_and_killed_when_their_training_job_is_over() -> Non
     )
     # Of the job that is over: the shell and its two children; of the other, three and the bystander stay.
     assert done.stdout.split("\n")[:2] == ["3 4 None", "0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes carry a tag on Linux only")
+def test_a_tag_is_found_where_the_environment_was_cleared() -> None:
+    """In a process of its own: what it starts afterwards carries the tag too."""
+    code = (
+        "import os, resource, subprocess, sys\n"
+        "from airflow_amt.local import processes\n"
+        "from tests.local.support import wait_until\n"
+        "bystander = subprocess.Popen(['sleep', '300'])\n"
+        "assert processes.tag_descendants('ours')\n"
+        "children = [subprocess.Popen(['setsid', 'sleep', '300'], env={}) for _ in range(3)]\n"
+        # The one that kills carries it too, and so does this one, from which it descends.
+        "kill = 'from airflow_amt.local import processes; print(processes.kill_marked({!r}))'\n"
+        "def killed(identity):\n"
+        "    command = [sys.executable, '-c', kill.format(identity)]\n"
+        "    done = subprocess.run(command, capture_output=True, text=True)\n"
+        "    assert done.returncode == 0, done.stderr\n"
+        "    return int(done.stdout)\n"
+        "assert killed('theirs') == 0\n"
+        "assert killed('ours') == 3\n"
+        # They are zombies now, which still carry it.
+        "wait_until(lambda: all(os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT) for one in children),\n"
+        "           'the end')\n"
+        "assert killed('ours') == 0\n"
+        "assert [one.wait() for one in children] == [-9, -9, -9]\n"
+        "assert bystander.poll() is None\n"
+        "bystander.kill(); bystander.wait()\n"
+        # Where the hard limit is lower there is no tag.
+        "resource.setrlimit(resource.RLIMIT_RTTIME, (1000, 1000))\n"
+        "print(processes.tag_descendants('ours'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "False\n"

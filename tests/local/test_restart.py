@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from airflow_amt.local import RunningServer, ServerDidNotStartError
-from airflow_amt.local.launcher import start
+from airflow_amt.local.launcher import running, start
 from tests.local.support import (
     IMAGES,
     client_of,
@@ -262,3 +266,61 @@ def test_the_clock_never_goes_back(tmp_path: Path) -> None:
     assert second.stop() == 0
 
     assert later["CreationTime"] > ended["HyperParameterTuningEndTime"]
+
+
+#: Leaves a process behind that has no environment, session, folder or files by which it could be found.
+FORSAKING = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.chdir("/")
+        os.closerange(0, 1000)
+        os.execve("/bin/sleep", ["sleep", sys.argv[1]], {})
+    os._exit(0)
+os.wait()
+print("left", flush=True)
+time.sleep(600)
+"""
+
+
+def sleeping(seconds: str) -> list[psutil.Process]:
+    return [
+        one
+        for one in psutil.process_iter(["cmdline", "status"])
+        if one.info["cmdline"] == ["sleep", seconds] and one.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes carry a tag on Linux only")
+@pytest.mark.parametrize("fork_server", [False, True])
+def test_a_restart_ends_what_has_shed_all_but_its_tag(tmp_path: Path, fork_server: bool) -> None:
+    (tmp_path / "train.py").write_text(FORSAKING)
+    state, seconds = tmp_path / "state", f"31536000.{os.getpid()}{int(fork_server)}"
+    # sh, so that the hyperparameters are no arguments.
+    wrapper = tmp_path / "train.sh"
+    wrapper.write_text(f"exec {sys.executable} {tmp_path / 'train.py'} {seconds}\n")
+    script = f"{sys.executable} {tmp_path / 'train.py'} {seconds}" if fork_server else f"sh {wrapper}"
+    options = ("--fork-server", "json") if fork_server else ()
+    first = start(state, images={"forsaking:1": script}, options=options)
+    bystander = subprocess.Popen(["sleep", f"{seconds}1"])
+    try:
+        with client_of(first) as client:
+            client.create_hyper_parameter_tuning_job(
+                **create_request(unique("forsaking"), image="forsaking:1", most=1)
+            )
+            wait_until(lambda: sleeping(seconds), "the process that is left behind")
+        first.kill()
+        (left,) = sleeping(seconds)
+        wait_until(lambda: not left.environ(), "the exec")
+        # Nobody adopts it any more who would know it.
+        wait_until(lambda: left.ppid() not in (0, first.pid), "its adoption by another process")
+
+        with running(state):
+            wait_until(lambda: not sleeping(seconds), "the end of what was left behind")
+            assert bystander.poll() is None
+    finally:
+        for process in sleeping(seconds):
+            process.kill()
+        bystander.kill()
+        bystander.wait()

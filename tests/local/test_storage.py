@@ -237,14 +237,14 @@ def test_a_storage_is_made_again_from_its_description(filled: Filled) -> None:
 
 
 def test_requests_to_a_server_are_signed_with_the_environments_credentials(
-    server: SmallS3, monkeypatch: pytest.MonkeyPatch
+    server: SmallS3,
 ) -> None:
     server.objects["data/x"] = b"x"
+    environment = {"AWS_REGION": "eu-west-1"}
     for key, named in ((None, "Credential=embedded/"), ("AKIDOWN", "Credential=AKIDOWN/")):
         if key is not None:
-            monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
-            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        storage = BucketStorage(server.endpoint)
+            environment |= {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": "secret"}
+        storage = BucketStorage.from_environment(server.endpoint, environment)
         _read(storage, "s3://data/x")
         storage.close()
         method, path, headers = server.requests[-1]
@@ -439,6 +439,7 @@ def make(filled: Filled, tmp_path: Path, hyperparameters: Mapping[str, str], **m
         places=Places(s3_root=tmp_path / "s3"),
         command=command,
         marker="state/us-east-1/job-001-abc",
+        environment={"PATH": os.environ["PATH"]},
     )
 
 

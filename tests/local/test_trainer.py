@@ -45,6 +45,7 @@ def make(
         places=places,
         command=command,
         marker="state/us-east-1/job-001-abc",
+        environment={"PATH": os.environ["PATH"]},
     )
 
 

@@ -9,19 +9,6 @@ all. The rest of this package is what makes them fit: S3 is the folder that stan
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-
 from airflow_amt.local.aws.services import AwsServices, create_asgi_app
 
-__all__ = ["AwsServices", "announce", "create_asgi_app"]
-
-
-def announce(environment: MutableMapping[str, str], endpoint: str) -> None:
-    """Let AWS clients of training scripts find the services; what the user has set counts more.
-
-    :param environment: the environment that training processes inherit.
-    :param endpoint: the server's address.
-    """
-    environment.setdefault("AWS_ENDPOINT_URL", endpoint)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        environment.setdefault(name, "embedded")
+__all__ = ["AwsServices", "create_asgi_app"]
