@@ -8,6 +8,7 @@ tuning job (:mod:`airflow_amt.local.tuning_run`) at once; nothing polls for resu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import random
@@ -27,7 +28,7 @@ from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.s3 import Places
 from airflow_amt.local.search import Prior
 from airflow_amt.local.storage import FolderStorage, Storage
-from airflow_amt.local.store import Row, Store
+from airflow_amt.local.store import GOING_ON, DamagedRowError, Row, Store
 from airflow_amt.local.training_run import TrainingPlan, TrainingRun
 from airflow_amt.local.tuning_run import DefinitionRun, TuningRun, objective_of, plan_of
 
@@ -119,15 +120,19 @@ class Engine:
         if not processes.become_reaper():
             logger.info("Orphans of training processes cannot be adopted on this platform")
         for row in self.store.unfinished_training_jobs():
-            if row["pid"] is not None and processes.kill_leftover(row["pid"], row["pid_started"]):
-                logger.warning("Killed the training process of %s, left by an earlier server", row["name"])
+            with contextlib.suppress(DamagedRowError):  # told below, when it is taken up
+                if row["pid"] is not None and processes.kill_leftover(row["pid"], row["pid_started"]):
+                    logger.warning(
+                        "Killed the training process of %s, left by an earlier server", row["name"]
+                    )
         # Again until none is found: what is being killed may have started more.
         while killed := processes.kill_marked(self.identity):
             logger.warning("Killed %d processes left by an earlier server", killed)
             time.sleep(0.01)
         for row in self.store.unfinished_training_jobs():
-            # What the earlier server had copied for it.
-            trainer.clean_up(self._folder(row["region"], row["name"]))
+            with contextlib.suppress(DamagedRowError):
+                # What the earlier server had copied for it.
+                trainer.clean_up(self._folder(row["region"], row["name"]))
         processes.tag_descendants(self.identity)
         if self.options.fork_server:
             log = self.options.state_dir / "fork-server.log"
@@ -141,10 +146,16 @@ class Engine:
             )
             self._fork_server.watch(asyncio.get_running_loop())
         for row in self.store.unfinished_tuning_jobs():
-            self._begin(row)
+            try:
+                self._begin(row)
+            except Exception as error:  # noqa: BLE001 - logged, and the others go on
+                self._set_aside_tuning_job(row, error)
         for row in self.store.unfinished_training_jobs():
-            if row["tuning_job_id"] is None:
-                self._take_up_training_job(row)
+            try:
+                if row["tuning_job_id"] is None:
+                    self._take_up_training_job(row)
+            except Exception as error:  # noqa: BLE001 - logged, and the others go on
+                self._set_aside_training_job(row, error)
         self.store.commit()
         self._housekeeping()
 
@@ -212,33 +223,37 @@ class Engine:
         region: str,
         name: str,
         arn: str,
+        tags: Mapping[str, str],
         config: Mapping[str, Any],
         definitions: Sequence[Mapping[str, Any]],
         values: Mapping[str, Any],
     ) -> None:
         """Record a checked tuning job and start it.
 
+        :param tags: its tags.
         :param values: columns of the store about things that the engine does not need.
+        :raises StateNotWrittenError: the disk refuses.
         """
         now = self.clock.now_ms()
         seed = config.get("RandomSeed")
-        self.store.insert_tuning_job(
-            {
-                "region": region,
-                "name_key": name.lower(),
-                "name": name,
-                "arn": arn,
-                "status": "InProgress",
-                "strategy": config["Strategy"],
-                "config": dict(config),
-                "definitions": [_with_objective(config, definition) for definition in definitions],
-                "seed": random.SystemRandom().randrange(2**31) if seed is None else seed,
-                "created_ms": now,
-                "modified_ms": now,
-                **values,
-            }
-        )
-        self.store.commit()
+        with self.store.transaction():
+            self.store.set_tags(arn, tags)
+            self.store.insert_tuning_job(
+                {
+                    "region": region,
+                    "name_key": name.lower(),
+                    "name": name,
+                    "arn": arn,
+                    "status": "InProgress",
+                    "strategy": config["Strategy"],
+                    "config": dict(config),
+                    "definitions": [_with_objective(config, definition) for definition in definitions],
+                    "seed": random.SystemRandom().randrange(2**31) if seed is None else seed,
+                    "created_ms": now,
+                    "modified_ms": now,
+                    **values,
+                }
+            )
         row = self.store.tuning_job(region, name)
         if row is None:
             raise RuntimeError(f"tuning job {name!r} vanished while it was created")
@@ -274,12 +289,18 @@ class Engine:
             objective_metric=None,
         )
 
-    def create_training_job(self, region: str, plan: TrainingPlan) -> str:
-        """Record and start a training job of its own; return its ARN."""
+    def create_training_job(self, region: str, plan: TrainingPlan, tags: Mapping[str, str]) -> str:
+        """Record and start a training job of its own; return its ARN.
+
+        :param tags: its tags.
+        :raises StateNotWrittenError: the disk refuses.
+        """
         request = plan.definition
         training = self._own_training(region, request["TrainingJobName"], plan)
-        training.begin({"request": dict(request)})
-        self.store.commit()
+        with self.store.transaction():
+            self.store.set_tags(training.spec.arn, tags)
+            training.record({"request": dict(request)})
+        training.start()
         return training.spec.arn
 
     def stop_training_job(self, row: Row) -> None:
@@ -289,6 +310,28 @@ class Engine:
             raise RuntimeError(f"training job {row['name']!r} is {row['status']} but is not running")
         training.stop("Stopped")
         self.store.commit()
+
+    # --- jobs that an earlier server left damaged -------------------------------------------------
+
+    def _set_aside_tuning_job(self, row: Row, error: Exception) -> None:
+        """Fail a tuning job that cannot be gone on with, so that the others can."""
+        reason = _damage("tuning job", row, error)
+        run = self._runs.pop(row["id"], None)
+        if run is not None:
+            run.interrupt()
+            for training in list(run.running.values()):
+                training.abandon()
+        for job in self.store.training_jobs_of(row["id"]):
+            if job.get("status") in GOING_ON:
+                self._fail_damaged(self.store.update_training_job, job, reason)
+        self._fail_damaged(self.store.update_tuning_job, row, reason)
+
+    def _set_aside_training_job(self, row: Row, error: Exception) -> None:
+        self._fail_damaged(self.store.update_training_job, row, _damage("training job", row, error))
+
+    def _fail_damaged(self, update: Callable[[int, Mapping[str, Any]], None], row: Row, reason: str) -> None:
+        now = self.clock.now_ms()
+        update(row["id"], {"status": "Failed", "failure_reason": reason, "ended_ms": now, "modified_ms": now})
 
     # --- training jobs of their own --------------------------------------------------------------
 
@@ -460,9 +503,21 @@ class Engine:
         for training in self.trainings.values():
             training.check_log()
         if self._runs or self.trainings:
-            self.store.set_meta("last_seen_ms", str(self.clock.now_ms()))
-            self.store.commit()
+            if not self.store.is_behind:
+                self.store.set_meta("last_seen_ms", str(self.clock.now_ms()))
             self._kill_orphans()
+        self.store.commit()
+
+
+def _damage(what: str, row: Row, error: Exception) -> str:
+    """Say why a job cannot be gone on with, in the log and for its ``FailureReason``."""
+    name = dict(row).get("name")
+    if isinstance(error, DamagedRowError):
+        logger.error("The %s %s cannot go on: %s", what, name, error)
+    else:
+        logger.error("The %s %s (row %s of the state) cannot go on", what, name, row["id"], exc_info=error)
+    reason = f"{training_run.INTERNAL_ERROR}: the embedded AMT cannot go on with it: {error}"
+    return reason[: trainer.LONGEST_REASON]
 
 
 def training_job_arn(region: str, account: str, name: str) -> str:

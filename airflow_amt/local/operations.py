@@ -6,22 +6,24 @@ import base64
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import channels, json_text
 from airflow_amt.local import store as tables
 from airflow_amt.local.clock import to_datetime, to_milliseconds
-from airflow_amt.local.engine import Engine, training_job_arn
+from airflow_amt.local.engine import Engine
 from airflow_amt.local.metrics import read_live_metrics
 from airflow_amt.local.protocol import AwsError, Encoded, encode
 from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Prior
-from airflow_amt.local.store import Row, Store, derived
+from airflow_amt.local.store import DamagedRowError, Row, StateNotWrittenError, Store, derived
 from airflow_amt.local.trainer import model_uri, place_problems, resource_config_of
 from airflow_amt.local.tuning_run import objective_of
 from airflow_amt.service_model import listed_as_aws_does, service_model
@@ -36,6 +38,8 @@ from airflow_amt.tuning.request import (
     training_job_definitions,
 )
 from airflow_amt.tuning.warm_start import check_warm_start, launched_training_jobs, prior_evaluations
+
+logger = logging.getLogger(__name__)
 
 #: Quotas of an AWS account (developer guide, "Resource limits for automatic model tuning"), at what they
 #: can be raised to.
@@ -115,7 +119,16 @@ class Operations:
         :param params: parameters that fit the service model.
         :raises AwsError: the call is refused.
         """
-        return self._handlers[operation](region, params)
+        try:
+            return self._handlers[operation](region, params)
+        except StateNotWrittenError as error:
+            raise AwsError("ServiceUnavailable", str(error), 503) from None
+        except OperationalError as error:
+            self._store.recover(error)
+            refusal = StateNotWrittenError(self._store.state_dir, str(error.orig))
+            raise AwsError("ServiceUnavailable", str(refusal), 503) from None
+        except DamagedRowError as error:
+            raise AwsError("InternalFailure", str(error), 500) from None
 
     # --- tuning jobs -----------------------------------------------------------------------------
 
@@ -144,11 +157,11 @@ class Operations:
         self._check_quotas(region, config, wanted or 0, warm_start.launched)
         account = self._engine.options.account
         arn = f"arn:aws:sagemaker:{region}:{account}:hyper-parameter-tuning-job/{name.lower()}"
-        self._store.set_tags(arn, tags)
         self._engine.create(
             region=region,
             name=name,
             arn=arn,
+            tags=tags,
             config=config,
             definitions=[definition for _, definition in definitions],
             values={
@@ -307,8 +320,8 @@ class Operations:
                 f"The hyperparameter tuning job {row['name']} is not in a terminal state ({row['status']}): "
                 "stop it, and delete it once it has ended",
             )
-        self._store.delete_tuning_job(row)
-        self._store.commit()
+        with self._store.transaction():
+            self._store.delete_tuning_job(row)
         return {}
 
     def _list_tuning_jobs(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -319,7 +332,9 @@ class Operations:
         ]
         rows, token = self._page(params, region, column, table.c.id, conditions, self._store.list_tuning_jobs)
         return {
-            "HyperParameterTuningJobSummaries": [derived(row, "summary", _encoded_summary) for row in rows],
+            "HyperParameterTuningJobSummaries": _readable(
+                rows, lambda row: derived(row, "summary", _encoded_summary)
+            ),
             "NextToken": token,
         }
 
@@ -366,7 +381,7 @@ class Operations:
             params, region, column, table.c.id, conditions, self._store.list_training_jobs
         )
         return {
-            "TrainingJobSummaries": [_encoded_training_summary(row, tuning_job) for row in rows],
+            "TrainingJobSummaries": _readable(rows, lambda row: _encoded_training_summary(row, tuning_job)),
             "NextToken": token,
         }
 
@@ -399,8 +414,7 @@ class Operations:
                 "Training job names must be unique within an AWS account and region, but "
                 f"{existing['arn']} exists already ({existing['status']})",
             )
-        self._store.set_tags(training_job_arn(region, self._engine.options.account, name), tags)
-        return {"TrainingJobArn": self._engine.create_training_job(region, plan)}
+        return {"TrainingJobArn": self._engine.create_training_job(region, plan, tags)}
 
     def _describe_training_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         row = self._training_job(region, params)
@@ -479,8 +493,9 @@ class Operations:
             params, region, column, table.c.id, conditions, self._store.list_training_jobs
         )
         return {
-            "TrainingJobSummaries": [
-                {
+            "TrainingJobSummaries": _readable(
+                rows,
+                lambda row: {
                     "TrainingJobName": row["name"],
                     "TrainingJobArn": row["arn"],
                     "CreationTime": to_datetime(row["created_ms"]),
@@ -488,9 +503,8 @@ class Operations:
                     "LastModifiedTime": to_datetime(row["modified_ms"]),
                     "TrainingJobStatus": row["status"],
                     "SecondaryStatus": row["transitions"][-1][0],
-                }
-                for row in rows
-            ],
+                },
+            ),
             "NextToken": token,
         }
 
@@ -522,8 +536,8 @@ class Operations:
     def _add_tags(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         arn = self._existing_arn(params)
         tags = _new_tags(self._store.tags_of(arn), params["Tags"])
-        self._store.set_tags(arn, tags)
-        self._store.commit()
+        with self._store.transaction():
+            self._store.set_tags(arn, tags)
         return {"Tags": _tag_list(tags)}
 
     def _list_tags(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -536,8 +550,8 @@ class Operations:
         arn = self._existing_arn(params)
         gone = set(params["TagKeys"])
         kept = {key: value for key, value in self._store.tags_of(arn).items() if key not in gone}
-        self._store.set_tags(arn, kept)
-        self._store.commit()
+        with self._store.transaction():
+            self._store.set_tags(arn, kept)
         return {}
 
     def _existing_arn(self, params: Mapping[str, Any]) -> str:
@@ -575,6 +589,17 @@ class Operations:
             return rows, None
         rows = rows[:size]
         return rows, _write_token(query, rows[-1][column.name], rows[-1]["id"])
+
+
+def _readable(rows: Sequence[Row], make: Callable[[Row], Any]) -> list[Any]:
+    """Return what is made of each row; those that are damaged are left out of a list, and logged."""
+    made = []
+    for row in rows:
+        try:
+            made.append(make(row))
+        except DamagedRowError as error:
+            logger.error("Left out of a list: %s", error)
+    return made
 
 
 def _fingerprint(params: Mapping[str, Any], region: str, table: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -401,7 +401,7 @@ def open_store(state_dir: Path) -> Store:
     """
     try:
         return Store(state_dir)
-    except (OSError, DatabaseError) as error:
+    except (OSError, OperationalError) as error:
         why = error.strerror if isinstance(error, OSError) else error.orig
         raise AmtFieldError(
             "state-dir",

@@ -5,6 +5,10 @@ loop: statements here take tenths of a millisecond. The database is in WAL mode 
 what is committed survives the server's death at any moment, and a commit costs no ``fsync``.
 As nobody else writes, rows that were read are kept in memory until a statement changes them.
 Times are whole milliseconds of AMT time since the epoch.
+
+A call of the API is one transaction (:meth:`Store.transaction`): a disk that is full refuses it as a whole.
+What the engine writes between calls has happened already, and cannot be refused: what the disk does not take
+is kept in memory in its order, shows in the rows that are read, and is written as soon as the disk takes it.
 """
 
 from __future__ import annotations
@@ -12,18 +16,26 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
+import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DatabaseError, OperationalError
 
-from airflow_amt.exceptions import AmtFieldError
+from airflow_amt.exceptions import AmtError, AmtFieldError
 from airflow_amt.local import state_folder
 
+logger = logging.getLogger(__name__)
+
+DATABASE = "amt.sqlite3"
 SCHEMA_VERSION = "2"
 #: Statuses of tuning and training jobs that have not ended.
 GOING_ON = ("InProgress", "Stopping")
@@ -136,12 +148,98 @@ T = TypeVar("T")
 
 #: Rows of a table that are kept in memory at most; some kilobytes each.
 _KEPT_ROWS = 4096
+#: How often a disk that has refused a write is asked again.
+_RETRY_SECONDS = 1.0
 
 # Statements of the hot path are built once; SQLAlchemy then reuses their compiled form.
 _insert_training = sa.insert(training_jobs)
 _insert_tuning = sa.insert(tuning_jobs)
 _update_training = sa.update(training_jobs).where(training_jobs.c.id == sa.bindparam("_id"))
 _update_tuning = sa.update(tuning_jobs).where(tuning_jobs.c.id == sa.bindparam("_id"))
+_insert_tags = sa.insert(tags)
+_set_meta = sqlite.insert(meta)
+_set_meta = _set_meta.on_conflict_do_update(
+    index_elements=[meta.c.key], set_={"value": _set_meta.excluded.value}
+)
+
+
+class StateNotWrittenError(AmtError):
+    """The disk does not take a change of the state; nothing of the change was made.
+
+    :param state_dir: the state folder.
+    :param why: SQLite's words.
+    """
+
+    def __init__(self, state_dir: Path, why: str) -> None:
+        super().__init__(state_dir, why)
+        self.state_dir = state_dir
+        self.why = why
+
+    def __str__(self) -> str:
+        return (
+            f"The state in {self.state_dir} cannot be written: {self.why}. Nothing was changed. Free some "
+            "space there, and call again."
+        )
+
+
+class DamagedRowError(AmtError):
+    """A row of the database holds what the embedded AMT has not written.
+
+    :param database: the database.
+    :param table: the table.
+    :param key: the row's ``id``.
+    :param name: name of the job.
+    :param column: the column.
+    :param what: what is wrong with it.
+    """
+
+    def __init__(self, database: Path, table: str, key: Any, name: Any, column: str, what: str) -> None:
+        super().__init__(database, table, key, name, column, what)
+        self.database = database
+        self.table = table
+        self.key = key
+        self.name = name
+        self.column = column
+        self.what = what
+
+    def __str__(self) -> str:
+        return (
+            f"Row {self.key} of the table {self.table} in {self.database} (job {self.name}) is damaged: "
+            f"column {self.column} {self.what}. Restore a backup of the state folder, or delete the tuning "
+            "job: DeleteHyperParameterTuningJob."
+        )
+
+
+class _Damaged(str):
+    """The text of a JSON column that is no JSON."""
+
+
+_TYPES: Mapping[type[Any], tuple[type[Any], ...]] = {
+    sa.Integer: (int,),
+    sa.Float: (int, float),
+    sa.String: (str,),
+    sa.Boolean: (bool, int),
+}
+
+
+#: What JSON columns hold.
+_JSON_TYPES: Mapping[str, tuple[type[Any], ...]] = {
+    **dict.fromkeys(("config", "warm_start", "autotune", "request", "hyperparameters", "metrics"), (dict,)),
+    **dict.fromkeys(("definitions", "prior", "transitions", "curve"), (list,)),
+}
+
+
+class _DamagedRow(dict[str, Any]):
+    """A row of which some columns are damaged; reading one of those raises."""
+
+    def __init__(self, values: Mapping[str, Any], errors: Mapping[str, DamagedRowError]) -> None:
+        super().__init__(values)
+        self._errors = errors
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self._errors:
+            raise self._errors[key]
+        return super().__getitem__(key)
 
 
 def derived(row: Row, what: str, make: Callable[[Row], T]) -> T:
@@ -190,7 +288,9 @@ class _KeptRows:
         key = self._ids.get((region, name))
         return None if key is None else self.by_id(key)
 
-    def keep(self, values: Mapping[str, Any]) -> Row:
+    def keep(self, values: Row) -> Row:
+        if isinstance(values, _DamagedRow):
+            return values
         row = _KeptRow(values)
         self.drop(row["id"])
         self._rows[row["id"]] = row
@@ -226,7 +326,8 @@ class Store:
 
     :param state_dir: the folder; made if missing.
     :raises StateFolderInUseError: a server that runs owns the folder.
-    :raises AmtFieldError: the folder was written by a version with another layout.
+    :raises AmtFieldError: the folder was written by a version with another layout, or its database is
+        damaged.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -234,8 +335,9 @@ class Store:
         state_folder.prepare(state_dir)
         self._lock = _locked(state_dir)
         self._engine = sa.create_engine(
-            f"sqlite:///{state_dir / 'amt.sqlite3'}",
+            f"sqlite:///{self.database}",
             json_serializer=_compact_json,
+            json_deserializer=_read_json,
             future=True,
             poolclass=sa.NullPool,
         )
@@ -245,10 +347,17 @@ class Store:
             self._lock.close()
             raise
         self._kept = _no_rows()
+        self._in_transaction = False
+        #: What was written since the last commit, outside transactions.
+        self._unsaved: list[tuple[sa.Executable, Any]] = []
+        #: Why the disk has refused that, if it has.
+        self._refused: str | None = None
+        self._retry_at = 0.0
         # Whatever writes, by whichever method: no row in memory is older than the database.
         sa.event.listen(self._connection, "after_execute", self._note_write)
         sa.event.listen(self._connection, "rollback", self._note_rollback)
         try:
+            self._check_whole()
             self._connection.execute(sa.text("PRAGMA journal_mode=WAL"))
             self._connection.execute(sa.text("PRAGMA synchronous=NORMAL"))
             self._connection.commit()
@@ -262,14 +371,130 @@ class Store:
     def close(self) -> None:
         """Commit, close the database and give the folder free."""
         if not self._connection.closed:
-            self._connection.commit()
+            self.commit(at_once=True)
+            if self._refused is not None:
+                logger.error("%d changes of the state are lost: %s", len(self._unsaved), self._refused)
             self._connection.close()
         self._engine.dispose()
         self._lock.close()
 
-    def commit(self) -> None:
-        """Make everything written so far last."""
-        self._connection.commit()
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.state_dir / DATABASE
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the disk has refused to write what has happened; it is written as soon as it can be."""
+        return self._refused is not None
+
+    def commit(self, *, at_once: bool = False) -> None:
+        """Make everything written so far last; what the disk refuses is tried again with later commits.
+
+        :param at_once: ask the disk again even if it has just refused.
+        """
+        if self._refused is not None:
+            if at_once or time.monotonic() >= self._retry_at:
+                self._catch_up()
+            return
+        try:
+            self._connection.commit()
+        except OperationalError as error:
+            self._fall_behind(error)
+        else:
+            self._unsaved.clear()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Write all that is written in a ``with`` block, or nothing of it.
+
+        :raises StateNotWrittenError: the disk refuses.
+        """
+        self.commit(at_once=True)
+        if self._refused is not None:
+            raise StateNotWrittenError(self.state_dir, self._refused)
+        self._in_transaction = True
+        try:
+            yield
+            self._connection.commit()
+        except OperationalError as error:
+            self._connection.rollback()
+            raise StateNotWrittenError(self.state_dir, _words(error)) from None
+        except BaseException:
+            self._connection.rollback()
+            raise
+        finally:
+            self._in_transaction = False
+
+    def recover(self, error: OperationalError) -> None:
+        """Make the store usable again after a statement that the disk has refused."""
+        if not self._in_transaction:
+            self._fall_behind(error)
+
+    def _write(self, statement: sa.Executable, parameters: Any = None) -> None:
+        """Write; outside a transaction, keep what the disk refuses."""
+        if self._in_transaction:
+            self._connection.execute(statement, parameters)
+            return
+        self._unsaved.append((statement, parameters))
+        if self._refused is not None:
+            self._forget_kept(statement, parameters)
+            return
+        try:
+            self._connection.execute(statement, parameters)
+        except OperationalError as error:
+            self._fall_behind(error)
+
+    def _insert(self, statement: sa.Insert, values: Mapping[str, Any]) -> int:
+        """Add a row and return its id.
+
+        :raises StateNotWrittenError: the disk refuses.
+        """
+        if self._refused is not None:
+            raise StateNotWrittenError(self.state_dir, self._refused)
+        try:
+            key = _inserted(self._connection.execute(statement, dict(values)))
+        except OperationalError as error:
+            if self._in_transaction:
+                raise
+            self._fall_behind(error)
+            raise StateNotWrittenError(self.state_dir, _words(error)) from None
+        if not self._in_transaction:
+            # If the commit is refused, the row is written later under the same id.
+            self._unsaved.append((statement, {**values, "id": key}))
+        return key
+
+    def _fall_behind(self, error: OperationalError) -> None:
+        self._connection.rollback()
+        self._retry_at = time.monotonic() + _RETRY_SECONDS
+        if self._refused is None and self._unsaved:
+            self._refused = _words(error)
+            logger.error(
+                "The state in %s cannot be written: %s. Changes are kept in memory until it can be: free "
+                "some space",
+                self.state_dir,
+                self._refused,
+            )
+
+    def _catch_up(self) -> None:
+        """Write what the disk has refused, in its order."""
+        try:
+            for statement, parameters in self._unsaved:
+                self._connection.execute(statement, parameters)
+            self._connection.commit()
+        except OperationalError as error:
+            self._connection.rollback()
+            self._refused = _words(error)
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            return
+        self._unsaved.clear()
+        self._refused = None
+        logger.info("The state in %s is written again", self.state_dir)
+
+    def _forget_kept(self, statement: sa.Executable, parameters: Any) -> None:
+        kept = self._kept.get(str(statement.table)) if isinstance(statement, sa.Update) else None
+        if kept is not None:
+            kept.note_write([parameters])
 
     # --- meta ------------------------------------------------------------------------------------
 
@@ -282,9 +507,7 @@ class Store:
 
     def set_meta(self, key: str, value: str) -> None:
         """Set a value of the meta table."""
-        updated = self._connection.execute(sa.update(meta).where(meta.c.key == key).values(value=value))
-        if updated.rowcount == 0:
-            self._connection.execute(sa.insert(meta).values(key=key, value=value))
+        self._write(_set_meta, {"key": key, "value": value})
 
     @property
     def identity(self) -> str:
@@ -298,11 +521,34 @@ class Store:
 
     def last_seen_ms(self) -> int:
         """Return the latest AMT time recorded anywhere, 0 in a new folder."""
-        moments = [int(self.get_meta("last_seen_ms") or 0)]
+        seen = self.get_meta("last_seen_ms") or "0"
+        moments = [int(seen) if seen.isascii() and seen.isdecimal() else 0]
         for table in (tuning_jobs, training_jobs):
-            latest = self._connection.execute(sa.select(sa.func.max(table.c.modified_ms))).scalar()
+            moment = table.c.modified_ms
+            # A damaged row holds anything.
+            of_whole_rows = sa.select(sa.func.max(moment)).where(sa.func.typeof(moment) == "integer")
+            latest = self._connection.execute(of_whole_rows).scalar()
             moments.append(latest or 0)
         return max(moments)
+
+    def _check_whole(self) -> None:
+        """Refuse a database that is none, or that has lost a part.
+
+        :raises AmtFieldError: it is damaged.
+        """
+        try:
+            found = self._connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        except OperationalError:
+            raise
+        except DatabaseError as error:
+            found = _words(error)
+        if found != "ok":
+            raise AmtFieldError(
+                "state-dir",
+                str(self.database),
+                f"a database that is whole; this one is damaged ({found})",
+                "restore a backup of the state folder, or move this file away to begin with an empty one",
+            )
 
     def _check_version(self) -> None:
         version = self.get_meta("schema")
@@ -321,11 +567,11 @@ class Store:
 
     def insert_tuning_job(self, values: Mapping[str, Any]) -> int:
         """Add a tuning job and return its id."""
-        return _inserted(self._connection.execute(_insert_tuning, dict(values)))
+        return self._insert(_insert_tuning, values)
 
     def update_tuning_job(self, job_id: int, values: Mapping[str, Any]) -> None:
         """Change columns of a tuning job."""
-        self._connection.execute(_update_tuning, {"_id": job_id, **values})
+        self._write(_update_tuning, {"_id": job_id, **values})
 
     def tuning_job(self, region: str, name: str) -> Row | None:
         """Return a tuning job by its name, in whatever case, or ``None``."""
@@ -385,27 +631,33 @@ class Store:
 
     def insert_training_job(self, values: Mapping[str, Any]) -> int:
         """Add a training job and return its id."""
-        return _inserted(self._connection.execute(_insert_training, dict(values)))
+        return self._insert(_insert_training, values)
 
     def update_training_job(self, job_id: int, values: Mapping[str, Any]) -> None:
         """Change columns of a training job."""
-        self._connection.execute(_update_training, {"_id": job_id, **values})
+        self._write(_update_training, {"_id": job_id, **values})
 
     def training_job(self, region: str, name: str) -> Row | None:
         """Return a training job by its name, or ``None``."""
         kept = self._kept[training_jobs.name]
-        return kept.by_name(region, name.lower()) or self._keep_one(
-            kept,
-            sa.select(training_jobs).where(
-                training_jobs.c.region == region, training_jobs.c.name_key == name.lower()
-            ),
+        return (
+            kept.by_name(region, name.lower())
+            or self._keep_one(
+                kept,
+                sa.select(training_jobs).where(
+                    training_jobs.c.region == region, training_jobs.c.name_key == name.lower()
+                ),
+            )
+            or self._unwritten(training_jobs, region=region, name_key=name.lower())
         )
 
     def training_job_by_id(self, job_id: int) -> Row:
         """Return a training job by its id."""
         kept = self._kept[training_jobs.name]
-        row = kept.by_id(job_id) or self._keep_one(
-            kept, sa.select(training_jobs).where(training_jobs.c.id == job_id)
+        row = (
+            kept.by_id(job_id)
+            or self._keep_one(kept, sa.select(training_jobs).where(training_jobs.c.id == job_id))
+            or self._unwritten(training_jobs, id=job_id)
         )
         if row is None:
             raise LookupError(f"there is no training job with id {job_id}")
@@ -449,10 +701,10 @@ class Store:
 
     def set_tags(self, arn: str, values: Mapping[str, str]) -> None:
         """Replace all tags of a resource."""
-        self._connection.execute(sa.delete(tags).where(tags.c.arn == arn))
+        self._write(sa.delete(tags).where(tags.c.arn == arn))
         if values:
-            self._connection.execute(
-                sa.insert(tags),
+            self._write(
+                _insert_tags,
                 [
                     {"arn": arn, "key": key, "value": value, "position": position}
                     for position, (key, value) in enumerate(values.items())
@@ -462,12 +714,26 @@ class Store:
     # --- helpers ---------------------------------------------------------------------------------
 
     def _one(self, query: sa.Select[Any]) -> Row | None:
-        row = self._connection.execute(query).mappings().one_or_none()
-        return None if row is None else _plain(row)
+        rows = self._all(query)
+        if len(rows) > 1:
+            raise RuntimeError(f"{len(rows)} rows where one was expected")
+        return rows[0] if rows else None
 
     def _keep_one(self, kept: _KeptRows, query: sa.Select[Any]) -> Row | None:
         row = self._one(query)
         return None if row is None else kept.keep(row)
+
+    def _unwritten(self, table: sa.Table, **columns: Any) -> Row | None:
+        """Return a row that the disk has refused so far, by some of its columns."""
+        if self._refused is None:
+            return None
+        for statement, parameters in self._unsaved:
+            if not isinstance(statement, sa.Insert) or statement.table is not table:
+                continue
+            if all(parameters[name] == value for name, value in columns.items()):
+                defaults = {one.name: getattr(one.default, "arg", None) for one in table.columns}
+                return self._checked(table, {**defaults, **parameters})
+        return None
 
     def _page(
         self,
@@ -506,7 +772,48 @@ class Store:
             kept.clear()
 
     def _all(self, query: sa.Select[Any]) -> list[Row]:
-        return [_plain(row) for row in self._connection.execute(query).mappings()]
+        (table,) = query.get_final_froms()
+        return [
+            self._checked(table, {str(key): value for key, value in row.items()})
+            for row in self._connection.execute(query).mappings()
+        ]
+
+    def _checked(self, table: Any, values: dict[str, Any]) -> Row:
+        """Return a row with what could not be written yet; of damaged columns, reading raises."""
+        if self._refused is not None:
+            for statement, parameters in self._unsaved:
+                if isinstance(statement, sa.Update) and statement.table is table:
+                    changed = {key: value for key, value in parameters.items() if key != "_id"}
+                    values.update(changed if parameters["_id"] == values["id"] else {})
+        errors = {}
+        for column, types, nullable in _columns(table):
+            value = values[column]
+            if value is None and nullable:
+                continue
+            if type(value) is _Damaged:
+                what = f"is not valid JSON ({value[:40]!r})"
+            elif not isinstance(value, types):
+                what = f"holds {value!r}"[:200]
+            else:
+                continue
+            errors[column] = DamagedRowError(
+                self.database, table.name, values["id"], values["name"], column, what
+            )
+        return _DamagedRow(values, errors) if errors else values
+
+
+@cache
+def _columns(table: sa.Table) -> list[tuple[str, tuple[type[Any], ...], bool]]:
+    """Return name, Python types and whether it may be empty, for each column."""
+    return [
+        (
+            column.name,
+            _JSON_TYPES.get(column.name)
+            or next(types for kind, types in _TYPES.items() if isinstance(column.type, kind)),
+            bool(column.nullable),
+        )
+        for column in table.columns
+    ]
 
 
 class Snapshot(Store):
@@ -518,6 +825,10 @@ class Snapshot(Store):
     def __init__(self, store: Store) -> None:
         store.commit()
         self.state_dir = store.state_dir
+        self._unsaved = []
+        self._refused = None
+        self._retry_at = 0.0
+        self._in_transaction = False
         self._connection = store._engine.connect()
         self._kept = _no_rows()
         self._connection.exec_driver_sql("PRAGMA query_only=ON")
@@ -534,15 +845,22 @@ def _no_rows() -> dict[str, _KeptRows]:
     return {tuning_jobs.name: _KeptRows("name_key"), training_jobs.name: _KeptRows("name_key")}
 
 
-def _plain(row: sa.RowMapping) -> Row:
-    return {str(key): value for key, value in row.items()}
-
-
 def _inserted(result: sa.CursorResult[Any]) -> int:
     key = result.inserted_primary_key
     if key is None:
         raise RuntimeError("SQLite gave no id to a new row")
     return int(key[0])
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError, TypeError):
+        return _Damaged(text)
+
+
+def _words(error: DatabaseError) -> str:
+    return str(error.orig)
 
 
 def _compact_json(value: Any) -> str:

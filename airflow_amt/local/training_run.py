@@ -129,10 +129,11 @@ class TrainingRun:
 
     # --- life ------------------------------------------------------------------------------------
 
-    def begin(self, values: Mapping[str, Any]) -> None:
-        """Record a new training job and start it.
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Record a new training job, which is then to be started.
 
         :param values: columns that the store is to have besides those that all training jobs have.
+        :raises StateNotWrittenError: the disk refuses.
         """
         self.created_ms = self._engine.clock.now_ms()
         self._enter("Starting", self.created_ms)
@@ -152,7 +153,6 @@ class TrainingRun:
                 **values,
             }
         )
-        self._start()
 
     def resume(self, row: Row) -> None:
         """Start a training job again that an earlier server left unfinished."""
@@ -162,9 +162,10 @@ class TrainingRun:
         self.retries = row["retries"]
         self.transitions = list(row["transitions"])
         self._prepare_retry()
-        self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start one that is recorded."""
         self._engine.trainings[self.job_id] = self
         self._engine.commit_soon()
         self.task = asyncio.get_running_loop().create_task(self._go_on(), name=f"training {self.spec.name}")

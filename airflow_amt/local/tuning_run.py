@@ -32,7 +32,7 @@ from airflow_amt.local.clock import to_datetime, to_milliseconds
 from airflow_amt.local.early_stopping import StoppingRule, create_stopping_rule
 from airflow_amt.local.metrics import compile_definitions
 from airflow_amt.local.search import MAX_TRAINING_JOBS, Evaluation, Prior, Search, Space, create_search
-from airflow_amt.local.store import Row
+from airflow_amt.local.store import Row, StateNotWrittenError
 from airflow_amt.local.training_run import BROKEN_REASON, TrainingPlan, TrainingRun
 from airflow_amt.tuning.criteria import CompletionCriteria, ObjectiveType
 from airflow_amt.tuning.history import CriteriaTracker, TrainingJobResult
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: How long a tuning job waits for a disk that is full before it tries to launch again.
+_FULL_DISK_SECONDS = 1.0
 #: So many ended training jobs without one objective fail the tuning job.
 ATTEMPTS_WITHOUT_SUCCESS = 5
 NO_SUCCESS_REASON = (
@@ -364,24 +366,32 @@ class TuningRun:
             tuned = search.propose(definition.history, pending)
         if tuned is None:
             definition.exhausted = True
+            return
         # The tuning job may have ended while the search was thinking.
-        elif self._may_launch():
-            self._launch(definition, tuned)
+        while self._may_launch():
+            try:
+                self._launch(definition, tuned)
+                return
+            except StateNotWrittenError:
+                # No training job runs that no server would find again. The store logs why.
+                await asyncio.sleep(_FULL_DISK_SECONDS)
+                self._check_time()
 
     def _launch(self, definition: DefinitionRun, tuned: Mapping[str, str]) -> None:
         name = f"{self._name}-{self._launched + 1:03d}-{secrets.token_hex(4)}"
         training = self._training(definition, name, tuned)
         # As AMT documents: training jobs get the tags that the tuning job has when they are launched.
         tags = self._engine.store.tags_of(self._arn)
-        if tags:
-            self._engine.store.set_tags(training.spec.arn, tags)
-        training.begin(
+        training.record(
             {
                 "tuning_job_id": self._id,
                 "definition_index": definition.index,
                 "objective_status": "Pending",
             }
         )
+        if tags:
+            self._engine.store.set_tags(training.spec.arn, tags)
+        training.start()
         self._launched += 1
         definition.launched += 1
         self._count_running(training)
