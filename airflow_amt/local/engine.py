@@ -511,7 +511,7 @@ class Engine:
 
 def _damage(what: str, row: Row, error: Exception) -> str:
     """Say why a job cannot be gone on with, in the log and for its ``FailureReason``."""
-    name = dict(row).get("name")
+    name = row.get("name")
     if isinstance(error, DamagedRowError):
         logger.error("The %s %s cannot go on: %s", what, name, error)
     else:

@@ -599,6 +599,8 @@ def _readable(rows: Sequence[Row], make: Callable[[Row], Any]) -> list[Any]:
             made.append(make(row))
         except DamagedRowError as error:
             logger.error("Left out of a list: %s", error)
+        except Exception:
+            logger.exception("Left out of a list: row %s, job %s", row["id"], row.get("name"))
     return made
 
 

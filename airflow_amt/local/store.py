@@ -241,6 +241,10 @@ class _DamagedRow(dict[str, Any]):
             raise self._errors[key]
         return super().__getitem__(key)
 
+    def __iter__(self) -> Iterator[str]:
+        # Copies are made by way of __getitem__ then, and raise too.
+        return super().__iter__()
+
 
 def derived(row: Row, what: str, make: Callable[[Row], T]) -> T:
     """Return what is made of a row and nothing else, made once for each state of the row.
@@ -828,7 +832,8 @@ class Snapshot(Store):
         self._unsaved = []
         self._refused = None
         self._retry_at = 0.0
-        self._in_transaction = False
+        # Nothing that is written here may be kept for later.
+        self._in_transaction = True
         self._connection = store._engine.connect()
         self._kept = _no_rows()
         self._connection.exec_driver_sql("PRAGMA query_only=ON")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Coroutine, Iterator
@@ -36,6 +38,7 @@ from tests.local.support import (
 pytestmark = pytest.mark.local
 
 REGION = "us-east-1"
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def fill(store: Store) -> None:
@@ -95,7 +98,13 @@ def in_world(folder: Path, play: Callable[[World], Coroutine[Any, Any, None]]) -
             await world.engine.close()
             world.store.close()
 
-    asyncio.run(run())
+    before = resource.getrlimit(resource.RLIMIT_RTTIME)
+    try:
+        asyncio.run(run())
+    finally:
+        # The engine has made this process a server, which adopts orphans and tags its children.
+        resource.setrlimit(resource.RLIMIT_RTTIME, before)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def refused(world: World, operation: str, **params: Any) -> str:

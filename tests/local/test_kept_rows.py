@@ -30,6 +30,7 @@ def add(store: Store, name: str, **changes: Any) -> int:
             continue
         is_text = isinstance(column.type, sa.String)
         values[column.name] = "x" if is_text else {} if isinstance(column.type, sa.JSON) else False
+    values["definitions"] = []
     fixed = {"region": REGION, "name": name, "name_key": name.lower(), "created_ms": 1, "modified_ms": 1}
     return store.insert_tuning_job({**values, **fixed, "status": "InProgress", **changes})
 
