@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 ALGORITHM = "AWS4-HMAC-SHA256"
@@ -27,7 +28,7 @@ MOST_SKEW = 15 * 60
 #: Longest life of a presigned address (S3 user guide: seven days).
 LONGEST_LIFE = 7 * 24 * 3600
 
-_PAYLOAD_HEADER = "x-amz-content-sha256"
+_PAYLOAD_HEADER = b"x-amz-content-sha256"
 #: Bodies that are not part of the signature; S3 alone has them.
 _UNSIGNED_PAYLOADS = ("UNSIGNED-PAYLOAD", "STREAMING-")
 _DATE_FORMAT = "%Y%m%dT%H%M%SZ"
@@ -49,15 +50,14 @@ class SignatureError(Exception):
         self.message = message
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Who a request says has signed it, and for what.
+@dataclass(frozen=True, slots=True, eq=False)
+class Signer:
+    """Who a request says has signed it, and for what; the same in many requests.
 
     :param access_key_id: whose secret the signature was made with.
     :param region: the AWS region.
     :param service: the AWS service, as ``sagemaker``.
-    :param signature: the signature.
-    :param date: the day of the signature, as in its scope: ``20260131``.
+    :param date: the day of the signature: ``20260131``.
     :param signed_headers: names of the headers that it covers; empty in version 2.
     :param presigned: whether the signature is in the query.
     :param version: 4 or 2.
@@ -66,15 +66,25 @@ class Claim:
     access_key_id: str
     region: str
     service: str
-    signature: str
     date: str = ""
-    signed_headers: tuple[str, ...] = ()
+    signed_headers: tuple[bytes, ...] = ()
     presigned: bool = False
     version: int = 4
 
+    @property
+    def scope(self) -> str:
+        """The scope of the signature, as it is signed."""
+        return f"{self.date}/{self.region}/{self.service}/aws4_request"
 
-@dataclass(frozen=True, slots=True)
-class Request:
+
+class Claim(NamedTuple):
+    """What a request says about its signature."""
+
+    signer: Signer
+    signature: str
+
+
+class Request(NamedTuple):
     """What of a request is signed, beside its body.
 
     :param method: HTTP method.
@@ -106,7 +116,16 @@ def claim_of(authorization: str, query: bytes) -> Claim | None:
 def _claim_of_header(authorization: str) -> Claim:
     if len(authorization) > LONGEST_AUTHORIZATION:
         raise _incomplete(f"the Authorization header is longer than {LONGEST_AUTHORIZATION} characters")
-    algorithm, _, rest = authorization.partition(" ")
+    # The signature comes last with all clients, and what is before it is the same in many requests.
+    head, found, signature = authorization.rpartition("Signature=")
+    if not found or "," in signature:
+        raise _incomplete("the Authorization header must end with Signature=")
+    return Claim(_signer_of_header(head), signature.strip())
+
+
+@lru_cache(maxsize=256)
+def _signer_of_header(head: str) -> Signer:
+    algorithm, _, rest = head.partition(" ")
     if algorithm != ALGORITHM:
         raise _incomplete(f"the Authorization header must begin with {ALGORITHM}")
     parts = {}
@@ -114,7 +133,7 @@ def _claim_of_header(authorization: str) -> Claim:
         name, _, value = part.strip().partition("=")
         parts[name] = value
     try:
-        return _claim(parts["Credential"], parts["SignedHeaders"], parts["Signature"], presigned=False)
+        return _signer(parts["Credential"], parts["SignedHeaders"], presigned=False)
     except KeyError as error:
         raise _incomplete(f"the Authorization header has no {error.args[0]}") from None
 
@@ -123,48 +142,45 @@ def _claim_of_query(query: bytes) -> Claim:
     options = _options(query)
     try:
         if "X-Amz-Signature" in options:
-            return _claim(
-                options["X-Amz-Credential"],
-                options["X-Amz-SignedHeaders"],
-                options["X-Amz-Signature"],
-                presigned=True,
-            )
-        return Claim(
-            options["AWSAccessKeyId"], "us-east-1", "s3", options["Signature"], presigned=True, version=2
-        )
+            signer = _signer(options["X-Amz-Credential"], options["X-Amz-SignedHeaders"], presigned=True)
+            return Claim(signer, options["X-Amz-Signature"])
+        signer = Signer(options["AWSAccessKeyId"], "us-east-1", "s3", presigned=True, version=2)
+        return Claim(signer, options["Signature"])
     except KeyError as error:
         raise _incomplete(f"the query has no {error.args[0]}") from None
 
 
-def _claim(credential: str, signed_headers: str, signature: str, *, presigned: bool) -> Claim:
+def _signer(credential: str, signed_headers: str, *, presigned: bool) -> Signer:
     parts = credential.rsplit("/", 4)
     if len(parts) != 5 or parts[4] != "aws4_request" or not all(parts):
         raise _incomplete("Credential must be KEY/DATE/REGION/SERVICE/aws4_request")
     key, date, region, service, _ = parts
     if not (_is_label(region) and _is_label(service)):
         raise _incomplete("Credential names no region or no service")
-    return Claim(key, region, service, signature, date, tuple(signed_headers.split(";")), presigned)
+    names = tuple(name.encode("latin-1", "replace") for name in signed_headers.split(";"))
+    if b"host" not in names:
+        raise _incomplete("the host is not among the signed headers")
+    return Signer(key, region, service, date, names, presigned)
 
 
 def _is_label(text: str) -> bool:
     return len(text) <= 32 and text.isascii() and text.replace("-", "").isalnum() and text == text.lower()
 
 
-def payload_hash(claim: Claim, headers: Headers) -> str | None:
+def payload_hash(signer: Signer, headers: Headers) -> str | None:
     """Return what a request says about its body, ``None`` if its body has to be hashed.
 
     :return: a SHA-256 in hexadecimal digits, ``UNSIGNED-PAYLOAD``, or another of S3's words.
     :raises SignatureError: it says something that its service has not.
     """
-    if claim.presigned:
+    if signer.presigned:
         return "UNSIGNED-PAYLOAD"
-    name = _PAYLOAD_HEADER.encode()
     for header, value in headers:
-        if header == name:
+        if header == _PAYLOAD_HEADER:
             text = value.decode("latin-1").strip()
-            if _HASH.fullmatch(text) or (claim.service == "s3" and text.startswith(_UNSIGNED_PAYLOADS)):
+            if is_hash(text) or (signer.service == "s3" and text.startswith(_UNSIGNED_PAYLOADS)):
                 return text
-            raise _incomplete(f"{_PAYLOAD_HEADER} must be the SHA-256 of the body in hexadecimal digits")
+            raise _incomplete("x-amz-content-sha256 must be the SHA-256 of the body in hexadecimal digits")
     return None
 
 
@@ -183,61 +199,58 @@ def check(
     :param now: seconds since the epoch.
     :raises SignatureError: see ``code``.
     """
-    secret = secret_of(claim.access_key_id)
+    signer = claim.signer
+    secret = secret_of(signer.access_key_id)
     if secret is None:
         raise SignatureError("InvalidAccessKeyId", "The access key is not one of this server's.")
-    if claim.version == 2:
+    if signer.version == 2:
         _check_version_2(claim, request, secret, now)
         return
-    signed = _signed_headers(claim, request.headers)
-    query = _canonical_query(request.query)
-    options = _options(request.query) if claim.presigned else {}
-    moment = options.get("X-Amz-Date", "") if claim.presigned else signed.get("x-amz-date", "")
-    _check_time(claim, moment, options.get("X-Amz-Expires") if claim.presigned else None, now)
-    path = request.path.decode("latin-1") or "/"
-    # Services but S3 encode once more what was sent.
-    canonical = "\n".join(
-        [
-            request.method,
-            path if claim.service == "s3" else quote(path, safe="/~"),
-            query,
-            *[f"{name}:{signed[name]}" for name in claim.signed_headers],
-            "",
-            ";".join(claim.signed_headers),
-            payload,
-        ]
-    ).encode("latin-1", "replace")
-    scope = f"{claim.date}/{claim.region}/{claim.service}/aws4_request"
-    text = f"{ALGORITHM}\n{moment}\n{scope}\n{hashlib.sha256(canonical).hexdigest()}"
-    key = _signing_key(secret, claim.date, claim.region, claim.service)
-    expected = hmac.digest(key, text.encode(), "sha256").hex()
-    if not hmac.compare_digest(expected, claim.signature.encode("ascii", "replace").decode()):
+    signed = _signed_headers(signer, request.headers)
+    if signer.presigned:
+        options = _options(request.query)
+        moment = options.get("X-Amz-Date", "")
+        _check_time(signer, moment, options.get("X-Amz-Expires", ""), now)
+    else:
+        moment = signed.get(b"x-amz-date", b"").decode("latin-1")
+        _check_time(signer, moment, None, now)
+    path = request.path or b"/"
+    if signer.service != "s3" and path != b"/":
+        # Services but S3 encode once more what was sent.
+        path = quote(path, safe="/~").encode()
+    lines = [request.method.encode(), path, _canonical_query(request.query)]
+    lines += [name + b":" + signed[name] for name in signer.signed_headers]
+    lines += [b"", b";".join(signer.signed_headers), payload.encode()]
+    digest = hashlib.sha256(b"\n".join(lines)).hexdigest()
+    text = f"{ALGORITHM}\n{moment}\n{signer.scope}\n{digest}"
+    mac = _keyed(secret, signer).copy()
+    mac.update(text.encode())
+    if not hmac.compare_digest(mac.hexdigest().encode(), claim.signature.encode("latin-1", "replace")):
         raise _wrong()
 
 
-def _signed_headers(claim: Claim, headers: Headers) -> dict[str, str]:
+def _signed_headers(signer: Signer, headers: Headers) -> dict[bytes, bytes]:
     """Return the headers that are signed, each as the canonical request has it.
 
-    :raises SignatureError: the host or one of AWS's own headers is not signed.
+    :raises SignatureError: one of AWS's own headers is not signed, or a signed one is missing.
     """
-    names = claim.signed_headers
-    signed: dict[str, str] = {}
-    for raw_name, raw_value in headers:
-        name = raw_name.decode("latin-1")
+    names = signer.signed_headers
+    signed: dict[bytes, bytes] = {}
+    for name, raw in headers:
         if name in names:
-            value = " ".join(raw_value.decode("latin-1").split())
-            signed[name] = f"{signed[name]},{value}" if name in signed else value
-        elif name.startswith("x-amz-"):
-            raise _incomplete(f"the header {name[:64]} is not among the signed headers")
-    missing = [name for name in names if name not in signed]
-    if "host" not in signed or missing:
-        raise _incomplete(f"the signed headers must be there: {', '.join(missing or ['host'])[:200]}")
+            value = b" ".join(raw.split())
+            signed[name] = signed[name] + b"," + value if name in signed else value
+        elif name.startswith(b"x-amz-"):
+            raise _incomplete(f"the header {name[:64]!a} is not among the signed headers")
+    if len(signed) < len(names):
+        missing = b", ".join(name for name in names if name not in signed)
+        raise _incomplete(f"the signed headers must be there: {missing[:200]!a}")
     return signed
 
 
-def _canonical_query(query: bytes) -> str:
+def _canonical_query(query: bytes) -> bytes:
     if not query:
-        return ""
+        return b""
     pairs = []
     for part in query.decode("latin-1").split("&"):
         name, _, value = part.partition("=")
@@ -245,18 +258,22 @@ def _canonical_query(query: bytes) -> str:
         pair = (quote(unquote(name), safe="-_.~"), quote(unquote(value), safe="-_.~"))
         if pair[0] != "X-Amz-Signature":
             pairs.append(pair)
-    return "&".join(f"{name}={value}" for name, value in sorted(pairs))
+    return "&".join(f"{name}={value}" for name, value in sorted(pairs)).encode()
 
 
-def _check_time(claim: Claim, moment: str, life: str | None, now: float) -> None:
+def _check_time(signer: Signer, moment: str, life: str | None, now: float) -> None:
+    """Refuse a signature that is not fresh.
+
+    :param life: seconds that a presigned address says it lives.
+    """
     signed_at = _timestamp(moment)
     if signed_at is None:
         raise _incomplete("there is no X-Amz-Date like 20260131T235959Z")
-    if moment[:8] != claim.date:
+    if moment[:8] != signer.date:
         raise _incomplete("the date in Credential is not that of X-Amz-Date")
     seconds = MOST_SKEW
-    if claim.presigned:
-        if life is None or not (life.isascii() and life.isdecimal() and 0 < len(life) <= 6):
+    if life is not None:
+        if not (life.isascii() and life.isdecimal() and len(life) <= 6):
             raise _incomplete("X-Amz-Expires must be a number of seconds")
         seconds = min(int(life), LONGEST_LIFE)
     if not signed_at - MOST_SKEW <= now <= signed_at + seconds:
@@ -272,11 +289,12 @@ def _timestamp(moment: str) -> float | None:
 
 
 @lru_cache(maxsize=64)
-def _signing_key(secret: str, date: str, region: str, service: str) -> bytes:
+def _keyed(secret: str, signer: Signer) -> hmac.HMAC:
+    """Return what makes signatures, to be copied: it costs half as much as to begin with the key."""
     key = f"AWS4{secret}".encode()
-    for part in (date, region, service, "aws4_request"):
+    for part in (signer.date, signer.region, signer.service, "aws4_request"):
         key = hmac.digest(key, part.encode(), "sha256")
-    return key
+    return hmac.new(key, digestmod="sha256")
 
 
 def _check_version_2(claim: Claim, request: Request, secret: str, now: float) -> None:
@@ -303,7 +321,7 @@ def _check_version_2(claim: Claim, request: Request, secret: str, now: float) ->
     target = urlsplit(f"http://server{request.path.decode('latin-1')}?{query}")
     text = signer.canonical_string(request.method, target, headers)
     expected = b64encode(hmac.digest(secret.encode(), text.encode(), "sha1")).decode()
-    if not hmac.compare_digest(expected, claim.signature.encode("ascii", "replace").decode()):
+    if not hmac.compare_digest(expected.encode(), claim.signature.encode("latin-1", "replace")):
         raise _wrong()
 
 

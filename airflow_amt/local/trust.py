@@ -16,13 +16,14 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from xml.sax.saxutils import escape
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from airflow_amt.local import signatures
 from airflow_amt.local.credentials import DEFAULT_REGION, Credentials
-from airflow_amt.local.signatures import Claim, SignatureError
+from airflow_amt.local.signatures import Claim, SignatureError, Signer
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ LARGEST_REQUEST = 4 * 1024 * 1024
 #: Largest object that is sent in one request of S3 (S3 user guide, "Uploading objects"): 5 GB.
 LARGEST_OBJECT = 5 * 1024**3
 #: Where the gate leaves who has signed a request, in its ASGI scope.
-CLAIM = "airflow_amt.claim"
+SIGNER = "airflow_amt.signer"
 
 _HINT = (
     "Use the access key that 'airflow-amt local credentials' prints, with the --state-dir of the server "
@@ -50,6 +51,8 @@ _JSON_CODES = {
     "MissingAuthenticationToken": "MissingAuthenticationTokenException",
     "SignatureDoesNotMatch": "InvalidSignatureException",
 }
+#: What browsers say of requests that no other site has made.
+_OWN_SITES = (b"none", b"same-origin")
 _LOG_SECONDS = 1.0
 
 
@@ -98,7 +101,8 @@ class Gate:
         self._application = application
         self._options = options
         self._now = now
-        self._hosts = frozenset(host.lower() for host in options.hosts)
+        hosts = frozenset(host.lower() for host in options.hosts)
+        self._is_own = lru_cache(maxsize=64)(partial(_own_host, hosts=hosts))
         self._refusals = _Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,6 +120,11 @@ class Gate:
             await _refuse(scope, receive, send, error)
             return
         except ClientGoneError:
+            return
+
+        if scope["method"] == "POST":
+            # No page is shown by it: forms of pages are refused.
+            await self._application(scope, receive, send)
             return
 
         async def send_hardened(message: Message) -> None:
@@ -137,28 +146,20 @@ class Gate:
                 origin = value if origin is None else b""
             elif name == b"sec-fetch-site":
                 site = value
-        if host is None or not self._is_own(host, scope):
+        if host is None or not self._is_own(host, (scope.get("server") or ("",))[0]):
             raise RefusedError(
                 403,
                 "AccessDenied",
                 f"The Host header {_shown(host)} is none of this server's names. Start it with "
                 "--allowed-host NAME to call it by that name.",
             )
-        if (origin is not None and origin.lower() != b"http://" + host.lower()) or site not in (
-            None,
-            b"none",
-            b"same-origin",
+        if (origin is not None and origin.lower() != b"http://" + host.lower()) or (
+            site is not None and site not in _OWN_SITES
         ):
             raise RefusedError(
                 403, "AccessDenied", f"The web page {_shown(origin)} may not call this server: no page may."
             )
         return "" if authorization is None else authorization.decode("latin-1")
-
-    def _is_own(self, host: bytes, scope: Scope) -> bool:
-        name = _host_name(host)
-        return (
-            name is not None and (name == "localhost" or name.endswith(".localhost") or name in self._hosts)
-        ) or _is_address(name, scope)
 
     async def _check_signature(
         self, scope: Scope, headers: list[tuple[bytes, bytes]], authorization: str, receive: Receive
@@ -172,20 +173,21 @@ class Gate:
                 # Nobody asks for it.
                 return receive
             raise _refused(error) from None
-        scope[CLAIM] = claim
+        scope[SIGNER] = None if claim is None else claim.signer
         if credentials is None:
             return receive
         if claim is None:
             raise RefusedError(403, "MissingAuthenticationToken", f"The request is not signed. {_HINT}")
-        if claim.service != "sagemaker" and any(
+        signer = claim.signer
+        if signer.service != "sagemaker" and any(
             name == b"x-amz-target" and value.startswith(b"SageMaker.") for name, value in headers
         ):
             raise RefusedError(
-                403, "SignatureDoesNotMatch", f"Credential names the service {claim.service}, not sagemaker."
+                403, "SignatureDoesNotMatch", f"Credential names the service {signer.service}, not sagemaker."
             )
         request = signatures.Request(scope["method"], scope["raw_path"], scope["query_string"], headers)
         try:
-            payload = signatures.payload_hash(claim, headers)
+            payload = signatures.payload_hash(signer, headers)
             if payload is None:
                 return await self._check_with_body(claim, request, receive)
             # Before the body is read, which may be large.
@@ -194,7 +196,7 @@ class Gate:
             raise _refused(error) from None
         if not signatures.is_hash(payload):
             return receive
-        body = await read_body(receive, LARGEST_OBJECT if claim.service == "s3" else LARGEST_REQUEST)
+        body = await read_body(receive, LARGEST_OBJECT if signer.service == "s3" else LARGEST_REQUEST)
         if hashlib.sha256(body).hexdigest() != payload:
             raise RefusedError(
                 400,
@@ -222,8 +224,8 @@ class Gate:
 
 def region_of(scope: Scope) -> str:
     """Return the region that a request was signed for, ``us-east-1`` if it was not signed."""
-    claim: Claim | None = scope.get(CLAIM)
-    return DEFAULT_REGION if claim is None else claim.region
+    signer: Signer | None = scope.get(SIGNER)
+    return DEFAULT_REGION if signer is None else signer.region
 
 
 def _host_name(host: bytes) -> str | None:
@@ -237,18 +239,23 @@ def _host_name(host: bytes) -> str | None:
     return name.removeprefix("[").removesuffix("]").removesuffix(".") or None
 
 
-def _is_address(name: str | None, scope: Scope) -> bool:
-    """Whether a name is an address of loopback, or the one that the client has connected to.
+def _own_host(host: bytes, address: str, hosts: frozenset[str]) -> bool:
+    """Whether a ``Host`` header names this server.
 
     An address cannot be rebound: only pages from there, and so from this server, have it as their origin.
+
+    :param address: the one that the client has connected to.
+    :param hosts: further names.
     """
+    name = _host_name(host)
     if name is None:
         return False
+    if name == "localhost" or name.endswith(".localhost") or name in hosts:
+        return True
     try:
-        address = ipaddress.ip_address(name)
+        return ipaddress.ip_address(name).is_loopback or name == address
     except ValueError:
         return False
-    return address.is_loopback or name == (scope.get("server") or ("",))[0]
 
 
 class ClientGoneError(Exception):

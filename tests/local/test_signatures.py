@@ -45,7 +45,7 @@ def check(request: Request, body: bytes = b"", now: float | None = None) -> sign
     authorization = dict(request.headers).get(b"authorization", b"").decode()
     claim = signatures.claim_of(authorization, request.query)
     assert claim is not None
-    payload = signatures.payload_hash(claim, request.headers) or sha256(body).hexdigest()
+    payload = signatures.payload_hash(claim.signer, request.headers) or sha256(body).hexdigest()
     signatures.check(claim, request, payload, secret_of, time.time() if now is None else now)
     return claim
 
@@ -73,7 +73,11 @@ def with_header(request: Request, name: bytes, value: bytes | None) -> Request:
 @given(body=st.binary(max_size=200), value=HEADER)
 def test_what_botocore_signs_for_sagemaker_is_right(body: bytes, value: str) -> None:
     claim = check(sent(signed_call(body, {"X-Own": value})), body)
-    assert (claim.access_key_id, claim.region, claim.service) == (KEY, "eu-west-1", "sagemaker")
+    assert (claim.signer.access_key_id, claim.signer.region, claim.signer.service) == (
+        KEY,
+        "eu-west-1",
+        "sagemaker",
+    )
 
 
 @given(key=TEXT, options=st.dictionaries(TEXT.filter(bool), TEXT, max_size=4), body=st.binary(max_size=50))
@@ -103,7 +107,7 @@ def test_what_botocore_presigns_in_version_2_is_right_while_it_lives(key: str, l
     request = AWSRequest("GET", url, {})
     HmacV1QueryAuth(SIGNER, expires=life).add_auth(request)
     now = time.time()
-    assert check(sent(request), now=now).version == 2
+    assert check(sent(request), now=now).signer.version == 2
     assert refusal(sent(request), now=now + life + 2) == "RequestExpired"
     other = sent(request)
     assert refusal(Request("PUT", other.path, other.query, other.headers), now=now) == "SignatureDoesNotMatch"

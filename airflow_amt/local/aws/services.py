@@ -22,8 +22,8 @@ from airflow_amt.local.aws.logs import GROUP, LogsError, TrainingLogs
 from airflow_amt.local.aws.roles import Roles
 from airflow_amt.local.credentials import DEFAULT_REGION
 from airflow_amt.local.s3 import Places
-from airflow_amt.local.signatures import Claim
-from airflow_amt.local.trust import CLAIM
+from airflow_amt.local.signatures import Signer
+from airflow_amt.local.trust import SIGNER
 from airflow_amt.text import MOST_REASON, shown
 
 logger = logging.getLogger(__name__)
@@ -173,8 +173,8 @@ class AwsServices:
 
 def _scope_of(environ: Environ) -> tuple[str, str]:
     """Return region and service that a request was signed for; unsigned ones are for S3."""
-    claim: Claim | None = environ.get("asgi.scope", {}).get(CLAIM)
-    return (DEFAULT_REGION, "s3") if claim is None else (claim.region, claim.service)
+    signer: Signer | None = environ.get("asgi.scope", {}).get(SIGNER)
+    return (DEFAULT_REGION, "s3") if signer is None else (signer.region, signer.service)
 
 
 def _exhausted(answer: Iterable[bytes]) -> list[bytes]:
