@@ -12,11 +12,11 @@ import hashlib
 import hmac
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote_to_bytes
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 #: Longest ``Authorization`` header, and longest query that is looked at.
@@ -190,16 +190,16 @@ def check(
         _check_version_2(claim, request, secret, now)
         return
     signed = _signed_headers(claim, request.headers)
-    query = _canonical_query(request.query)
+    query = _canonical_query(request.query, without="X-Amz-Signature" if claim.presigned else None)
     options = _options(request.query) if claim.presigned else {}
     moment = options.get("X-Amz-Date", "") if claim.presigned else signed.get("x-amz-date", "")
     _check_time(claim, moment, options.get("X-Amz-Expires") if claim.presigned else None, now)
-    path = request.path.decode("latin-1") or "/"
-    # Services but S3 encode once more what was sent.
+    path = request.path or b"/"
     canonical = "\n".join(
         [
             request.method,
-            path if claim.service == "s3" else quote(path, safe="/~"),
+            # Services but S3 encode once more what was sent.
+            path.decode("latin-1") if claim.service == "s3" else quote(path, safe="/~"),
             query,
             *[f"{name}:{signed[name]}" for name in claim.signed_headers],
             "",
@@ -225,7 +225,8 @@ def _signed_headers(claim: Claim, headers: Headers) -> dict[str, str]:
     for raw_name, raw_value in headers:
         name = raw_name.decode("latin-1")
         if name in names:
-            value = " ".join(raw_value.decode("latin-1").split())
+            # Of bytes: parts of letters in UTF-8 are blanks in Latin-1.
+            value = b" ".join(raw_value.split()).decode("latin-1")
             signed[name] = f"{signed[name]},{value}" if name in signed else value
         elif name.startswith("x-amz-"):
             raise _incomplete(f"the header {name[:64]} is not among the signed headers")
@@ -235,17 +236,22 @@ def _signed_headers(claim: Claim, headers: Headers) -> dict[str, str]:
     return signed
 
 
-def _canonical_query(query: bytes) -> str:
+def _canonical_query(query: bytes, *, without: str | None) -> str:
     if not query:
         return ""
-    pairs = []
-    for part in query.decode("latin-1").split("&"):
-        name, _, value = part.partition("=")
-        # As AWS does: what was sent is decoded, and encoded in the one way that is canonical.
-        pair = (quote(unquote(name), safe="-_.~"), quote(unquote(value), safe="-_.~"))
-        if pair[0] != "X-Amz-Signature":
-            pairs.append(pair)
+    pairs = [(name, value) for name, _, value in _recoded(query) if name != without]
     return "&".join(f"{name}={value}" for name, value in sorted(pairs))
+
+
+def _recoded(query: bytes) -> Iterator[tuple[str, str, str]]:
+    """Decode what was sent, and encode it in the one way that is canonical, as AWS does."""
+    for part in query.split(b"&"):
+        name, separator, value = part.partition(b"=")
+        yield (
+            quote(unquote_to_bytes(name), safe="-_.~"),
+            separator.decode(),
+            quote(unquote_to_bytes(value), safe="-_.~"),
+        )
 
 
 def _check_time(claim: Claim, moment: str, life: str | None, now: float) -> None:
@@ -299,8 +305,9 @@ def _check_version_2(claim: Claim, request: Request, secret: str, now: float) ->
     # botocore's own: the date is the expiry in a presigned address.
     signer = HmacV1QueryAuth(credentials=None)
     signer._get_date = lambda: expires
-    query = request.query.decode("latin-1")
-    target = urlsplit(f"http://server{request.path.decode('latin-1')}?{query}")
+    # It knows sub-resources by names that are not encoded, unlike what is behind.
+    query = "&".join(map("".join, _recoded(request.query)))
+    target = SplitResult("http", "server", request.path.decode("latin-1"), query, "")
     text = signer.canonical_string(request.method, target, headers)
     expected = b64encode(hmac.digest(secret.encode(), text.encode(), "sha1")).decode()
     if not hmac.compare_digest(expected, claim.signature.encode("ascii", "replace").decode()):
