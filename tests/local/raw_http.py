@@ -14,6 +14,7 @@ from botocore.credentials import Credentials
 
 from airflow_amt.local import RunningServer
 
+SIGNATURE = b"Signature: here\r\n"
 #: So much of an answer is read, and one byte more if there is more.
 LARGEST_ANSWER = 256 * 1024
 
@@ -23,7 +24,7 @@ class Request:
     """One HTTP request; ``raw`` replaces all else, and ``half`` closes the connection before its end.
 
     It is signed unless it has an ``Authorization`` of its own. ``spoiled`` puts a text over the signature's
-    header from a position on.
+    header from a position on. In ``raw``, the signature of all else takes the place of :data:`SIGNATURE`.
     """
 
     service: str = "sagemaker"
@@ -39,7 +40,7 @@ class Request:
     def wire(self, server: RunningServer) -> bytes:
         """Return the bytes that are sent."""
         if self.raw is not None:
-            return self.raw
+            return self.raw if SIGNATURE not in self.raw else self.raw.replace(SIGNATURE, self._lines(server))
         host = urlsplit(server.endpoint).netloc
         headers = {"Host": host, "Content-Length": str(len(self.body)), "Connection": "close", **self.headers}
         if self.signed and "Authorization" not in headers:
@@ -54,6 +55,10 @@ class Request:
         ]
         content = "\r\n".join([*head, "", ""]).encode("utf-8", "surrogatepass") + self.body
         return content[: len(content) // 2] if self.half else content
+
+    def _lines(self, server: RunningServer) -> bytes:
+        signed = self._signed(server, self.headers)
+        return f"Authorization: {signed['Authorization']}\r\nX-Amz-Date: {signed['X-Amz-Date']}\r\n".encode()
 
     def _signed(self, server: RunningServer, headers: Mapping[str, str]) -> dict[str, str]:
         # botocore signs the query as it is given, which has to be the canonical one.

@@ -233,7 +233,7 @@ def test_what_is_long_but_harmless_is_compiled(pattern: str) -> None:
         (r"(?x) loss = (\d)  # {e} [", "loss=8", 8.0),
         (r"(?i)LOSS=(\d)", "loss=9", 9.0),
         # To the engine the comment ends at the first bracket.
-        (r"l(?#[\))oss(?#(\)))=(\d+)", "loss=10", 10.0),
+        (r"l(?#[\))oss(?#(\))=(\d+)", "loss=10", 10.0),
     ],
 )
 def test_regular_expressions_are_those_of_python(pattern: str, line: str, value: float) -> None:
