@@ -27,7 +27,8 @@ PIECES = (
 HEADERS = (
     (b"x-amz-target", b"SageMaker.CreateTrainingJob"), (b"x-amz-acl", b"public-read"),
     (b"host", b"evil.example"), (b"content-type", b"text/html"), (b"x-amz-date", b"20260101T000000Z"),
-    (b"date", b"x"), (b"user-agent", b"a"), (b"x-amz-content-sha256", b"UNSIGNED-PAYLOAD"), (b"x-amz-meta-\xff", b"\xff"),
+    (b"date", b"x"), (b"user-agent", b"a"), (b"x-amz-content-sha256", b"UNSIGNED-PAYLOAD"),
+    (b"x-amz-meta-\xff", b"\xff"),
 )  # fmt: skip
 
 
