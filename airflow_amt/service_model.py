@@ -34,6 +34,8 @@ _INTEGERS = frozenset({"integer", "long"})
 _FLOATS = frozenset({"float", "double"})
 _WIDTHS = {"integer": 2**31, "long": 2**63}
 _LARGEST = {"float": LARGEST_FLOAT, "double": sys.float_info.max}
+#: Characters that are matched with a pattern: beyond, what is too long is refused for its length alone.
+_MOST_MATCHED = 10_000
 
 
 @cache
@@ -217,8 +219,8 @@ def _check_scalar(shape: botocore.model.Shape, value: Any, path: str) -> Iterato
         yield from _check_length(shape, value, path)
         if shape.enum and value not in shape.enum:
             yield Problem(path=path, kind="enum", value=value, limit=tuple(shape.enum))
-        pattern = None if _is_too_long(shape, value) else bounds.get("pattern")
-        if pattern and not _matches(pattern, value):
+        pattern = bounds.get("pattern")
+        if pattern and len(value) <= _MOST_MATCHED and not _matches(pattern, value):
             yield Problem(path=path, kind="pattern", value=value, limit=pattern)
     elif kind in _INTEGERS or kind in _FLOATS:
         if kind in _INTEGERS and not -_WIDTHS[kind] <= value < _WIDTHS[kind]:

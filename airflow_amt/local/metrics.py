@@ -59,7 +59,7 @@ _TOKEN = re.compile(
     (?P<escape> \\N\{[^}]*\} | \\. )
     | (?P<set> \[ \^? \]? (?: \\. | [^\]\\] )* \] )
     | (?P<repeat> [*+?] | \{ (?!\}) (?P<least>\d*) (?P<more>,\d*)? \} )
-    | (?P<nothing> \s | \(\?\#[^)]*\) )
+    | (?P<nothing> \s | \(\?\#(?: \\. | [^)\\] )*\) )
     | (?P<open> \( )
     | (?P<close> \) )
     | (?P<other> . )
@@ -176,6 +176,9 @@ def _for_engine(pattern: str) -> tuple[str, int]:
             # It separates no repeat from its item, or is an item of one step.
             sums[-1] += 1
             last = max(last, 1)
+            if word[0] == "(":
+                # To the engine, an escaped bracket ends a comment.
+                word = "(?#)"
         elif kind == "open":
             sums.append(0)
             last = 0

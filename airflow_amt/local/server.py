@@ -228,11 +228,9 @@ class Application:
 
     async def _put_faults(self, request: Request) -> Response:
         try:
-            new = faults.Faults.from_json(await _read_body(request.receive, faults.LARGEST_SETTING))
-        except AmtFieldError as error:
+            new = faults.Faults.from_json(await read_body(request.receive, faults.LARGEST_SETTING))
+        except (AmtFieldError, TooLargeError) as error:
             return _json({"message": str(error)}, 400)
-        except protocol.AwsError as error:
-            return _json({"message": error.message}, error.status)
         except ClientGoneError:
             return Response(status_code=400)  # nobody is left to read it
         return self._set_faults(new)
@@ -274,11 +272,12 @@ def _carry_out(operations: Operations, operation: str, region: str, body: bytes)
     return protocol.write_answer(operation, operations.call(operation, region, params))
 
 
-async def _read_body(receive: Receive, most: int = LARGEST_REQUEST) -> bytes:
+async def _read_body(receive: Receive) -> bytes:
     try:
-        return await read_body(receive, most)
+        return await read_body(receive, LARGEST_REQUEST)
     except TooLargeError as error:
-        raise protocol.AwsError("SerializationException", str(error)) from None
+        # As the gate says it, which reads what is signed.
+        raise protocol.AwsError("RequestEntityTooLarge", f"{error}.", 413) from None
 
 
 async def _send(send: Send, status: int, body: bytes, request_id: str, error: str | None) -> None:

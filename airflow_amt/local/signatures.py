@@ -12,12 +12,12 @@ import hashlib
 import hmac
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote_to_bytes
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 #: Longest ``Authorization`` header, and longest query that is looked at.
@@ -218,7 +218,8 @@ def check(
     if signer.service != "s3" and path != b"/":
         # Services but S3 encode once more what was sent.
         path = quote(path, safe="/~").encode()
-    lines = [request.method.encode(), path, _canonical_query(request.query)]
+    query = _canonical_query(request.query, without="X-Amz-Signature" if signer.presigned else None)
+    lines = [request.method.encode(), path, query]
     lines += [name + b":" + signed[name] for name in signer.signed_headers]
     lines += [b"", b";".join(signer.signed_headers), payload.encode()]
     digest = hashlib.sha256(b"\n".join(lines)).hexdigest()
@@ -248,17 +249,22 @@ def _signed_headers(signer: Signer, headers: Headers) -> dict[bytes, bytes]:
     return signed
 
 
-def _canonical_query(query: bytes) -> bytes:
+def _canonical_query(query: bytes, *, without: str | None) -> bytes:
     if not query:
         return b""
-    pairs = []
-    for part in query.decode("latin-1").split("&"):
-        name, _, value = part.partition("=")
-        # As AWS does: what was sent is decoded, and encoded in the one way that is canonical.
-        pair = (quote(unquote(name), safe="-_.~"), quote(unquote(value), safe="-_.~"))
-        if pair[0] != "X-Amz-Signature":
-            pairs.append(pair)
+    pairs = [(name, value) for name, _, value in _recoded(query) if name != without]
     return "&".join(f"{name}={value}" for name, value in sorted(pairs)).encode()
+
+
+def _recoded(query: bytes) -> Iterator[tuple[str, str, str]]:
+    """Decode what was sent, and encode it in the one way that is canonical, as AWS does."""
+    for part in query.split(b"&"):
+        name, separator, value = part.partition(b"=")
+        yield (
+            quote(unquote_to_bytes(name), safe="-_.~"),
+            separator.decode(),
+            quote(unquote_to_bytes(value), safe="-_.~"),
+        )
 
 
 def _check_time(signer: Signer, moment: str, life: str | None, now: float) -> None:
@@ -317,8 +323,9 @@ def _check_version_2(claim: Claim, request: Request, secret: str, now: float) ->
     # botocore's own: the date is the expiry in a presigned address.
     signer = HmacV1QueryAuth(credentials=None)
     signer._get_date = lambda: expires
-    query = request.query.decode("latin-1")
-    target = urlsplit(f"http://server{request.path.decode('latin-1')}?{query}")
+    # It knows sub-resources by names that are not encoded, unlike what is behind.
+    query = "&".join(map("".join, _recoded(request.query)))
+    target = SplitResult("http", "server", request.path.decode("latin-1"), query, "")
     text = signer.canonical_string(request.method, target, headers)
     expected = b64encode(hmac.digest(secret.encode(), text.encode(), "sha1")).decode()
     if not hmac.compare_digest(expected.encode(), claim.signature.encode("latin-1", "replace")):

@@ -38,7 +38,9 @@ from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import RunningServer, channels, config, faults, images, metrics, running, trainer
 from airflow_amt.local.log_lines import CONTINUED
 from airflow_amt.local.s3 import Places, StorageError
+from airflow_amt.local.signatures import SignatureError
 from airflow_amt.local.storage import FolderStorage
+from tests.local import fuzz_signatures
 from tests.local.fuzz_corpus import (
     CHANNEL,
     FAULTS,
@@ -56,7 +58,7 @@ from tests.local.fuzz_corpus import (
     TOML_LINES,
     TOML_VALUES,
 )
-from tests.local.raw_http import LARGEST_ANSWER, Request, exchange
+from tests.local.raw_http import LARGEST_ANSWER, SIGNATURE, Request, exchange
 from tests.local.support import METRICS, create_request
 
 DEFAULT_RESULTS = Path(__file__).parent / "results" / "fuzz.json"
@@ -226,11 +228,15 @@ class Calls:
         body = as_json(params) if rng.random() < 0.9 else mangled(rng, as_json(params))
         target = f"SageMaker.{operation}" if rng.random() < 0.97 else rng.choice(ODD_TEXTS[10:])
         headers = {"X-Amz-Target": target.replace("\n", ""), "Content-Type": _JSON}
+        spoiled = (
+            (rng.randrange(250), rng.choice(("0", ",", ";", "/x", "=\xff"))) if rng.random() < 0.1 else None
+        )
         if rng.random() < 0.05:
             headers["Authorization"] = mangled(
                 rng, b"AWS4-HMAC-SHA256 Credential=a/20260101/r/s/aws4_request"
             ).decode("latin-1")
-        return Request(headers={key: one_line(value) for key, value in headers.items()}, body=body)
+        headers = {key: one_line(value) for key, value in headers.items()}
+        return Request(headers=headers, body=body, spoiled=spoiled)
 
     def _examples(self, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         name = f"fuzz-{rng.randrange(MOST_CREATED)}"
@@ -243,15 +249,15 @@ class Calls:
 
 def one_line(text: str) -> str:
     """Return text that can be the value of a header as far as the framing goes."""
-    return text.replace("\r", " ").replace("\n", " ")
+    return text.replace("\r", " ").replace("\n", " ").encode("utf-8", "replace").decode()
 
 
 def raw_request(rng: random.Random) -> Request:
     """Return a request that is odd as HTTP."""
     body = as_json({"HyperParameterTuningJobName": "fuzz-1"})
-    head = (
-        b"POST / HTTP/1.1\r\nHost: localhost\r\nX-Amz-Target: SageMaker.DescribeHyperParameterTuningJob\r\n"
-    )
+    signed = {"Host": "localhost", "X-Amz-Target": "SageMaker.DescribeHyperParameterTuningJob"}
+    lines = "\r\n".join(f"{name}: {value}" for name, value in signed.items()).encode()
+    head = b"POST / HTTP/1.1\r\n" + lines + b"\r\n" + SIGNATURE
     chunked = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     length = b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
     odd_lengths = [
@@ -267,7 +273,8 @@ def raw_request(rng: random.Random) -> Request:
         [chunked, length, *odd_lengths, b"Expect: 100-continue\r\n" + length]
     )
     content = mangled(rng, content) if rng.random() < 0.7 else content
-    return Request(raw=content[: rng.randrange(len(content) + 1)] if rng.random() < 0.2 else content)
+    content = content[: rng.randrange(len(content) + 1)] if rng.random() < 0.2 else content
+    return Request(headers=signed, body=body, raw=content)
 
 
 def s3_request(rng: random.Random) -> Request:
@@ -395,7 +402,8 @@ def targets(folder: Path, alone: RunningServer, with_aws: RunningServer) -> list
 
     def regex_and_log(rng: random.Random) -> tuple[str, bytes]:
         regex = mangled(rng, METRICS[0]["Regex"].encode()).decode("latin-1")
-        return regex, mangled(rng, b"objective=0.5\n" * 20 + b"loss=" + b"a" * 46 + b"!\n")
+        # Longer ones are refused by the service model.
+        return regex[:500], mangled(rng, b"objective=0.5\n" * 20 + b"loss=" + b"a" * 46 + b"!\n")
 
     def mapping(rng: random.Random) -> str:
         text = mangled(rng, b"image:1=sh -c 'echo 1; sh train.sh' x.py") if rng.random() < 0.7 else b"a=sh "
@@ -419,6 +427,7 @@ def targets(folder: Path, alone: RunningServer, with_aws: RunningServer) -> list
         LocalTarget("manifest", manifest_text, read_channel, (StorageError,)),
         LocalTarget("archive", _archive, unpack, (StorageError, OSError)),
         LocalTarget("metric", regex_and_log, read_metrics),
+        LocalTarget("signature", fuzz_signatures.case_of, fuzz_signatures.check, (SignatureError,)),
     ]
 
 

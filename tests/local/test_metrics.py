@@ -232,6 +232,8 @@ def test_what_is_long_but_harmless_is_compiled(pattern: str) -> None:
         (r"\N{LATIN SMALL LETTER A}=(\d)", "a=7", 7.0),
         (r"(?x) loss = (\d)  # {e} [", "loss=8", 8.0),
         (r"(?i)LOSS=(\d)", "loss=9", 9.0),
+        # To the engine the comment ends at the first bracket.
+        (r"l(?#[\))oss(?#(\))=(\d+)", "loss=10", 10.0),
     ],
 )
 def test_regular_expressions_are_those_of_python(pattern: str, line: str, value: float) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -80,7 +77,8 @@ def test_odd_json_is_refused_briefly(server: RunningServer, body: bytes, told: s
 def test_a_name_forges_no_line_of_the_log(server: RunningServer, forged: str) -> None:
     status, _ = post(server, DESCRIBE, json.dumps({"HyperParameterTuningJobName": forged}).encode())
     assert status == 400
-    lines = server.log.splitlines()
+    # What is printed for whoever starts the server is no record.
+    lines = [line for line in server.log.splitlines() if not line.startswith("credentials for clients: ")]
     assert [line for line in lines if not RECORD.fullmatch(line)] == []
     assert not any(line.startswith(FORGED) for line in lines)
     assert all(line.isprintable() for line in lines)
@@ -96,12 +94,9 @@ def test_the_first_and_the_last_time_are_times(server: RunningServer, moment: st
 
 @pytest.mark.local
 def test_faults_are_limited(server: RunningServer) -> None:
-    def put(body: bytes) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(urlsplit(server.endpoint).netloc, timeout=60)
-        with closing(connection):
-            connection.request("PUT", "/_amt/faults", body=body)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
+    def put(body: bytes) -> tuple[int | None, str]:
+        status, content = exchange(server, Request(method="PUT", target="/_amt/faults", body=body), 60)
+        return status, content.decode()
 
     assert put(b" " * LARGEST_SETTING + b"{}")[0] == 400
     status, told = put(json.dumps({"seed": "x" * 60_000}).encode())

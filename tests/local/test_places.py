@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import http.client
 import io
 import json
 import os
@@ -12,7 +11,6 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import boto3
@@ -27,6 +25,7 @@ from airflow_amt.local import RunningServer, channels, config, files, running, t
 from airflow_amt.local.s3 import Places, RefusedPlaceError, StorageError, UnmappableAddressError
 from airflow_amt.local.storage import FolderStorage, storage_of
 from airflow_amt.local.trainer import CannotStartError, TrainingSpec
+from tests.local.raw_http import Request, exchange
 from tests.local.support import (
     IMAGES,
     client_of,
@@ -569,20 +568,15 @@ class Shown:
             "s3",
             endpoint_url=self.server.endpoint,
             region_name="us-east-1",
-            aws_access_key_id="any",
-            aws_secret_access_key="any",
+            aws_access_key_id=self.server.credentials.access_key_id,
+            aws_secret_access_key=self.server.credentials.secret_access_key,
             config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
         )
 
     def get(self, path: str, method: str = "GET") -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(urlsplit(self.server.endpoint).netloc, timeout=30)
-        connection.putrequest(method, path, skip_accept_encoding=True)
-        connection.endheaders()
-        response = connection.getresponse()
-        try:
-            return response.status, response.read()
-        finally:
-            connection.close()
+        status, body = exchange(self.server, Request(service="s3", method=method, target=path), 30)
+        assert status is not None, path
+        return status, body
 
 
 @pytest.fixture(scope="module", params=["view", "moto"])

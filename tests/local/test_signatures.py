@@ -132,6 +132,33 @@ def test_a_changed_body_is_refused() -> None:
     assert refusal(sent(signed_call(b"{}")), b'{"MaxResults": 1}') == "SignatureDoesNotMatch"
 
 
+def test_what_is_added_to_a_query_is_never_left_out_of_the_signature() -> None:
+    request = sent(signed_call())
+    assert refusal(request._replace(query=b"X-Amz-Signature=x"), b"{}") == "SignatureDoesNotMatch"
+
+
+def test_bytes_that_are_no_text_are_not_all_the_same() -> None:
+    request = AWSRequest("GET", f"http://{HOST}/bucket/?prefix=%FF", {})
+    S3SigV4Auth(SIGNER, "s3", "us-east-1").add_auth(request)
+    check(sent(request))
+    for other in (b"prefix=%FE", b"prefix=%EF%BF%BD"):
+        assert refusal(sent(request)._replace(query=other)) == "SignatureDoesNotMatch"
+
+
+def test_headers_may_be_text_of_any_language() -> None:
+    text = "Å à 漢"
+    check(sent(signed_call(headers={"X-Own": text})), b"{}")
+
+
+@pytest.mark.parametrize(("path", "more"), [(b"/bucket/key", b"&%61cl"), (b"/bucket/key#x", b"")])
+def test_version_2_signs_paths_and_sub_resources_however_they_are_written(path: bytes, more: bytes) -> None:
+    request = AWSRequest("GET", f"http://{HOST}/bucket/key", {})
+    HmacV1QueryAuth(SIGNER).add_auth(request)
+    right = sent(request)
+    check(right)
+    assert refusal(right._replace(path=path, query=right.query + more)) == "SignatureDoesNotMatch"
+
+
 @pytest.mark.parametrize("name", [b"x-amz-target", b"host", b"x-amz-date"])
 def test_a_changed_or_missing_header_is_refused(name: bytes) -> None:
     request = sent(signed_call())

@@ -30,6 +30,7 @@ from airflow_amt.cli.main import main
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import RunningServer, running, state_folder
 from airflow_amt.local.credentials import of_state_folder
+from tests.local.raw_http import Request, exchange
 from tests.local.support import IMAGES
 from tests.system.browser import chromium
 
@@ -103,6 +104,12 @@ def jobs(server: RunningServer) -> list[str]:
 
 def netloc(server: RunningServer) -> str:
     return urlsplit(server.endpoint).netloc
+
+
+def test_what_is_too_large_is_refused_alike_whoever_may_call(server: RunningServer) -> None:
+    large = Request(headers=CREATE, body=b" " * (4 * 1024 * 1024 + 1))
+    status, content = exchange(server, large, 60)
+    assert (status, json.loads(content)["__type"]) == (413, "RequestEntityTooLarge")
 
 
 # --- web pages -------------------------------------------------------------------------------------

@@ -513,7 +513,7 @@ def test_what_moto_fails_at_is_refused_on_one_line_of_the_log(aws: Aws) -> None:
 def test_a_request_beside_sagemaker_is_limited_and_read_whole(aws: Aws) -> None:
     large = Request(service="logs", body=b"x" * (4 * 1024 * 1024 + 1))
     status, content = exchange(aws.server, large, 60)
-    assert (status, b"larger than 4194304 bytes" in content) == (400, True)
+    assert (status, b"larger than 4194304 bytes" in content) == (413, True)
 
 
 def test_missing_streams(aws: Aws) -> None:
