@@ -211,6 +211,13 @@ def run_credentials(arguments: argparse.Namespace) -> int:
 
     settings = config.settle({"state_dir": arguments.state_dir}, arguments.config, Path.cwd())
     state_dir = _state_dir(settings.options["state_dir"])
+    if not state_dir.exists():
+        raise AmtFieldError(
+            "state-dir",
+            str(state_dir),
+            "the state folder of a server; this one does not exist",
+            "check the spelling, or start the server first: airflow-amt local serve",
+        )
     try:
         state_folder.prepare(state_dir)
         found = credentials.of_state_folder(state_dir)
@@ -224,7 +231,11 @@ def run_credentials(arguments: argparse.Namespace) -> int:
         ) from None
     print(credentials.FORMATS[arguments.format](found, endpoint, arguments.region))
     if endpoint is None:
-        print(f"# No server runs on {state_dir} now, so its address is left out.")
+        # Standard output may be read by a shell.
+        print(
+            f"No server runs on {state_dir} now, so its address is left out: clients would call AWS itself.",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -40,7 +40,7 @@ class Credentials:
 def of_state_folder(state_dir: Path) -> Credentials:
     """Return the credentials of a state folder; make them if it has none.
 
-    :param state_dir: the folder; it must exist.
+    :param state_dir: the folder; it must exist, and be private.
     :raises AmtFieldError: the file is damaged.
     :raises OSError: the file cannot be read or written.
     """
@@ -63,7 +63,6 @@ def of_state_folder(state_dir: Path) -> Credentials:
             f"a file with aws_access_key_id and aws_secret_access_key under [{_SECTION}] ({error})",
             "delete it: the server makes new credentials, which clients then have to use",
         ) from None
-    path.chmod(0o600)
     return found
 
 

@@ -8,7 +8,6 @@ tuning job (:mod:`airflow_amt.local.tuning_run`) at once; nothing polls for resu
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import random
@@ -119,20 +118,25 @@ class Engine:
         self._bystanders = frozenset(processes.children())
         if not processes.become_reaper():
             logger.info("Orphans of training processes cannot be adopted on this platform")
-        for row in self.store.unfinished_training_jobs():
-            with contextlib.suppress(DamagedRowError):  # told below, when it is taken up
+        unfinished = self.store.unfinished_training_jobs()
+        for row in unfinished:
+            try:
                 if row["pid"] is not None and processes.kill_leftover(row["pid"], row["pid_started"]):
                     logger.warning(
                         "Killed the training process of %s, left by an earlier server", row["name"]
                     )
+            except DamagedRowError as error:
+                logger.error("Its process is looked for by its marks alone: %s", error)
         # Again until none is found: what is being killed may have started more.
         while killed := processes.kill_marked(self.identity):
             logger.warning("Killed %d processes left by an earlier server", killed)
             time.sleep(0.01)
-        for row in self.store.unfinished_training_jobs():
-            with contextlib.suppress(DamagedRowError):
+        for row in unfinished:
+            try:
                 # What the earlier server had copied for it.
                 trainer.clean_up(self._folder(row["region"], row["name"]))
+            except DamagedRowError as error:
+                logger.error("Copies of its channels may be left: %s", error)
         processes.tag_descendants(self.identity)
         if self.options.fork_server:
             log = self.options.state_dir / "fork-server.log"
@@ -315,19 +319,19 @@ class Engine:
 
     def _set_aside_tuning_job(self, row: Row, error: Exception) -> None:
         """Fail a tuning job that cannot be gone on with, so that the others can."""
-        reason = _damage("tuning job", row, error)
+        reason = _reason(error)
+        _log_damage("tuning job", row, error)
         run = self._runs.pop(row["id"], None)
         if run is not None:
-            run.interrupt()
-            for training in list(run.running.values()):
-                training.abandon()
+            run.give_up()
         for job in self.store.training_jobs_of(row["id"]):
             if job.get("status") in GOING_ON:
                 self._fail_damaged(self.store.update_training_job, job, reason)
         self._fail_damaged(self.store.update_tuning_job, row, reason)
 
     def _set_aside_training_job(self, row: Row, error: Exception) -> None:
-        self._fail_damaged(self.store.update_training_job, row, _damage("training job", row, error))
+        _log_damage("training job", row, error)
+        self._fail_damaged(self.store.update_training_job, row, _reason(error))
 
     def _fail_damaged(self, update: Callable[[int, Mapping[str, Any]], None], row: Row, reason: str) -> None:
         now = self.clock.now_ms()
@@ -509,13 +513,15 @@ class Engine:
         self.store.commit()
 
 
-def _damage(what: str, row: Row, error: Exception) -> str:
-    """Say why a job cannot be gone on with, in the log and for its ``FailureReason``."""
+def _log_damage(what: str, row: Row, error: Exception) -> None:
     name = row.get("name")
     if isinstance(error, DamagedRowError):
         logger.error("The %s %s cannot go on: %s", what, name, error)
     else:
         logger.error("The %s %s (row %s of the state) cannot go on", what, name, row["id"], exc_info=error)
+
+
+def _reason(error: Exception) -> str:
     reason = f"{training_run.INTERNAL_ERROR}: the embedded AMT cannot go on with it: {error}"
     return reason[: trainer.LONGEST_REASON]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -91,7 +92,7 @@ class RunningServer:
             config=Config(**config),
         )
 
-    @property
+    @functools.cached_property
     def credentials(self) -> Credentials:
         """The access key and secret that its callers sign with."""
         return credentials.of_state_folder(self.state_dir)
@@ -226,7 +227,7 @@ def start(
     :param faults: what is to go wrong on purpose, as the ``--faults`` option takes it.
     :param request_log: file that a line is written to for each call; :meth:`RunningServer.requests` reads it.
     :param roots: folders of this machine that training jobs may get code and data from, as the ``--root``
-        option takes them; the working directory if left out.
+        option takes them; the working directory if left out or empty.
     :param pass_env: variables of the server's environment that training processes get too; else they have
         ``PATH``, the locale and what SageMaker sets.
     :param options: more command line options of ``airflow-amt local serve``.

@@ -385,8 +385,6 @@ class LogFollower:
         """Return the values of lines that were completed since the last call; made for the event loop.
 
         A metric that is too slow for this is left to :meth:`read_all`.
-
-        :raises SlowMetricError: its regular expression takes too long on one line.
         """
         if self._metric is None or self._metric.is_slow:
             return []
@@ -397,12 +395,11 @@ class LogFollower:
             for line in self._lines(self._metric, _FOLLOWED_BYTES, LIVE_SECONDS):
                 values += self._metric.values_in(line, LIVE_SECONDS)
                 if time.thread_time() - began > LIVE_SECONDS:
-                    self._metric.note_slow()
-                    self._position, self._rest = position, rest
-                    return []
+                    raise SlowMetricError(self._metric)
         except SlowMetricError:
             self._metric.note_slow()
-            raise
+            self._position, self._rest = position, rest
+            return []
         return values
 
     def read_all(self) -> list[float]:

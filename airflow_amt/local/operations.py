@@ -124,9 +124,8 @@ class Operations:
         except StateNotWrittenError as error:
             raise AwsError("ServiceUnavailable", str(error), 503) from None
         except OperationalError as error:
-            self._store.recover(error)
-            refusal = StateNotWrittenError(self._store.state_dir, str(error.orig))
-            raise AwsError("ServiceUnavailable", str(refusal), 503) from None
+            why = f"The state in {self._store.state_dir} cannot be read: {error.orig}. Call again."
+            raise AwsError("ServiceUnavailable", why, 503) from None
         except DamagedRowError as error:
             raise AwsError("InternalFailure", str(error), 500) from None
 
@@ -599,7 +598,7 @@ def _readable(rows: Sequence[Row], make: Callable[[Row], Any]) -> list[Any]:
             made.append(make(row))
         except DamagedRowError as error:
             logger.error("Left out of a list: %s", error)
-        except Exception:
+        except (LookupError, TypeError, ValueError):  # JSON of another form
             logger.exception("Left out of a list: row %s, job %s", row["id"], row.get("name"))
     return made
 

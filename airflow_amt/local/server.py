@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import credentials, faults, protocol, s3_view, state_folder
@@ -34,8 +34,8 @@ from airflow_amt.local.operations import Operations
 from airflow_amt.local.request_log import Call, RequestLog, tuning_job_of
 from airflow_amt.local.snapshots import Snapshots
 from airflow_amt.local.storage import FolderStorage
-from airflow_amt.local.store import Store
-from airflow_amt.local.training_environment import base_environment
+from airflow_amt.local.store import DATABASE, Store
+from airflow_amt.local.training_environment import base_environment, reachable
 from airflow_amt.local.trust import (
     LARGEST_REQUEST,
     ClientGoneError,
@@ -311,29 +311,28 @@ class Connections(dict[tuple[str, int], asyncio.BaseTransport]):
         """Return uvicorn's protocol, made to note its connections here."""
         connections = self
 
-        class Noted(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-            # uvicorn's faster parser takes request lines and headers of any size.
-            _head_bytes = 0
-            _in_head = False
+        class Noted(HttpToolsProtocol):
+            # uvicorn's faster parser takes request lines, headers and trailers of any size.
+            _bytes_without_body = 0
 
-            def on_message_begin(self) -> None:
-                self._in_head = True
-                super().on_message_begin()
+            def on_body(self, body: bytes) -> None:
+                self._bytes_without_body = 0
+                super().on_body(body)
 
-            def on_headers_complete(self) -> None:
-                self._in_head = False
-                super().on_headers_complete()
+            def on_message_complete(self) -> None:
+                self._bytes_without_body = 0
+                super().on_message_complete()
 
             def data_received(self, data: bytes) -> None:
                 if self.transport.is_closing():
                     return
+                self._bytes_without_body += len(data)
                 super().data_received(data)
-                self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
-                if self._head_bytes > LARGEST_HEAD:
+                if self._bytes_without_body > LARGEST_HEAD:
                     self.transport.write(_HEAD_TOO_LARGE)
                     self.transport.close()
 
-            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
                 self._address = tuple(transport.get_extra_info("peername")[:2])
                 connections[self._address] = transport
                 super().connection_made(transport)
@@ -393,15 +392,20 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def open_store(state_dir: Path) -> Store:
-    """Open a state folder.
+def open_state(state_dir: Path) -> tuple[Store, credentials.Credentials]:
+    """Open a state folder; return its store, and what its callers sign with.
 
     :raises AmtFieldError: it cannot be made, written or read, or another server uses it.
     """
     try:
-        return Store(state_dir)
+        with contextlib.ExitStack() as unless_read:
+            store = Store(state_dir)
+            unless_read.callback(store.close)
+            signed_with = credentials.of_state_folder(state_dir)
+            unless_read.pop_all()
+        return store, signed_with
     except (OSError, OperationalError) as error:
-        why = error.strerror if isinstance(error, OSError) else error.orig
+        why = error.strerror if isinstance(error, OSError) else f"{DATABASE}: {error.orig}"
         raise AmtFieldError(
             "state-dir",
             str(state_dir),
@@ -418,9 +422,8 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
     """
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(options.host, options.port))
-        store = open_store(options.engine.state_dir)
+        store, signed_with = open_state(options.engine.state_dir)
         stack.callback(store.close)
-        signed_with = credentials.of_state_folder(options.engine.state_dir)
         request_log = None
         if options.request_log is not None:
             request_log = RequestLog(options.request_log)
@@ -469,7 +472,7 @@ async def _serve(
         hosts=(options.host, *options.allowed_hosts),
         secret_of=secret_of,
     )
-    state_folder.note_endpoint(options.engine.state_dir, endpoint)
+    state_folder.note_endpoint(options.engine.state_dir, reachable(endpoint))
     config = uvicorn.Config(
         Gate(served, trust),
         http=application.connections.protocol(),

@@ -50,7 +50,7 @@ class SignatureError(Exception):
         self.message = message
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Signer:
     """Who a request says has signed it, and for what; the same in many requests.
 
@@ -173,7 +173,7 @@ def payload_hash(signer: Signer, headers: Headers) -> str | None:
     :return: a SHA-256 in hexadecimal digits, ``UNSIGNED-PAYLOAD``, or another of S3's words.
     :raises SignatureError: it says something that its service has not.
     """
-    if signer.presigned:
+    if signer.presigned and signer.service == "s3":
         return "UNSIGNED-PAYLOAD"
     for header, value in headers:
         if header == _PAYLOAD_HEADER:
@@ -224,7 +224,7 @@ def check(
     lines += [b"", b";".join(signer.signed_headers), payload.encode()]
     digest = hashlib.sha256(b"\n".join(lines)).hexdigest()
     text = f"{ALGORITHM}\n{moment}\n{signer.scope}\n{digest}"
-    mac = _keyed(secret, signer).copy()
+    mac = _keyed(secret, signer.date, signer.region, signer.service).copy()
     mac.update(text.encode())
     if not hmac.compare_digest(mac.hexdigest().encode(), claim.signature.encode("latin-1", "replace")):
         raise _wrong()
@@ -286,8 +286,13 @@ def _check_time(signer: Signer, moment: str, life: str | None, now: float) -> No
         raise _expired()
 
 
-@lru_cache(maxsize=64)
 def _timestamp(moment: str) -> float | None:
+    # No cache for what a stranger makes up.
+    return _parsed(moment) if len(moment) == 16 and moment.isascii() else None
+
+
+@lru_cache(maxsize=64)
+def _parsed(moment: str) -> float | None:
     try:
         return datetime.strptime(moment, _DATE_FORMAT).replace(tzinfo=UTC).timestamp()
     except ValueError:
@@ -295,10 +300,10 @@ def _timestamp(moment: str) -> float | None:
 
 
 @lru_cache(maxsize=64)
-def _keyed(secret: str, signer: Signer) -> hmac.HMAC:
+def _keyed(secret: str, date: str, region: str, service: str) -> hmac.HMAC:
     """Return what makes signatures, to be copied: it costs half as much as to begin with the key."""
     key = f"AWS4{secret}".encode()
-    for part in (signer.date, signer.region, signer.service, "aws4_request"):
+    for part in (date, region, service, "aws4_request"):
         key = hmac.digest(key, part.encode(), "sha256")
     return hmac.new(key, digestmod="sha256")
 

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import stat
+import time
 from pathlib import Path
+from typing import IO
 
 from airflow_amt.exceptions import AmtFieldError
+
+logger = logging.getLogger(__name__)
 
 #: File that the server locks while it runs.
 LOCK = "lock"
 _ENDPOINT = "endpoint"
+#: How long a server waits for who only looks whether one runs.
+_LOOK_SECONDS = 0.5
 
 
 def prepare(state_dir: Path) -> None:
@@ -48,9 +55,38 @@ def prepare(state_dir: Path) -> None:
         state_dir.chmod(0o700)
 
 
+def lock(handle: IO[str]) -> None:
+    """Take the lock of a folder for a server.
+
+    :raises BlockingIOError: another server has it.
+    """
+    until = time.monotonic() + _LOOK_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            # endpoint_of_running() may have it for a moment.
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
+def forget_endpoint(state_dir: Path) -> None:
+    """Forget where an earlier server listened."""
+    (state_dir / _ENDPOINT).unlink(missing_ok=True)
+
+
 def note_endpoint(state_dir: Path, endpoint: str) -> None:
-    """Note where the server of a folder listens."""
-    (state_dir / _ENDPOINT).write_text(endpoint, encoding="ascii")
+    """Note where the server of a folder listens, as far as the disk has room for it."""
+    note = state_dir / _ENDPOINT
+    try:
+        note.write_text(endpoint, encoding="ascii")
+    except OSError as error:
+        forget_endpoint(state_dir)
+        logger.warning(
+            "'airflow-amt local credentials' cannot tell the address: %s: %s", note, error.strerror
+        )
 
 
 def endpoint_of_running(state_dir: Path) -> str | None:

@@ -7,14 +7,14 @@ As nobody else writes, rows that were read are kept in memory until a statement 
 Times are whole milliseconds of AMT time since the epoch.
 
 A call of the API is one transaction (:meth:`Store.transaction`): a disk that is full refuses it as a whole.
-What the engine writes between calls has happened already, and cannot be refused: what the disk does not take
-is kept in memory in its order, shows in the rows that are read, and is written as soon as the disk takes it.
+The engine's own writes record what has happened, and cannot be refused: those that the disk does not take are
+kept in their order, laid over the rows that are read (not over the conditions of lists), and written when the
+disk has room.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -32,6 +32,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from airflow_amt.exceptions import AmtError, AmtFieldError
 from airflow_amt.local import state_folder
+from airflow_amt.text import shown_value
 
 logger = logging.getLogger(__name__)
 
@@ -176,9 +177,12 @@ class StateNotWrittenError(AmtError):
         self.why = why
 
     def __str__(self) -> str:
+        advice = (
+            "Another program holds the database: end it" if "locked" in self.why else "Free some space there"
+        )
         return (
-            f"The state in {self.state_dir} cannot be written: {self.why}. Nothing was changed. Free some "
-            "space there, and call again."
+            f"The state in {self.state_dir} cannot be written: {self.why}. Nothing was changed. {advice}, "
+            "and call again."
         )
 
 
@@ -201,12 +205,16 @@ class DamagedRowError(AmtError):
         self.name = name
         self.column = column
         self.what = what
+        self._way_out = (
+            "delete the tuning job: DeleteHyperParameterTuningJob"
+            if table == tuning_jobs.name
+            else "leave the job as it is: the others go on"
+        )
 
     def __str__(self) -> str:
         return (
             f"Row {self.key} of the table {self.table} in {self.database} (job {self.name}) is damaged: "
-            f"column {self.column} {self.what}. Restore a backup of the state folder, or delete the tuning "
-            "job: DeleteHyperParameterTuningJob."
+            f"column {self.column} {self.what}. Restore a backup of the state folder, or {self._way_out}."
         )
 
 
@@ -342,9 +350,13 @@ class Store:
             f"sqlite:///{self.database}",
             json_serializer=_compact_json,
             json_deserializer=_read_json,
+            # Whoever else writes to the database holds up every call for so long, at most.
+            connect_args={"timeout": 0.1},
             future=True,
             poolclass=sa.NullPool,
         )
+        # One text that is no UTF-8 would fail every query that meets its row.
+        sa.event.listen(self._engine, "connect", _decode_leniently)
         try:
             self._connection = self._engine.connect()
         except BaseException:
@@ -355,7 +367,7 @@ class Store:
         #: What was written since the last commit, outside transactions.
         self._unsaved: list[tuple[sa.Executable, Any]] = []
         #: Why the disk has refused that, if it has.
-        self._refused: str | None = None
+        self._why_behind: str | None = None
         self._retry_at = 0.0
         # Whatever writes, by whichever method: no row in memory is older than the database.
         sa.event.listen(self._connection, "after_execute", self._note_write)
@@ -376,8 +388,8 @@ class Store:
         """Commit, close the database and give the folder free."""
         if not self._connection.closed:
             self.commit(at_once=True)
-            if self._refused is not None:
-                logger.error("%d changes of the state are lost: %s", len(self._unsaved), self._refused)
+            if self._why_behind is not None:
+                logger.error("%d changes of the state are lost: %s", len(self._unsaved), self._why_behind)
             self._connection.close()
         self._engine.dispose()
         self._lock.close()
@@ -390,14 +402,14 @@ class Store:
     @property
     def is_behind(self) -> bool:
         """Whether the disk has refused to write what has happened; it is written as soon as it can be."""
-        return self._refused is not None
+        return self._why_behind is not None
 
     def commit(self, *, at_once: bool = False) -> None:
         """Make everything written so far last; what the disk refuses is tried again with later commits.
 
         :param at_once: ask the disk again even if it has just refused.
         """
-        if self._refused is not None:
+        if self._why_behind is not None:
             if at_once or time.monotonic() >= self._retry_at:
                 self._catch_up()
             return
@@ -415,69 +427,56 @@ class Store:
         :raises StateNotWrittenError: the disk refuses.
         """
         self.commit(at_once=True)
-        if self._refused is not None:
-            raise StateNotWrittenError(self.state_dir, self._refused)
+        if self._why_behind is not None:
+            raise StateNotWrittenError(self.state_dir, self._why_behind)
         self._in_transaction = True
         try:
             yield
             self._connection.commit()
         except OperationalError as error:
-            self._connection.rollback()
+            self._roll_back()
             raise StateNotWrittenError(self.state_dir, _words(error)) from None
         except BaseException:
-            self._connection.rollback()
+            self._roll_back()
             raise
         finally:
             self._in_transaction = False
-
-    def recover(self, error: OperationalError) -> None:
-        """Make the store usable again after a statement that the disk has refused."""
-        if not self._in_transaction:
-            self._fall_behind(error)
 
     def _write(self, statement: sa.Executable, parameters: Any = None) -> None:
         """Write; outside a transaction, keep what the disk refuses."""
         if self._in_transaction:
             self._connection.execute(statement, parameters)
             return
-        self._unsaved.append((statement, parameters))
-        if self._refused is not None:
-            self._forget_kept(statement, parameters)
+        if self._why_behind is None:
+            try:
+                self._connection.execute(statement, parameters)
+            except OperationalError as error:
+                self._unsaved.append((statement, parameters))
+                self._fall_behind(error)
+            else:
+                self._unsaved.append((statement, parameters))
             return
-        try:
-            self._connection.execute(statement, parameters)
-        except OperationalError as error:
-            self._fall_behind(error)
+        self._unsaved.append((statement, parameters))
+        self._forget(statement, [parameters])
 
     def _insert(self, statement: sa.Insert, values: Mapping[str, Any]) -> int:
-        """Add a row and return its id.
+        """Add a row and return its id; only in a transaction, as a row that is not there has no id."""
+        return _inserted(self._connection.execute(statement, dict(values)))
 
-        :raises StateNotWrittenError: the disk refuses.
-        """
-        if self._refused is not None:
-            raise StateNotWrittenError(self.state_dir, self._refused)
-        try:
-            key = _inserted(self._connection.execute(statement, dict(values)))
-        except OperationalError as error:
-            if self._in_transaction:
-                raise
-            self._fall_behind(error)
-            raise StateNotWrittenError(self.state_dir, _words(error)) from None
-        if not self._in_transaction:
-            # If the commit is refused, the row is written later under the same id.
-            self._unsaved.append((statement, {**values, "id": key}))
-        return key
+    def _roll_back(self) -> None:
+        self._connection.rollback()
+        # A commit that fails tells no listener.
+        self._note_rollback(self._connection)
 
     def _fall_behind(self, error: OperationalError) -> None:
-        self._connection.rollback()
+        self._roll_back()
         self._retry_at = time.monotonic() + _RETRY_SECONDS
-        if self._refused is None and self._unsaved:
-            self._refused = _words(error)
+        if self._why_behind is None and self._unsaved:
+            self._why_behind = _words(error)
             logger.error(
-                "The state in %s cannot be written: %s. Changes are kept in memory until it can be: free "
-                "some space",
+                "The state in %s cannot be written: %s. Changes are kept in memory until it can be",
                 self.state_dir,
-                self._refused,
+                self._why_behind,
             )
 
     def _catch_up(self) -> None:
@@ -487,18 +486,19 @@ class Store:
                 self._connection.execute(statement, parameters)
             self._connection.commit()
         except OperationalError as error:
-            self._connection.rollback()
-            self._refused = _words(error)
+            self._roll_back()
+            self._why_behind = _words(error)
             self._retry_at = time.monotonic() + _RETRY_SECONDS
             return
         self._unsaved.clear()
-        self._refused = None
+        self._why_behind = None
         logger.info("The state in %s is written again", self.state_dir)
 
-    def _forget_kept(self, statement: sa.Executable, parameters: Any) -> None:
-        kept = self._kept.get(str(statement.table)) if isinstance(statement, sa.Update) else None
+    def _forget(self, statement: Any, parameters: Sequence[Mapping[str, Any]]) -> None:
+        """Drop the rows in memory that a statement changes."""
+        kept = self._kept.get(str(statement.table)) if isinstance(statement, (sa.Update, sa.Delete)) else None
         if kept is not None:
-            kept.note_write([parameters])
+            kept.note_write(parameters)
 
     # --- meta ------------------------------------------------------------------------------------
 
@@ -525,12 +525,15 @@ class Store:
 
     def last_seen_ms(self) -> int:
         """Return the latest AMT time recorded anywhere, 0 in a new folder."""
-        seen = self.get_meta("last_seen_ms") or "0"
-        moments = [int(seen) if seen.isascii() and seen.isdecimal() else 0]
+        seen = str(self.get_meta("last_seen_ms") or "0")
+        # The year 2286 has 13 digits too; more are no time.
+        moments = [int(seen) if seen.isascii() and seen.isdecimal() and len(seen) <= 13 else 0]
         for table in (tuning_jobs, training_jobs):
             moment = table.c.modified_ms
             # A damaged row holds anything.
-            of_whole_rows = sa.select(sa.func.max(moment)).where(sa.func.typeof(moment) == "integer")
+            of_whole_rows = sa.select(sa.func.max(moment)).where(
+                sa.func.typeof(moment) == "integer", moment < 10**13
+            )
             latest = self._connection.execute(of_whole_rows).scalar()
             moments.append(latest or 0)
         return max(moments)
@@ -644,24 +647,18 @@ class Store:
     def training_job(self, region: str, name: str) -> Row | None:
         """Return a training job by its name, or ``None``."""
         kept = self._kept[training_jobs.name]
-        return (
-            kept.by_name(region, name.lower())
-            or self._keep_one(
-                kept,
-                sa.select(training_jobs).where(
-                    training_jobs.c.region == region, training_jobs.c.name_key == name.lower()
-                ),
-            )
-            or self._unwritten(training_jobs, region=region, name_key=name.lower())
+        return kept.by_name(region, name.lower()) or self._keep_one(
+            kept,
+            sa.select(training_jobs).where(
+                training_jobs.c.region == region, training_jobs.c.name_key == name.lower()
+            ),
         )
 
     def training_job_by_id(self, job_id: int) -> Row:
         """Return a training job by its id."""
         kept = self._kept[training_jobs.name]
-        row = (
-            kept.by_id(job_id)
-            or self._keep_one(kept, sa.select(training_jobs).where(training_jobs.c.id == job_id))
-            or self._unwritten(training_jobs, id=job_id)
+        row = kept.by_id(job_id) or self._keep_one(
+            kept, sa.select(training_jobs).where(training_jobs.c.id == job_id)
         )
         if row is None:
             raise LookupError(f"there is no training job with id {job_id}")
@@ -727,18 +724,6 @@ class Store:
         row = self._one(query)
         return None if row is None else kept.keep(row)
 
-    def _unwritten(self, table: sa.Table, **columns: Any) -> Row | None:
-        """Return a row that the disk has refused so far, by some of its columns."""
-        if self._refused is None:
-            return None
-        for statement, parameters in self._unsaved:
-            if not isinstance(statement, sa.Insert) or statement.table is not table:
-                continue
-            if all(parameters[name] == value for name, value in columns.items()):
-                defaults = {one.name: getattr(one.default, "arg", None) for one in table.columns}
-                return self._checked(table, {**defaults, **parameters})
-        return None
-
     def _page(
         self,
         table: sa.Table,
@@ -767,9 +752,7 @@ class Store:
         *_: Any,
     ) -> None:
         """Called by SQLAlchemy after each statement."""
-        kept = self._kept.get(str(statement.table)) if isinstance(statement, (sa.Update, sa.Delete)) else None
-        if kept is not None:
-            kept.note_write(many or [one])
+        self._forget(statement, many or [one])
 
     def _note_rollback(self, _connection: sa.Connection) -> None:
         for kept in self._kept.values():
@@ -784,7 +767,7 @@ class Store:
 
     def _checked(self, table: Any, values: dict[str, Any]) -> Row:
         """Return a row with what could not be written yet; of damaged columns, reading raises."""
-        if self._refused is not None:
+        if self._why_behind is not None:
             for statement, parameters in self._unsaved:
                 if isinstance(statement, sa.Update) and statement.table is table:
                     changed = {key: value for key, value in parameters.items() if key != "_id"}
@@ -795,9 +778,9 @@ class Store:
             if value is None and nullable:
                 continue
             if type(value) is _Damaged:
-                what = f"is not valid JSON ({value[:40]!r})"
-            elif not isinstance(value, types):
-                what = f"holds {value!r}"[:200]
+                what = f"is not valid JSON: {shown_value(value)}"
+            elif not isinstance(value, types) or (isinstance(value, str) and not _is_utf8(value)):
+                what = f"holds {shown_value(value)}"
             else:
                 continue
             errors[column] = DamagedRowError(
@@ -830,7 +813,7 @@ class Snapshot(Store):
         store.commit()
         self.state_dir = store.state_dir
         self._unsaved = []
-        self._refused = None
+        self._why_behind = None
         self._retry_at = 0.0
         # Nothing that is written here may be kept for later.
         self._in_transaction = True
@@ -857,6 +840,18 @@ def _inserted(result: sa.CursorResult[Any]) -> int:
     return int(key[0])
 
 
+def _decode_leniently(connection: Any, _: Any) -> None:
+    connection.text_factory = lambda content: content.decode("utf-8", errors="surrogateescape")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _read_json(text: str) -> Any:
     try:
         return json.loads(text)
@@ -879,7 +874,7 @@ def _locked(state_dir: Path) -> IO[str]:
     with contextlib.ExitStack() as unless_locked:
         unless_locked.callback(handle.close)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            state_folder.lock(handle)
         except BlockingIOError:
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
@@ -889,6 +884,7 @@ def _locked(state_dir: Path) -> IO[str]:
                 f"a folder that no other server uses; the process with id {owner} uses this one",
                 "stop that server, or choose another --state-dir",
             ) from None
+        state_folder.forget_endpoint(state_dir)
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()

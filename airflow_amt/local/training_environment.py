@@ -44,7 +44,7 @@ def base_environment(
     return {
         "PATH": server.get("PATH", os.defpath),
         **{name: value for name, value in server.items() if name in _LOCALE or name.startswith("LC_")},
-        "AWS_ENDPOINT_URL": _reachable(endpoint),
+        "AWS_ENDPOINT_URL": reachable(endpoint),
         "AWS_ACCESS_KEY_ID": access_key_id,
         "AWS_SECRET_ACCESS_KEY": secret_access_key,
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -69,7 +69,8 @@ def check_pass_env(names: Sequence[str]) -> None:
             )
 
 
-def _reachable(endpoint: str) -> str:
+def reachable(endpoint: str) -> str:
+    """Return an address by which this machine reaches a server that listens on all its addresses."""
     url = urlsplit(endpoint)
     host = _ANY.get(url.hostname or "")
     return endpoint if host is None else f"{url.scheme}://{host}:{url.port}"

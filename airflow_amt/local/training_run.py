@@ -184,6 +184,9 @@ class TrainingRun:
             logger.exception("Training job %s broke", self.spec.name)
             self._signal(signal.SIGKILL)
             conclusion = trainer.Conclusion(status="Failed", metrics={}, failure_reason=BROKEN_REASON)
+        loop = asyncio.get_running_loop()
+        # Whatever it ended by: copies of its channels are nobody's any more.
+        await loop.run_in_executor(self._engine.conclude_threads, trainer.clean_up, self.spec.folder)
         self._engine.trainings.pop(self.job_id)
         self._on_end(self, conclusion)
         if not self._engine.closing:
@@ -240,8 +243,6 @@ class TrainingRun:
             reason = str(error)
             if not isinstance(error, trainer.CannotStartError):
                 reason = f"ClientError: the training process cannot be started: {error}"
-                loop = asyncio.get_running_loop()
-                await loop.run_in_executor(engine.prepare_threads, trainer.clean_up, self.spec.folder)
             # Without a pause a cause that stays (a full disk) would fill the state folder with failures.
             await asyncio.sleep(_PAUSE_AFTER_FAILED_START)
             if self.is_stopping:
@@ -258,7 +259,6 @@ class TrainingRun:
         status = process.reap()
         # Looked up anew: much may have happened since the process was started.
         if self._engine.closing and not self.is_stopping:
-            await loop.run_in_executor(engine.conclude_threads, trainer.clean_up, self.spec.folder)
             return _failure(INTERRUPTED_REASON)
         ended = engine.clock.now_ms()
         conclusion = await loop.run_in_executor(engine.conclude_threads, self._conclude, status)
@@ -345,13 +345,7 @@ class TrainingRun:
             return
         if self.process is None or self.process.exit_status is not None:
             return
-        try:
-            values = self._follower.read()
-        except SlowMetricError as error:
-            self._failing = f"ClientError: {error}"
-            self._signal(signal.SIGKILL)
-            return
-        for value in values:
+        for value in self._follower.read():
             self._note_epochs([value])
             if self._rule.report(rule_key(self.spec.name), self.curve):
                 logger.info(

@@ -39,19 +39,21 @@ _HINT = (
     "(in tests: running().client(), .environment() or .connection())."
 )
 _EMPTY_HASH = hashlib.sha256(b"").hexdigest()
-#: Pages and scripts among stored objects have no origin of their own, and so no way back to the server.
+#: Browsers give a stored page no origin then, so its scripts cannot call the server.
 _HARDENING = [
     (b"content-security-policy", b"sandbox"),
     (b"x-content-type-options", b"nosniff"),
 ]
-#: What services with a JSON protocol call the errors that S3 and the rest call so.
+#: Error codes of services with a JSON protocol, by those of S3.
 _JSON_CODES = {
     "AccessDenied": "AccessDeniedException",
     "InvalidAccessKeyId": "UnrecognizedClientException",
     "MissingAuthenticationToken": "MissingAuthenticationTokenException",
     "SignatureDoesNotMatch": "InvalidSignatureException",
 }
-#: What browsers say of requests that no other site has made.
+#: A name of 253 characters and a port; longer ones are no names.
+_LONGEST_HOST = 260
+#: ``Sec-Fetch-Site`` of requests that no other site has made.
 _OWN_SITES = (b"none", b"same-origin")
 _LOG_SECONDS = 1.0
 
@@ -101,7 +103,7 @@ class Gate:
         self._application = application
         self._options = options
         self._now = now
-        hosts = frozenset(host.lower() for host in options.hosts)
+        hosts = frozenset(host.lower().removesuffix(".") for host in options.hosts)
         self._is_own = lru_cache(maxsize=64)(partial(_own_host, hosts=hosts))
         self._refusals = _Refusals()
 
@@ -109,7 +111,9 @@ class Gate:
         """Answer a request, or hand it on: the interface of ASGI."""
         if scope["type"] != "http":
             raise RuntimeError(f"the server offers no {scope['type']}")
-        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        # A copy: uvicorn adds the trailers of a chunked body to the list, after what is signed was checked.
+        headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+        scope["headers"] = headers
         try:
             authorization = self._check_head(scope, headers)
             receive = await self._check_signature(scope, headers, authorization, receive)
@@ -123,7 +127,7 @@ class Gate:
             return
 
         if scope["method"] == "POST":
-            # No page is shown by it: forms of pages are refused.
+            # Only forms of pages show such an answer, and those are refused.
             await self._application(scope, receive, send)
             return
 
@@ -139,14 +143,15 @@ class Gate:
         host = origin = authorization = site = None
         for name, value in headers:
             if name == b"host":
-                host = value if host is None else b""  # of two, none counts
+                host = value if host is None else b""  # two count as none
             elif name == b"authorization":
                 authorization = value if authorization is None else b","
             elif name == b"origin":
                 origin = value if origin is None else b""
             elif name == b"sec-fetch-site":
                 site = value
-        if host is None or not self._is_own(host, (scope.get("server") or ("",))[0]):
+        server = (scope.get("server") or ("",))[0]
+        if host is None or len(host) > _LONGEST_HOST or not self._is_own(host, server):
             raise RefusedError(
                 403,
                 "AccessDenied",
@@ -196,15 +201,18 @@ class Gate:
             raise _refused(error) from None
         if not signatures.is_hash(payload):
             return receive
-        body = await read_body(receive, LARGEST_OBJECT if signer.service == "s3" else LARGEST_REQUEST)
-        if hashlib.sha256(body).hexdigest() != payload:
+        digest = hashlib.sha256()
+        chunks = await _read_chunks(
+            receive, LARGEST_OBJECT if signer.service == "s3" else LARGEST_REQUEST, digest.update
+        )
+        if digest.hexdigest() != payload:
             raise RefusedError(
                 400,
                 "XAmzContentSHA256Mismatch",
                 "The body is not the one that was signed: send it again.",
                 body_read=True,
             )
-        return _replayed(body, receive)
+        return _replayed(chunks, receive)
 
     async def _check_with_body(self, claim: Claim, request: signatures.Request, receive: Receive) -> Receive:
         body = await read_body(receive, LARGEST_REQUEST)
@@ -213,7 +221,7 @@ class Gate:
             signatures.check(claim, request, hashed, self._secret_of, self._now())
         except SignatureError as error:
             raise _refused(error, body_read=True) from None
-        return _replayed(body, receive)
+        return _replayed([body], receive)
 
     def _secret_of(self, access_key_id: str) -> str | None:
         own = self._options.credentials
@@ -273,6 +281,17 @@ async def read_body(receive: Receive, most: int) -> bytes:
     :raises ClientGoneError: the client closed its connection before it was complete.
     :raises TooLargeError: it has more bytes.
     """
+    chunks = await _read_chunks(receive, most)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _read_chunks(
+    receive: Receive, most: int, note: Callable[[bytes], object] | None = None
+) -> list[bytes]:
+    """Return the body as it arrives, in at least one part; see :func:`read_body`.
+
+    :param note: is told each part.
+    """
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -283,24 +302,22 @@ async def read_body(receive: Receive, most: int) -> bytes:
         size += len(chunk)
         if size > most:
             raise TooLargeError(f"The request is larger than {most} bytes")
-        more = message.get("more_body", False)
-        if not more and not chunks:
-            return chunk
         chunks.append(chunk)
-        if not more:
-            return b"".join(chunks)
+        if note is not None:
+            note(chunk)
+        if not message.get("more_body", False):
+            return chunks
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+def _replayed(chunks: list[bytes], receive: Receive) -> Receive:
     """Return what gives a body that was read before, and then goes on."""
-    given = False
+    left = chunks[::-1]
 
     async def replay() -> Message:
-        nonlocal given
-        if given:
+        if not left:
             return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        chunk = left.pop()
+        return {"type": "http.request", "body": chunk, "more_body": bool(left)}
 
     return replay
 

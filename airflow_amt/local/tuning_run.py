@@ -209,6 +209,7 @@ class TuningRun:
         self.running: dict[str, TrainingRun] = {}
         self._launched = 0
         self._last_ended_ms: int = row["created_ms"]
+        self._given_up = False
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -222,7 +223,8 @@ class TuningRun:
 
     def begin(self) -> None:
         """Take up what the store has of this tuning job, and go on from there."""
-        rows = self._engine.store.training_jobs_of(self._id)
+        # Copying a damaged row raises: before anything is started.
+        rows = [dict(row) for row in self._engine.store.training_jobs_of(self._id)]
         self._launched = len(rows)
         for row in rows:
             self._definitions[row["definition_index"]].launched += 1
@@ -266,6 +268,13 @@ class TuningRun:
             self._task.cancel()
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
+
+    def give_up(self) -> None:
+        """End its training jobs, and record nothing more."""
+        self._given_up = True
+        self.interrupt()
+        for training in list(self.running.values()):
+            training.abandon()
 
     async def _go_on(self) -> None:
         """Launch, wait, and end: the whole life of the tuning job."""
@@ -382,15 +391,16 @@ class TuningRun:
         training = self._training(definition, name, tuned)
         # As AMT documents: training jobs get the tags that the tuning job has when they are launched.
         tags = self._engine.store.tags_of(self._arn)
-        training.record(
-            {
-                "tuning_job_id": self._id,
-                "definition_index": definition.index,
-                "objective_status": "Pending",
-            }
-        )
-        if tags:
-            self._engine.store.set_tags(training.spec.arn, tags)
+        with self._engine.store.transaction():
+            training.record(
+                {
+                    "tuning_job_id": self._id,
+                    "definition_index": definition.index,
+                    "objective_status": "Pending",
+                }
+            )
+            if tags:
+                self._engine.store.set_tags(training.spec.arn, tags)
         training.start()
         self._launched += 1
         definition.launched += 1
@@ -420,6 +430,8 @@ class TuningRun:
         self._counters["training_in_progress"] -= 1
         self._counters["objective_pending"] -= 1
         self._changed.set()
+        if self._given_up:
+            return
         try:
             row = self._engine.store.training_job_by_id(training.job_id)
             row = {**row, "transitions": training.transitions}

@@ -235,6 +235,21 @@ def test_a_stop_and_a_time_limit_work_while_the_disk_is_full(tmp_path: Path) -> 
     in_world(tmp_path, play)
 
 
+def test_a_statement_that_fails_by_itself_is_not_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(OverflowError):
+        store.update_tuning_job(1, {"seed": 2**70})
+    store.set_meta("key", "value")
+    break_writes(store)
+    store.set_meta("key", "other")
+    store.commit()
+    assert store.is_behind
+    mend_writes(store)
+    store.commit(at_once=True)
+    assert (store.is_behind, store.get_meta("key")) == (False, "other")
+    store.close()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 12 MB."""

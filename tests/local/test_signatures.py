@@ -10,7 +10,7 @@ from hashlib import sha256
 from urllib.parse import quote, urlsplit
 
 import pytest
-from botocore.auth import HmacV1QueryAuth, S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth
+from botocore.auth import HmacV1QueryAuth, S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from hypothesis import given
@@ -99,6 +99,14 @@ def test_what_botocore_presigns_is_right_while_it_lives(key: str, life: int) -> 
     now = time.time()
     check(sent(request), now=now + life - 2)
     assert refusal(sent(request), now=now + life + 2) == "RequestExpired"
+
+
+def test_what_botocore_presigns_for_other_services_is_right() -> None:
+    """As ``aws eks get-token`` does with STS: the body, which is empty, is signed."""
+    request = AWSRequest("GET", f"http://{HOST}/?Action=GetCallerIdentity&Version=2011-06-15", {})
+    SigV4QueryAuth(SIGNER, "sts", "us-east-1", expires=60).add_auth(request)
+    assert check(sent(request)).signer.service == "sts"
+    assert refusal(sent(request), b"another body") == "SignatureDoesNotMatch"
 
 
 @given(key=TEXT, life=st.integers(2, 604_800))

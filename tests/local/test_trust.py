@@ -7,6 +7,7 @@ checks of host and origin stands between a web page and a command.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -77,7 +78,7 @@ def server(request: pytest.FixtureRequest, guarded: RunningServer, unguarded: Ru
 def send(
     server: RunningServer, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Send a request with these headers and no others; return status and body of the answer."""
+    """Send a request with these headers and no others; return status, and headers and body of the answer."""
     connection = http.client.HTTPConnection(urlsplit(server.endpoint).netloc, timeout=30)
     with contextlib.closing(connection):
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -90,7 +91,7 @@ def send(
             connection.putheader(name, value)
         connection.endheaders(body)
         answer = connection.getresponse()
-        return answer.status, answer.read().decode(errors="replace")
+        return answer.status, f"{answer.headers}{answer.read().decode(errors='replace')}"
 
 
 def jobs(server: RunningServer) -> list[str]:
@@ -483,12 +484,13 @@ def test_credentials_are_printed_as_what_clients_take(tmp_path: Path) -> None:
         assert server.connection() == connection
         assert "credentials for clients: eval" in server.log
         assert server.credentials.secret_access_key not in server.log
-    assert (
-        "No server runs"
-        in subprocess.run(
-            [*command, str(tmp_path / "state")], capture_output=True, text=True, check=True
-        ).stdout
-    )
+    ended = subprocess.run([*command, str(tmp_path / "state")], capture_output=True, text=True, check=True)
+    assert "No server runs" in ended.stderr
+    assert "AWS_ENDPOINT_URL" not in ended.stdout
+    missing = subprocess.run([*command, str(tmp_path / "misspelt")], capture_output=True, text=True)
+    assert missing.returncode == 2
+    assert "does not exist" in missing.stderr
+    assert not (tmp_path / "misspelt").exists()
 
 
 # --- other machines --------------------------------------------------------------------------------
@@ -573,6 +575,33 @@ def test_two_processes_make_the_same_credentials(tmp_path: Path) -> None:
 
 
 # --- the wire --------------------------------------------------------------------------------------
+
+
+def test_trailers_change_nothing_that_was_signed(guarded: RunningServer) -> None:
+    """Headers after a chunked body come when the signature has been checked."""
+    body_hash = hashlib.sha256(b"{}").hexdigest()
+    headers = guarded.signed("POST", "/", b"{}", {"X-Amz-Content-SHA256": body_hash})
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if name != "Content-Length")
+    parts = urlsplit(guarded.endpoint)
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+        connection.sendall(
+            f"POST / HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+            f"{head}\r\n2\r\n{{}}\r\n0\r\nX-Amz-Target: SageMaker.ListTrainingJobs\r\n\r\n".encode()
+        )
+        answer = connection.makefile("rb").read()
+    assert b"TrainingJobSummaries" not in answer
+
+
+def test_trailers_without_an_end_are_refused(unguarded: RunningServer) -> None:
+    parts = urlsplit(unguarded.endpoint)
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+        connection.sendall(
+            f"POST / HTTP/1.1\r\nHost: {parts.netloc}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n".encode()
+        )
+        trailers = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 8000) for number in range(2000))
+        with pytest.raises(ConnectionError):
+            connection.sendall(trailers)
+    assert unguarded.is_running
 
 
 @pytest.mark.parametrize("head", [b"GET /" + b"x" * 100, b"GET / HTTP/1.1\r\nX: "], ids=["line", "header"])

@@ -35,7 +35,7 @@ SERVICES = ("iam", "logs", "s3", "sts")
 
 _JSON = "application/x-amz-json-1.1"
 _LOGS_TARGET = "Logs_20140328."
-#: Larger requests for IAM and CloudWatch Logs are refused; CloudWatch's own limit is 1 MiB of events.
+#: Larger requests for STS, IAM and CloudWatch Logs are refused; CloudWatch's own limit is 1 MiB of events.
 _LARGEST_REQUEST = 4 * 1024 * 1024
 _READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -103,8 +103,9 @@ class AwsServices:
         role = get_backend("sts")[self._account]["aws"].get_assumed_role_from_access_key(access_key_id)
         if role is not None:
             return None if role.expiration <= utcnow() else str(role.secret_access_key)
-        for user in get_backend("iam")[self._account]["aws"].users.values():
-            for key in user.access_keys:
+        # Lists: moto's threads change these meanwhile.
+        for user in list(get_backend("iam")[self._account]["aws"].users.values()):
+            for key in list(user.access_keys):
                 if key.access_key_id == access_key_id and key.status == "Active":
                     return str(key.secret_access_key)
         return None
