@@ -196,6 +196,9 @@ def _register_credentials(commands: argparse._SubParsersAction[argparse.Argument
         "connection aws_default as a shell variable (default: exports)",
     )
     credentials.add_argument(
+        "--endpoint-url", metavar="URL", help="address of the server (default: of the one that runs)"
+    )
+    credentials.add_argument(
         "--region", default="us-east-1", help="AWS region that clients use (default: us-east-1)"
     )
     credentials.set_defaults(run=run_credentials)
@@ -221,7 +224,7 @@ def run_credentials(arguments: argparse.Namespace) -> int:
     try:
         state_folder.prepare(state_dir)
         found = credentials.of_state_folder(state_dir)
-        endpoint = state_folder.endpoint_of_running(state_dir)
+        endpoint = arguments.endpoint_url or state_folder.endpoint_of_running(state_dir)
     except OSError as error:
         raise AmtFieldError(
             "state-dir",
@@ -229,13 +232,15 @@ def run_credentials(arguments: argparse.Namespace) -> int:
             f"a folder that can be read and written ({error.strerror})",
             "choose the --state-dir of the server",
         ) from None
-    print(credentials.FORMATS[arguments.format](found, endpoint, arguments.region))
     if endpoint is None:
-        # Standard output may be read by a shell.
-        print(
-            f"No server runs on {state_dir} now, so its address is left out: clients would call AWS itself.",
-            file=sys.stderr,
+        # Clients that know keys and no address call AWS itself.
+        raise AmtFieldError(
+            "endpoint-url",
+            None,
+            f"the address of the server, which does not run on {state_dir} now",
+            "start it, or name its address: --endpoint-url http://127.0.0.1:4566",
         )
+    print(credentials.FORMATS[arguments.format](found, endpoint, arguments.region))
     return 0
 
 
@@ -291,6 +296,13 @@ def run_serve(arguments: argparse.Namespace) -> int:
         )
     for name in arguments.allowed_host:
         _check_host_name(name)
+        if arguments.allow_any_caller:
+            raise AmtFieldError(
+                "allowed-host",
+                name,
+                "a name by which others reach the server, who then have to sign",
+                "leave out --allow-any-caller or --allowed-host",
+            )
     options = ServerOptions(
         host=arguments.host,
         port=arguments.port,
@@ -417,6 +429,10 @@ def _check_installed(what: str, modules: Sequence[str], extra: str) -> None:
 
 def _state_dir(given: Path | None) -> Path:
     if given is not None:
+        if not str(given).isprintable():
+            raise AmtFieldError(
+                "state-dir", str(given), "a path without control characters", "choose another path"
+            )
         return given.absolute()
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return (Path(base) / "airflow-amt").absolute()

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shlex
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from airflow_amt.exceptions import AmtFieldError
 FILE = "credentials"
 DEFAULT_REGION = "us-east-1"
 _SECTION = "default"
+_LARGEST_FILE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ def of_state_folder(state_dir: Path) -> Credentials:
         _make(path)
     parser = configparser.RawConfigParser()
     try:
-        parser.read_string(path.read_text(encoding="ascii"))
+        parser.read_string(_read_private(path))
         found = Credentials(
             access_key_id=parser[_SECTION]["aws_access_key_id"],
             secret_access_key=parser[_SECTION]["aws_secret_access_key"],
@@ -64,6 +66,23 @@ def of_state_folder(state_dir: Path) -> Credentials:
             "delete it: the server makes new credentials, which clients then have to use",
         ) from None
     return found
+
+
+def _read_private(path: Path) -> str:
+    """Return the content of a file that nobody but this user can have written or read.
+
+    :raises ValueError: it is none.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as handle:
+        status = os.fstat(descriptor)
+        if path.is_symlink() or not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no file")
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise ValueError(
+                f"others own it, or may read or write it: mode {stat.S_IMODE(status.st_mode):04o}"
+            )
+        return handle.read(_LARGEST_FILE).decode("ascii")
 
 
 def _make(path: Path) -> None:
@@ -84,30 +103,28 @@ def _make(path: Path) -> None:
         part.unlink()
 
 
-def environment(credentials: Credentials, endpoint: str | None, region: str) -> dict[str, str]:
+def environment(credentials: Credentials, endpoint: str, region: str) -> dict[str, str]:
     """Return the variables by which AWS's clients find and use the server.
 
-    :param endpoint: its address; ``None`` leaves it out.
+    :param endpoint: its address.
     """
-    variables = {
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": credentials.access_key_id,
         "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key,
         "AWS_DEFAULT_REGION": region,
     }
-    return variables if endpoint is None else {"AWS_ENDPOINT_URL": endpoint, **variables}
 
 
 def connection(
-    credentials: Credentials, endpoint: str | None, region: str, extra: Mapping[str, Any] | None = None
+    credentials: Credentials, endpoint: str, region: str, extra: Mapping[str, Any] | None = None
 ) -> str:
     """Return an Airflow connection of type ``aws`` as JSON.
 
-    :param endpoint: the server's address, for every service; ``None`` leaves it out.
+    :param endpoint: the server's address, for every service.
     :param extra: more of the connection's extra; it comes before what is put there otherwise.
     """
-    own: dict[str, Any] = {"region_name": region}
-    if endpoint is not None:
-        own["endpoint_url"] = endpoint
+    own = {"region_name": region, "endpoint_url": endpoint}
     return json.dumps(
         {
             "conn_type": "aws",
@@ -118,24 +135,25 @@ def connection(
     )
 
 
-def as_exports(credentials: Credentials, endpoint: str | None, region: str) -> str:
+def as_exports(credentials: Credentials, endpoint: str, region: str) -> str:
     """Return shell commands that set the variables."""
     variables = environment(credentials, endpoint, region)
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
 
 
-def as_profile(credentials: Credentials, endpoint: str | None, region: str) -> str:
+def as_profile(credentials: Credentials, endpoint: str, region: str) -> str:
     """Return a profile for AWS's configuration file (``~/.aws/config``)."""
     lines = [
         "[profile airflow-amt]",
         f"aws_access_key_id = {credentials.access_key_id}",
         f"aws_secret_access_key = {credentials.secret_access_key}",
         f"region = {region}",
+        f"endpoint_url = {endpoint}",
     ]
-    return "\n".join(lines if endpoint is None else [*lines, f"endpoint_url = {endpoint}"])
+    return "\n".join(lines)
 
 
-def as_connection(credentials: Credentials, endpoint: str | None, region: str) -> str:
+def as_connection(credentials: Credentials, endpoint: str, region: str) -> str:
     """Return a shell command that sets Airflow's connection ``aws_default``."""
     return f"export AIRFLOW_CONN_AWS_DEFAULT={shlex.quote(connection(credentials, endpoint, region))}"
 

@@ -494,15 +494,18 @@ class Operations:
         return {
             "TrainingJobSummaries": _readable(
                 rows,
-                lambda row: {
-                    "TrainingJobName": row["name"],
-                    "TrainingJobArn": row["arn"],
-                    "CreationTime": to_datetime(row["created_ms"]),
-                    "TrainingEndTime": _time(row["ended_ms"]),
-                    "LastModifiedTime": to_datetime(row["modified_ms"]),
-                    "TrainingJobStatus": row["status"],
-                    "SecondaryStatus": row["transitions"][-1][0],
-                },
+                lambda row: encode(
+                    "TrainingJobSummary",
+                    {
+                        "TrainingJobName": row["name"],
+                        "TrainingJobArn": row["arn"],
+                        "CreationTime": to_datetime(row["created_ms"]),
+                        "TrainingEndTime": _time(row["ended_ms"]),
+                        "LastModifiedTime": to_datetime(row["modified_ms"]),
+                        "TrainingJobStatus": row["status"],
+                        "SecondaryStatus": row["transitions"][-1][0],
+                    },
+                ),
             ),
             "NextToken": token,
         }

@@ -33,8 +33,9 @@ from airflow_amt.local.engine import Engine, EngineOptions
 from airflow_amt.local.operations import Operations
 from airflow_amt.local.request_log import Call, RequestLog, tuning_job_of
 from airflow_amt.local.snapshots import Snapshots
+from airflow_amt.local.state_folder import DATABASE
 from airflow_amt.local.storage import FolderStorage
-from airflow_amt.local.store import DATABASE, Store
+from airflow_amt.local.store import Store
 from airflow_amt.local.training_environment import base_environment, reachable
 from airflow_amt.local.trust import (
     LARGEST_REQUEST,

@@ -19,9 +19,27 @@ from airflow_amt.exceptions import AmtFieldError
 
 logger = logging.getLogger(__name__)
 
+#: The SQLite file with all jobs.
+DATABASE = "amt.sqlite3"
 #: File that the server locks while it runs.
 LOCK = "lock"
 _ENDPOINT = "endpoint"
+#: All that lies in a state folder.
+_OWN = frozenset(
+    {
+        DATABASE,
+        f"{DATABASE}-shm",
+        f"{DATABASE}-wal",
+        LOCK,
+        _ENDPOINT,
+        "credentials",
+        "fork-server-home",
+        "fork-server.log",
+        "s3",
+        "server.log",
+        "training-jobs",
+    }
+)
 #: How long a server waits for who only looks whether one runs.
 _LOOK_SECONDS = 0.5
 
@@ -51,8 +69,29 @@ def prepare(state_dir: Path) -> None:
             f"(mode {stat.S_IMODE(status.st_mode):04o})",
             f"look at what lies in it, then: chmod 700 {state_dir}",
         )
+    _check_parents(state_dir)
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if any(entry.name not in _OWN for entry in state_dir.iterdir()):
+            raise _refusal(
+                state_dir,
+                "a new or empty folder, or one that an embedded AMT has made; this one holds other things, "
+                "and would be closed to everybody else",
+                "choose another --state-dir",
+            )
         state_dir.chmod(0o700)
+
+
+def _check_parents(state_dir: Path) -> None:
+    """Refuse a folder in whose place others can put another one."""
+    for parent in state_dir.resolve().parents:
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise _refusal(
+                state_dir,
+                f"a folder below folders that not everybody may write to; {parent} has mode "
+                f"{stat.S_IMODE(mode):04o}",
+                "choose another --state-dir, or take the right to write from others there",
+            )
 
 
 def lock(handle: IO[str]) -> None:

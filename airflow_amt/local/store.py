@@ -32,11 +32,11 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from airflow_amt.exceptions import AmtError, AmtFieldError
 from airflow_amt.local import state_folder
+from airflow_amt.local.state_folder import DATABASE
 from airflow_amt.text import shown_value
 
 logger = logging.getLogger(__name__)
 
-DATABASE = "amt.sqlite3"
 SCHEMA_VERSION = "2"
 #: Statuses of tuning and training jobs that have not ended.
 GOING_ON = ("InProgress", "Stopping")

@@ -40,6 +40,7 @@ from airflow_amt.local import channels, files, pipes
 from airflow_amt.local.metrics import Metric, SlowMetricError, read_final_metrics
 from airflow_amt.local.processes import MARKER
 from airflow_amt.local.s3 import Places, RefusedPlaceError, StorageError, UnmappableAddressError
+from airflow_amt.local.state_folder import DATABASE
 from airflow_amt.local.storage import FolderStorage, Storage
 
 logger = logging.getLogger(__name__)
@@ -322,7 +323,10 @@ def _copy_project(spec: TrainingSpec, source: Path, allows: Callable[[Path], boo
     s3_root = Path(os.path.realpath(spec.places.s3_root))
 
     def is_code(real: Path) -> bool:
-        if real.name in _NO_CODE or real == s3_root or files.is_file(real / "pyvenv.cfg"):
+        if real.name in _NO_CODE or real == s3_root:
+            return False
+        # Virtual environments, and state folders of whichever server.
+        if files.is_file(real / "pyvenv.cfg") or files.is_file(real / DATABASE):
             return False
         return allows(real)
 

@@ -112,7 +112,8 @@ class Gate:
         if scope["type"] != "http":
             raise RuntimeError(f"the server offers no {scope['type']}")
         # A copy: uvicorn adds the trailers of a chunked body to the list, after what is signed was checked.
-        headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+        # WSGI cannot tell x_amz_acl from x-amz-acl, of which only one is checked.
+        headers: list[tuple[bytes, bytes]] = [pair for pair in scope["headers"] if b"_" not in pair[0]]
         scope["headers"] = headers
         try:
             authorization = self._check_head(scope, headers)
@@ -202,7 +203,7 @@ class Gate:
         if not signatures.is_hash(payload):
             return receive
         digest = hashlib.sha256()
-        chunks = await _read_chunks(
+        chunks = await read_chunks(
             receive, LARGEST_OBJECT if signer.service == "s3" else LARGEST_REQUEST, digest.update
         )
         if digest.hexdigest() != payload:
@@ -212,7 +213,7 @@ class Gate:
                 "The body is not the one that was signed: send it again.",
                 body_read=True,
             )
-        return _replayed(chunks, receive)
+        return replayed(chunks, receive)
 
     async def _check_with_body(self, claim: Claim, request: signatures.Request, receive: Receive) -> Receive:
         body = await read_body(receive, LARGEST_REQUEST)
@@ -221,7 +222,7 @@ class Gate:
             signatures.check(claim, request, hashed, self._secret_of, self._now())
         except SignatureError as error:
             raise _refused(error, body_read=True) from None
-        return _replayed([body], receive)
+        return replayed([body], receive)
 
     def _secret_of(self, access_key_id: str) -> str | None:
         own = self._options.credentials
@@ -281,11 +282,11 @@ async def read_body(receive: Receive, most: int) -> bytes:
     :raises ClientGoneError: the client closed its connection before it was complete.
     :raises TooLargeError: it has more bytes.
     """
-    chunks = await _read_chunks(receive, most)
+    chunks = await read_chunks(receive, most)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def _read_chunks(
+async def read_chunks(
     receive: Receive, most: int, note: Callable[[bytes], object] | None = None
 ) -> list[bytes]:
     """Return the body as it arrives, in at least one part; see :func:`read_body`.
@@ -309,7 +310,7 @@ async def _read_chunks(
             return chunks
 
 
-def _replayed(chunks: list[bytes], receive: Receive) -> Receive:
+def replayed(chunks: list[bytes], receive: Receive) -> Receive:
     """Return what gives a body that was read before, and then goes on."""
     left = chunks[::-1]
 

@@ -14,7 +14,8 @@ from botocore.exceptions import ClientError
 from airflow_amt.exceptions import AmtFieldError
 from airflow_amt.local import RunningServer, running
 from airflow_amt.local.server import open_state
-from airflow_amt.local.store import DATABASE, Store
+from airflow_amt.local.state_folder import DATABASE
+from airflow_amt.local.store import Store
 from tests.local.support import (
     IMAGES,
     client_of,

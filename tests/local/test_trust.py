@@ -309,9 +309,10 @@ def test_a_request_with_no_host_or_two_is_refused(unguarded: RunningServer, head
 
 
 def test_further_names_can_be_allowed(tmp_path: Path) -> None:
-    with running(tmp_path, options=("--allow-any-caller", "--allowed-host", "amt.example")) as server:
-        assert send(server, "GET", "/_amt/faults", headers={"Host": "AMT.example:9"})[0] == 200
-        assert send(server, "GET", "/_amt/faults", headers={"Host": "other.example"})[0] == 403
+    with running(tmp_path, options=("--allowed-host", "amt.example.")) as server:
+        assert "is not signed" in send(server, "GET", "/_amt/faults", headers={"Host": "AMT.example:9"})[1]
+        assert "none of this server's" in send(server, "GET", "/", headers={"Host": "other.example"})[1]
+    assert main(["local", "serve", "--allow-any-caller", "--allowed-host", "amt.example"]) == 2
 
 
 # --- other users -----------------------------------------------------------------------------------
@@ -480,9 +481,13 @@ def test_credentials_are_printed_as_what_clients_take(tmp_path: Path) -> None:
         assert server.connection() == connection
         assert "credentials for clients: eval" in server.log
         assert server.credentials.secret_access_key not in server.log
-    ended = subprocess.run([*command, str(tmp_path / "state")], capture_output=True, text=True, check=True)
-    assert "No server runs" in ended.stderr
-    assert "AWS_ENDPOINT_URL" not in ended.stdout
+    ended = subprocess.run([*command, str(tmp_path / "state")], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, ""), "keys without an address would lead to AWS"
+    assert "--endpoint-url" in ended.stderr
+    given = [*command, str(tmp_path / "state"), "--endpoint-url", "http://127.0.0.1:9"]
+    assert (
+        "AWS_ENDPOINT_URL=http://127.0.0.1:9" in subprocess.run(given, capture_output=True, text=True).stdout
+    )
     missing = subprocess.run([*command, str(tmp_path / "misspelt")], capture_output=True, text=True)
     assert missing.returncode == 2
     assert "does not exist" in missing.stderr
@@ -527,6 +532,36 @@ def test_a_state_folder_is_its_users_alone(tmp_path: Path) -> None:
         os.umask(before)
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o757])
+def test_a_state_folder_that_others_can_replace_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(AmtFieldError, match=f"has mode {mode:04o}"):
+        state_folder.prepare(tmp_path / "below" / "state")
+    tmp_path.chmod(mode | stat.S_ISVTX)
+    state_folder.prepare(tmp_path / "below" / "state")
+
+
+def test_a_folder_with_other_things_is_not_closed(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    tmp_path.chmod(0o755)
+    with pytest.raises(AmtFieldError, match="holds other things"):
+        state_folder.prepare(tmp_path)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("how", ["mode", "link", "pipe"])
+def test_credentials_that_others_may_have_planted_are_refused(tmp_path: Path, how: str) -> None:
+    of_state_folder(tmp_path)
+    path = tmp_path / "credentials"
+    if how == "mode":
+        path.chmod(0o644)
+    else:
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere") if how == "link" else os.mkfifo(path, 0o600)
+    with pytest.raises(AmtFieldError, match="delete it"):
+        of_state_folder(tmp_path)
+
+
 def test_reading_is_taken_from_others(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     state_folder.prepare(tmp_path)
@@ -555,6 +590,7 @@ def test_a_state_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
 )
 def test_a_damaged_credentials_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "credentials").write_text(content)
+    (tmp_path / "credentials").chmod(0o600)
     with pytest.raises(AmtFieldError, match="delete it"):
         of_state_folder(tmp_path)
 

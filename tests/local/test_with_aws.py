@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import psutil
@@ -148,6 +150,40 @@ def test_what_is_put_is_a_file_and_comes_back(aws: Aws, key: str) -> None:
     assert head["ETag"] == '"9a0364b9e99bb480dd25e1f0284c8555"'
     assert (head["ContentType"], head["Metadata"]) == ("text/x", {"own": "1"})
     assert aws.keys(bucket) == [key]
+
+
+def test_what_is_signed_cannot_be_changed_by_headers_with_underscores(aws: Aws) -> None:
+    """WSGI has one name for x-amz-copy-source and x_amz_copy_source; only the former is looked for."""
+    bucket = aws.bucket()
+    aws.s3.put_object(Bucket=bucket, Key="secret", Body=b"secret")
+    address = aws.s3.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "up"})
+    for name in ("X_Amz_Copy_Source", "X-Amz_Copy-Source"):
+        request = urllib.request.Request(
+            address, data=b"own", method="PUT", headers={name: f"{bucket}/secret"}
+        )
+        request.add_header("Content-Type", "")
+        urllib.request.urlopen(request).close()
+        assert aws.get(bucket, "up") == b"own"
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_an_upload_is_no_form_whatever_its_type_says(aws: Aws, kind: str) -> None:
+    bucket = aws.bucket()
+    aws.s3.put_object(Bucket=bucket, Key="rows.csv", Body=b"a=1&b=2\n", ContentType=kind)
+    assert aws.get(bucket, "rows.csv") == b"a=1&b=2\n"
+
+
+def test_an_upload_that_is_cut_off_or_refused_leaves_the_object_as_it_was(aws: Aws) -> None:
+    bucket = aws.bucket()
+    aws.s3.put_object(Bucket=bucket, Key="kept", Body=b"old")
+    address = urlsplit(aws.s3.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "kept"}))
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        head = f"PUT {address.path}?{address.query} HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n".encode())
+    with pytest.raises(ClientError):
+        aws.s3.put_object(Bucket=bucket, Key="kept", Body=b"new", Tagging="aws:reserved=1")
+    assert aws.get(bucket, "kept") == b"old"
+    assert (aws.root / bucket / "kept").read_bytes() == b"old"
 
 
 def test_what_is_put_into_the_folder_is_an_object(aws: Aws) -> None:
@@ -732,5 +768,5 @@ def test_the_modules_of_the_extra_are_those_that_are_imported() -> None:
         for line in source.splitlines()
         if line.startswith(("from ", "import ")) and "airflow_amt" not in line
     }
-    # The embedded AMT itself needs botocore.
-    assert imported - set(sys.stdlib_module_names) <= {*command_line.AWS_MODULES, "botocore"}
+    # The embedded AMT itself needs these two.
+    assert imported - set(sys.stdlib_module_names) <= {*command_line.AWS_MODULES, "botocore", "starlette"}

@@ -147,6 +147,14 @@ class Buckets:
                 for one in sorted(keys):
                     self._keep(bucket, one)
 
+    def undo(self, environ: dict[str, Any]) -> None:
+        """Take back what a request has changed in moto before moto refused it."""
+        bucket, key = _address(environ)
+        with self._lock:
+            stored = self._backend.buckets[bucket].keys.get(key) if bucket in self._known else None
+            if stored is not None and not isinstance(getattr(stored, "_value_buffer", None), _FileContent):
+                self._drop(bucket, key)
+
     # --- buckets ---------------------------------------------------------------------------------
 
     def _load_buckets(self) -> None:
@@ -247,12 +255,18 @@ class Buckets:
             if signature is None:
                 raise FileNotFoundError(f"{path} vanished")
         except (OSError, StorageError) as error:
-            self._backend.buckets[bucket].keys.pop(key)
+            self._drop(bucket, key)
             raise BucketsError(
                 "InvalidRequest",
                 f"The object {key!r} cannot be stored as a file below {self._root / bucket}: {error}",
             ) from None
         self._attach(bucket, stored, path, signature)
+
+    def _drop(self, bucket: str, key: str) -> None:
+        """Forget an object; it is read from its file again if there is one."""
+        self._known[bucket].pop(key, None)
+        if key in self._backend.buckets[bucket].keys:
+            self._backend.buckets[bucket].keys.pop(key)
 
     def _path_of(self, bucket: str, key: str) -> Path:
         path = self._places.path(f"s3://{bucket}/{key}")

@@ -15,6 +15,8 @@ from a2wsgi import WSGIMiddleware
 from moto.backends import get_backend
 from moto.core.utils import utcnow
 from moto.moto_server.werkzeug_app import create_backend_app
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airflow_amt.local import json_text
 from airflow_amt.local.aws.buckets import Buckets, BucketsError, error_document
@@ -23,7 +25,14 @@ from airflow_amt.local.aws.roles import Roles
 from airflow_amt.local.credentials import DEFAULT_REGION
 from airflow_amt.local.s3 import Places
 from airflow_amt.local.signatures import Signer
-from airflow_amt.local.trust import SIGNER
+from airflow_amt.local.trust import (
+    LARGEST_OBJECT,
+    SIGNER,
+    ClientGoneError,
+    TooLargeError,
+    read_chunks,
+    replayed,
+)
 from airflow_amt.text import MOST_REASON, shown
 
 logger = logging.getLogger(__name__)
@@ -37,12 +46,27 @@ _JSON = "application/x-amz-json-1.1"
 _LOGS_TARGET = "Logs_20140328."
 #: Larger requests for STS, IAM and CloudWatch Logs are refused; CloudWatch's own limit is 1 MiB of events.
 _LARGEST_REQUEST = 4 * 1024 * 1024
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def create_asgi_app(services: AwsServices) -> Any:
+def create_asgi_app(services: AwsServices) -> ASGIApp:
     """Return the ASGI application of the services beside SageMaker."""
-    return WSGIMiddleware(services)
+    wsgi = WSGIMiddleware(services)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        # First, as the middleware takes a body that was cut off for a whole one.
+        try:
+            chunks = await read_chunks(receive, LARGEST_OBJECT)
+        except ClientGoneError:
+            return
+        except TooLargeError as error:
+            document = error_document(BucketsError("EntityTooLarge", f"{error}."))
+            await Response(document, 413, media_type="application/xml")(scope, receive, send)
+            return
+        await wsgi(scope, replayed(chunks, receive), send)
+
+    return application
 
 
 class AwsServices:
@@ -131,6 +155,9 @@ class AwsServices:
     def _s3(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Let moto answer between two looks at the folder: what is new there, and what is to be kept."""
         started: list[Any] = []
+        if environ["REQUEST_METHOD"] == "PUT" and environ.get("CONTENT_TYPE", "").startswith(_FORMS):
+            # Moto would read the object as a form, and store nothing. curl says so of whatever it uploads.
+            environ["CONTENT_TYPE"] = "binary/octet-stream"
 
         def remember(*arguments: Any) -> None:
             started[:] = arguments
@@ -139,7 +166,9 @@ class AwsServices:
             self._buckets.load(environ)
             # All of it: what is to be kept is there only when moto is done.
             chunks = _exhausted(self._moto("s3", environ, remember))
-            if environ["REQUEST_METHOD"] not in _READ_METHODS:
+            if int(started[0].split()[0]) >= 400:
+                self._buckets.undo(environ)
+            elif environ["REQUEST_METHOD"] not in _READ_METHODS:
                 self._buckets.keep(environ)
         except BucketsError as error:
             return _respond(start_response, 400, "application/xml", error_document(error))
