@@ -214,7 +214,7 @@ def test_a_metric_that_takes_too_long_fails_its_training_job_alone(tmp_path: Pat
     definitions = [*METRICS, {"Name": "slow", "Regex": SLOW}]
     answered: list[float] = []
     with running(tmp_path, images=images) as server, client_of(server) as client:
-        followed = create_request("followed", image="slow:1", most=1, static={"seconds": "600"})
+        followed = create_request("followed", image="slow:1", most=1, static={"seconds": "2"})
         config = followed["HyperParameterTuningJobConfig"]
         config["HyperParameterTuningJobObjective"]["MetricName"] = "slow"
         config["TrainingJobEarlyStoppingType"] = "Auto"
