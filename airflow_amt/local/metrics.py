@@ -177,7 +177,7 @@ def _for_engine(pattern: str) -> tuple[str, int]:
             sums[-1] += 1
             last = max(last, 1)
             if word[0] == "(":
-                # To the engine, an escaped bracket ends a comment.
+                # The engine ends a comment at an escaped bracket, Python does not.
                 word = "(?#)"
         elif kind == "open":
             sums.append(0)

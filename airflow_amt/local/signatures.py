@@ -73,7 +73,7 @@ class Signer:
 
     @property
     def scope(self) -> str:
-        """The scope of the signature, as it is signed."""
+        """The credential scope: ``date/region/service/aws4_request``."""
         return f"{self.date}/{self.region}/{self.service}/aws4_request"
 
 

@@ -165,7 +165,7 @@ _set_meta = _set_meta.on_conflict_do_update(
 
 
 class StateNotWrittenError(AmtError):
-    """The disk does not take a change of the state; nothing of the change was made.
+    """The disk refused to write a change; no part of the change was kept.
 
     :param state_dir: the state folder.
     :param why: SQLite's words.

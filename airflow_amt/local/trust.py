@@ -111,8 +111,8 @@ class Gate:
         """Answer a request, or hand it on: the interface of ASGI."""
         if scope["type"] != "http":
             raise RuntimeError(f"the server offers no {scope['type']}")
-        # A copy: uvicorn adds the trailers of a chunked body to the list, after what is signed was checked.
-        # WSGI cannot tell x_amz_acl from x-amz-acl, of which only one is checked.
+        # Copy the list: uvicorn appends the trailers of a chunked body to it after the signature is checked.
+        # Drop names with underscores: WSGI cannot tell x_amz_acl from x-amz-acl, and only one is checked.
         headers: list[tuple[bytes, bytes]] = [pair for pair in scope["headers"] if b"_" not in pair[0]]
         scope["headers"] = headers
         try:

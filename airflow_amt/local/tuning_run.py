@@ -223,7 +223,7 @@ class TuningRun:
 
     def begin(self) -> None:
         """Take up what the store has of this tuning job, and go on from there."""
-        # Copying a damaged row raises: before anything is started.
+        # Copy all rows first: a damaged row raises before any training job starts.
         rows = [dict(row) for row in self._engine.store.training_jobs_of(self._id)]
         self._launched = len(rows)
         for row in rows:

@@ -40,7 +40,7 @@ _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EAC
 _Signature = tuple[int, int, int]
 
 
-#: What requests write as numbers; moto takes them for such.
+#: Query parameters that moto parses as numbers without a check.
 _NUMBERS = ("max-keys", "max-uploads", "max-parts", "partNumber", "part-number-marker")
 _NUMBER = re.compile(r"[0-9]{1,10}")
 _RANGE = re.compile(r"bytes=([0-9]{1,19}-[0-9]{0,19}|-[0-9]{1,19})")

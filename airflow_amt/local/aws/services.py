@@ -127,7 +127,7 @@ class AwsServices:
         role = get_backend("sts")[self._account]["aws"].get_assumed_role_from_access_key(access_key_id)
         if role is not None:
             return None if role.expiration <= utcnow() else str(role.secret_access_key)
-        # Lists: moto's threads change these meanwhile.
+        # Copy before iterating: moto's threads change both.
         for user in list(get_backend("iam")[self._account]["aws"].users.values()):
             for key in list(user.access_keys):
                 if key.access_key_id == access_key_id and key.status == "Active":
