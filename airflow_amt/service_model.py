@@ -49,6 +49,22 @@ def service_model() -> botocore.model.ServiceModel:
     return model
 
 
+@cache
+def operation_names() -> frozenset[str]:
+    """Return the names of all operations of SageMaker."""
+    return frozenset(service_model().operation_names)
+
+
+@cache
+def input_shape(operation: str) -> botocore.model.StructureShape | None:
+    """Return the shape of an operation's parameters; ``None`` if it has none.
+
+    :raises botocore.exceptions.OperationNotFoundError: the API has no such operation.
+    """
+    shape: botocore.model.StructureShape | None = service_model().operation_model(operation).input_shape
+    return shape
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One way in which a request disagrees with the service model.
@@ -114,7 +130,7 @@ def validate(operation: str, params: Any) -> list[Problem]:
     :return: problems in the order of the model, one more than are ever listed at the most; empty if the
         request is well formed.
     """
-    shape = service_model().operation_model(operation).input_shape
+    shape = input_shape(operation)
     if shape is None:
         return []
     return list(islice(_check(shape, params, ""), MOST_PROBLEMS + 1))
@@ -161,7 +177,7 @@ def coerce(operation: str, params: Mapping[str, Any]) -> dict[str, Any]:
     :param operation: API operation whose input gives the types.
     :param params: its parameters.
     """
-    shape = service_model().operation_model(operation).input_shape
+    shape = input_shape(operation)
     coerced = _coerce(shape, params) if shape is not None else dict(params)
     return dict(coerced)
 

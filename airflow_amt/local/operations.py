@@ -187,7 +187,14 @@ class Operations:
             )
             for parent in warm_start["ParentHyperParameterTuningJobs"]
         }
-        parents = {name: None if row is None else self._description(row) for name, row in rows.items()}
+        parents = {
+            name: None
+            if row is None
+            else self._description(
+                row, row["config"], [_described_definition(definition) for definition in row["definitions"]]
+            )
+            for name, row in rows.items()
+        }
         problems = check_warm_start(params, parents)
         if problems:
             raise AwsError("ValidationException", listed_as_aws_does(problems))
@@ -253,24 +260,23 @@ class Operations:
 
     def _describe_tuning_job(self, region: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         row = self._tuning_job(region, params)
-        definitions = derived(row, "definitions", _encoded_definitions)
-        several = row["definition_as_list"]
-        return {
-            **self._description(row),
-            "HyperParameterTuningJobConfig": derived(row, "config", _encoded_config),
-            "TrainingJobDefinition": None if several else definitions[0],
-            "TrainingJobDefinitions": definitions if several else None,
-        }
+        return self._description(
+            row, derived(row, "config", _encoded_config), derived(row, "definitions", _encoded_definitions)
+        )
 
-    def _description(self, row: Row) -> dict[str, Any]:
-        definitions = [_described_definition(definition) for definition in row["definitions"]]
+    def _description(self, row: Row, config: Any, definitions: Sequence[Any]) -> dict[str, Any]:
+        """Return the answer that describes a tuning job.
+
+        :param config: its configuration, which may be encoded.
+        :param definitions: the definitions of its training jobs, which may be encoded.
+        """
         ended = row["ended_ms"]
         now = self._engine.clock.now_ms()
         best = self._store.training_job(row["region"], row["best"]) if row["best"] else None
         return {
             "HyperParameterTuningJobName": row["name"],
             "HyperParameterTuningJobArn": row["arn"],
-            "HyperParameterTuningJobConfig": row["config"],
+            "HyperParameterTuningJobConfig": config,
             "TrainingJobDefinition": None if row["definition_as_list"] else definitions[0],
             "TrainingJobDefinitions": definitions if row["definition_as_list"] else None,
             "HyperParameterTuningJobStatus": row["status"],

@@ -20,7 +20,7 @@ from typing import Any
 import botocore.model
 
 from airflow_amt.local import json_text
-from airflow_amt.service_model import aws_message, service_model, validate
+from airflow_amt.service_model import aws_message, input_shape, operation_names, service_model, validate
 from airflow_amt.text import shown_value
 
 CONTENT_TYPE = "application/x-amz-json-1.1"
@@ -50,13 +50,13 @@ class AwsError(Exception):
         return json.dumps({"__type": self.code, "message": self.message, "Message": self.message}).encode()
 
 
-def operation_of(target: str | None) -> str:
+def operation_of(target: str) -> str:
     """Return the operation that an ``X-Amz-Target`` header names.
 
     :raises AwsError: SageMaker has no such operation.
     """
-    name = (target or "").removeprefix(TARGET_PREFIX)
-    if not target or name == target or name not in service_model().operation_names:
+    name = target.removeprefix(TARGET_PREFIX)
+    if name == target or name not in operation_names():
         raise AwsError(
             "UnknownOperationException",
             f"The X-Amz-Target header {shown_value(target)} names no operation of SageMaker; it must be "
@@ -71,7 +71,7 @@ def read_request(operation: str, body: bytes) -> dict[str, Any]:
     :raises AwsError: ``SerializationException`` for what is not a JSON object, ``ValidationException``
         with every field that the model does not allow.
     """
-    shape = service_model().operation_model(operation).input_shape
+    shape = input_shape(operation)
     params = _parse(body)
     if shape is None:
         return {}

@@ -34,7 +34,8 @@ _UNSIGNED_PAYLOADS = ("UNSIGNED-PAYLOAD", "STREAMING-")
 _DATE_FORMAT = "%Y%m%dT%H%M%SZ"
 _HASH = re.compile(r"[0-9a-f]{64}")
 
-Headers = Iterable[tuple[bytes, bytes]]
+#: Values by name in lower case; those of a name that occurs more than once are joined by commas.
+Headers = Mapping[bytes, bytes]
 
 
 class SignatureError(Exception):
@@ -61,6 +62,9 @@ class Signer:
     :param signed_headers: names of the headers that it covers; empty in version 2.
     :param presigned: whether the signature is in the query.
     :param version: 4 or 2.
+    :param canonical: the canonical request, with ``%b`` for method, path, query, each signed header, and the
+        hash of the body.
+    :param scope: the credential scope: ``date/region/service/aws4_request``.
     """
 
     access_key_id: str
@@ -70,18 +74,15 @@ class Signer:
     signed_headers: tuple[bytes, ...] = ()
     presigned: bool = False
     version: int = 4
-
-    @property
-    def scope(self) -> str:
-        """The credential scope: ``date/region/service/aws4_request``."""
-        return f"{self.date}/{self.region}/{self.service}/aws4_request"
+    canonical: bytes = b""
+    scope: bytes = b""
 
 
 class Claim(NamedTuple):
     """What a request says about its signature."""
 
     signer: Signer
-    signature: str
+    signature: bytes
 
 
 class Request(NamedTuple):
@@ -90,7 +91,7 @@ class Request(NamedTuple):
     :param method: HTTP method.
     :param path: path as it was sent, without the query.
     :param query: query as it was sent.
-    :param headers: headers with names in lower case.
+    :param headers: its headers.
     """
 
     method: str
@@ -99,7 +100,15 @@ class Request(NamedTuple):
     headers: Headers
 
 
-def claim_of(authorization: str, query: bytes) -> Claim | None:
+def joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return headers by name, as they are signed; those of one name in their order."""
+    headers: dict[bytes, bytes] = {}
+    for name, value in pairs:
+        headers[name] = headers[name] + b"," + value if name in headers else value
+    return headers
+
+
+def claim_of(authorization: bytes, query: bytes) -> Claim | None:
     """Return who claims to have signed a request; ``None`` if nobody does.
 
     :param authorization: the ``Authorization`` header; empty without one.
@@ -113,24 +122,26 @@ def claim_of(authorization: str, query: bytes) -> Claim | None:
     return None
 
 
-def _claim_of_header(authorization: str) -> Claim:
+def _claim_of_header(authorization: bytes) -> Claim:
     if len(authorization) > LONGEST_AUTHORIZATION:
         raise _incomplete(f"the Authorization header is longer than {LONGEST_AUTHORIZATION} characters")
     # The signature comes last with all clients, and what is before it is the same in many requests.
-    head, found, signature = authorization.rpartition("Signature=")
-    if not found or "," in signature:
+    head, found, signature = authorization.rpartition(b"Signature=")
+    if not found or b"," in signature:
         raise _incomplete("the Authorization header must end with Signature=")
     return Claim(_signer_of_header(head), signature.strip())
 
 
 @lru_cache(maxsize=256)
-def _signer_of_header(head: str) -> Signer:
-    algorithm, _, rest = head.partition(" ")
+def _signer_of_header(head: bytes) -> Signer:
+    algorithm, _, rest = head.decode("latin-1").partition(" ")
     if algorithm != ALGORITHM:
         raise _incomplete(f"the Authorization header must begin with {ALGORITHM}")
     parts = {}
     for part in rest.split(","):
         name, _, value = part.strip().partition("=")
+        if name in parts:
+            raise _incomplete(f"the Authorization header has two {name[:64]}")
         parts[name] = value
     try:
         return _signer(parts["Credential"], parts["SignedHeaders"], presigned=False)
@@ -143,9 +154,9 @@ def _claim_of_query(query: bytes) -> Claim:
     try:
         if "X-Amz-Signature" in options:
             signer = _signer(options["X-Amz-Credential"], options["X-Amz-SignedHeaders"], presigned=True)
-            return Claim(signer, options["X-Amz-Signature"])
+            return Claim(signer, options["X-Amz-Signature"].encode("latin-1", "replace"))
         signer = Signer(options["AWSAccessKeyId"], "us-east-1", "s3", presigned=True, version=2)
-        return Claim(signer, options["Signature"])
+        return Claim(signer, options["Signature"].encode("latin-1", "replace"))
     except KeyError as error:
         raise _incomplete(f"the query has no {error.args[0]}") from None
 
@@ -160,7 +171,20 @@ def _signer(credential: str, signed_headers: str, *, presigned: bool) -> Signer:
     names = tuple(name.encode("latin-1", "replace") for name in signed_headers.split(";"))
     if b"host" not in names:
         raise _incomplete("the host is not among the signed headers")
-    return Signer(key, region, service, date, names, presigned)
+    if len(set(names)) < len(names):
+        raise _incomplete("a name is twice among the signed headers")
+    canonical = [b"%b", b"%b", b"%b", *(name.replace(b"%", b"%%") + b":%b" for name in names)]
+    canonical += [b"", b";".join(names).replace(b"%", b"%%"), b"%b"]
+    return Signer(
+        access_key_id=key,
+        region=region,
+        service=service,
+        date=date,
+        signed_headers=names,
+        presigned=presigned,
+        canonical=b"\n".join(canonical),
+        scope=f"{date}/{region}/{service}/aws4_request".encode("latin-1", "replace"),
+    )
 
 
 def _is_label(text: str) -> bool:
@@ -175,13 +199,13 @@ def payload_hash(signer: Signer, headers: Headers) -> str | None:
     """
     if signer.presigned and signer.service == "s3":
         return "UNSIGNED-PAYLOAD"
-    for header, value in headers:
-        if header == _PAYLOAD_HEADER:
-            text = value.decode("latin-1").strip()
-            if is_hash(text) or (signer.service == "s3" and text.startswith(_UNSIGNED_PAYLOADS)):
-                return text
-            raise _incomplete("x-amz-content-sha256 must be the SHA-256 of the body in hexadecimal digits")
-    return None
+    said = headers.get(_PAYLOAD_HEADER)
+    if said is None:
+        return None
+    text = said.decode("latin-1").strip()
+    if is_hash(text) or (signer.service == "s3" and text.startswith(_UNSIGNED_PAYLOADS)):
+        return text
+    raise _incomplete("x-amz-content-sha256 must be the SHA-256 of the body in hexadecimal digits")
 
 
 def is_hash(payload: str) -> bool:
@@ -206,47 +230,51 @@ def check(
     if signer.version == 2:
         _check_version_2(claim, request, secret, now)
         return
-    signed = _signed_headers(signer, request.headers)
+    values = _signed_values(signer, request.headers)
     if signer.presigned:
         options = _options(request.query)
-        moment = options.get("X-Amz-Date", "")
+        moment = options.get("X-Amz-Date", "").encode("latin-1", "replace")
         _check_time(signer, moment, options.get("X-Amz-Expires", ""), now)
     else:
-        moment = signed.get(b"x-amz-date", b"").decode("latin-1")
+        moment = request.headers.get(b"x-amz-date", b"")
         _check_time(signer, moment, None, now)
     path = request.path or b"/"
     if signer.service != "s3" and path != b"/":
         # Services but S3 encode once more what was sent.
         path = quote(path, safe="/~").encode()
     query = _canonical_query(request.query, without="X-Amz-Signature" if signer.presigned else None)
-    lines = [request.method.encode(), path, query]
-    lines += [name + b":" + signed[name] for name in signer.signed_headers]
-    lines += [b"", b";".join(signer.signed_headers), payload.encode()]
-    digest = hashlib.sha256(b"\n".join(lines)).hexdigest()
-    text = f"{ALGORITHM}\n{moment}\n{signer.scope}\n{digest}"
+    parts = [request.method.encode(), path, query, *values, payload.encode()]
+    if not hmac.compare_digest(_signature(signer, secret, moment, parts), claim.signature):
+        # Blanks are signed as one, which few clients do not send them as.
+        parts[3:-1] = [b" ".join(value.split()) for value in values]
+        if not hmac.compare_digest(_signature(signer, secret, moment, parts), claim.signature):
+            raise _wrong()
+
+
+def _signature(signer: Signer, secret: str, moment: bytes, parts: list[bytes]) -> bytes:
+    """Return the signature of a request.
+
+    :param parts: what stands in the places of the canonical request.
+    """
+    digest = hashlib.sha256(signer.canonical % tuple(parts)).hexdigest().encode()
     mac = _keyed(secret, signer.date, signer.region, signer.service).copy()
-    mac.update(text.encode())
-    if not hmac.compare_digest(mac.hexdigest().encode(), claim.signature.encode("latin-1", "replace")):
-        raise _wrong()
+    mac.update(b"\n".join((ALGORITHM.encode(), moment, signer.scope, digest)))
+    return mac.hexdigest().encode()
 
 
-def _signed_headers(signer: Signer, headers: Headers) -> dict[bytes, bytes]:
-    """Return the headers that are signed, each as the canonical request has it.
+def _signed_values(signer: Signer, headers: Headers) -> list[bytes]:
+    """Return the values of the signed headers.
 
     :raises SignatureError: one of AWS's own headers is not signed, or a signed one is missing.
     """
-    names = signer.signed_headers
-    signed: dict[bytes, bytes] = {}
-    for name, raw in headers:
-        if name in names:
-            value = b" ".join(raw.split())
-            signed[name] = signed[name] + b"," + value if name in signed else value
-        elif name.startswith(b"x-amz-"):
+    for name in headers:
+        if name.startswith(b"x-amz-") and name not in signer.signed_headers:
             raise _incomplete(f"the header {name[:64]!a} is not among the signed headers")
-    if len(signed) < len(names):
-        missing = b", ".join(name for name in names if name not in signed)
-        raise _incomplete(f"the signed headers must be there: {missing[:200]!a}")
-    return signed
+    try:
+        return [headers[name] for name in signer.signed_headers]
+    except KeyError:
+        missing = b", ".join(name for name in signer.signed_headers if name not in headers)
+        raise _incomplete(f"the signed headers must be there: {missing[:200]!a}") from None
 
 
 def _canonical_query(query: bytes, *, without: str | None) -> bytes:
@@ -267,15 +295,16 @@ def _recoded(query: bytes) -> Iterator[tuple[str, str, str]]:
         )
 
 
-def _check_time(signer: Signer, moment: str, life: str | None, now: float) -> None:
+def _check_time(signer: Signer, moment: bytes, life: str | None, now: float) -> None:
     """Refuse a signature that is not fresh.
 
     :param life: seconds that a presigned address says it lives.
     """
-    signed_at = _timestamp(moment)
+    # No cache for what a stranger makes up.
+    signed_at = _parsed(moment) if len(moment) == 16 else None
     if signed_at is None:
         raise _incomplete("there is no X-Amz-Date like 20260131T235959Z")
-    if moment[:8] != signer.date:
+    if not signer.scope.startswith(moment[:8] + b"/"):
         raise _incomplete("the date in Credential is not that of X-Amz-Date")
     seconds = MOST_SKEW
     if life is not None:
@@ -286,15 +315,10 @@ def _check_time(signer: Signer, moment: str, life: str | None, now: float) -> No
         raise _expired()
 
 
-def _timestamp(moment: str) -> float | None:
-    # No cache for what a stranger makes up.
-    return _parsed(moment) if len(moment) == 16 and moment.isascii() else None
-
-
 @lru_cache(maxsize=64)
-def _parsed(moment: str) -> float | None:
+def _parsed(moment: bytes) -> float | None:
     try:
-        return datetime.strptime(moment, _DATE_FORMAT).replace(tzinfo=UTC).timestamp()
+        return datetime.strptime(moment.decode("ascii"), _DATE_FORMAT).replace(tzinfo=UTC).timestamp()
     except ValueError:
         return None
 
@@ -319,7 +343,7 @@ def _check_version_2(claim: Claim, request: Request, secret: str, now: float) ->
     if now > int(expires):
         raise _expired()
     headers = HTTPHeaders()
-    for name, value in request.headers:
+    for name, value in request.headers.items():
         headers[name.decode("latin-1")] = value.decode("latin-1")
     for option, value_of_option in options.items():
         # Headers that were known when the address was presigned are in its query.
@@ -332,8 +356,8 @@ def _check_version_2(claim: Claim, request: Request, secret: str, now: float) ->
     query = "&".join(map("".join, _recoded(request.query)))
     target = SplitResult("http", "server", request.path.decode("latin-1"), query, "")
     text = signer.canonical_string(request.method, target, headers)
-    expected = b64encode(hmac.digest(secret.encode(), text.encode(), "sha1")).decode()
-    if not hmac.compare_digest(expected.encode(), claim.signature.encode("latin-1", "replace")):
+    expected = b64encode(hmac.digest(secret.encode(), text.encode(), "sha1"))
+    if not hmac.compare_digest(expected, claim.signature):
         raise _wrong()
 
 

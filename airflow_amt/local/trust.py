@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from airflow_amt.local import signatures
 from airflow_amt.local.credentials import DEFAULT_REGION, Credentials
-from airflow_amt.local.signatures import Claim, SignatureError, Signer
+from airflow_amt.local.signatures import Headers, SignatureError, Signer
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ _HINT = (
     "Use the access key that 'airflow-amt local credentials' prints, with the --state-dir of the server "
     "(in tests: running().client(), .environment() or .connection())."
 )
-_EMPTY_HASH = hashlib.sha256(b"").hexdigest()
 #: Browsers give a stored page no origin then, so its scripts cannot call the server.
 _HARDENING = [
     (b"content-security-policy", b"sandbox"),
@@ -111,13 +110,10 @@ class Gate:
         """Answer a request, or hand it on: the interface of ASGI."""
         if scope["type"] != "http":
             raise RuntimeError(f"the server offers no {scope['type']}")
-        # Copy the list: uvicorn appends the trailers of a chunked body to it after the signature is checked.
-        # Drop names with underscores: WSGI cannot tell x_amz_acl from x-amz-acl, and only one is checked.
-        headers: list[tuple[bytes, bytes]] = [pair for pair in scope["headers"] if b"_" not in pair[0]]
-        scope["headers"] = headers
+        headers = _take_headers(scope)
         try:
-            authorization = self._check_head(scope, headers)
-            receive = await self._check_signature(scope, headers, authorization, receive)
+            self._check_head(scope, headers)
+            receive = await self._check_signature(scope, headers, receive)
         except (RefusedError, TooLargeError) as error:
             if isinstance(error, TooLargeError):
                 error = RefusedError(413, "RequestEntityTooLarge", f"{error}.", body_read=True)
@@ -139,20 +135,11 @@ class Gate:
 
         await self._application(scope, receive, send_hardened)
 
-    def _check_head(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> str:
-        """Check host and origin; return the ``Authorization`` header."""
-        host = origin = authorization = site = None
-        for name, value in headers:
-            if name == b"host":
-                host = value if host is None else b""  # two count as none
-            elif name == b"authorization":
-                authorization = value if authorization is None else b","
-            elif name == b"origin":
-                origin = value if origin is None else b""
-            elif name == b"sec-fetch-site":
-                site = value
+    def _check_head(self, scope: Scope, headers: Headers) -> None:
+        """Check who is called, and from where."""
+        host, origin = headers.get(b"host", b""), headers.get(b"origin")
         server = (scope.get("server") or ("",))[0]
-        if host is None or len(host) > _LONGEST_HOST or not self._is_own(host, server):
+        if len(host) > _LONGEST_HOST or not self._is_own(host, server):
             raise RefusedError(
                 403,
                 "AccessDenied",
@@ -160,75 +147,75 @@ class Gate:
                 "--allowed-host NAME to call it by that name.",
             )
         if (origin is not None and origin.lower() != b"http://" + host.lower()) or (
-            site is not None and site not in _OWN_SITES
+            headers.get(b"sec-fetch-site", b"none") not in _OWN_SITES
         ):
             raise RefusedError(
                 403, "AccessDenied", f"The web page {_shown(origin)} may not call this server: no page may."
             )
-        return "" if authorization is None else authorization.decode("latin-1")
 
-    async def _check_signature(
-        self, scope: Scope, headers: list[tuple[bytes, bytes]], authorization: str, receive: Receive
-    ) -> Receive:
+    async def _check_signature(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
         """Check the signature; return what the application receives the body from."""
-        credentials = self._options.credentials
+        asks = self._options.credentials is not None
+        query: bytes = scope["query_string"]
         try:
-            claim = signatures.claim_of(authorization, scope["query_string"])
+            claim = signatures.claim_of(headers.get(b"authorization", b""), query)
         except SignatureError as error:
-            if credentials is None:
-                # Nobody asks for it.
-                return receive
-            raise _refused(error) from None
+            if asks:
+                raise _refused(error) from None
+            claim = None
         scope[SIGNER] = None if claim is None else claim.signer
-        if credentials is None:
+        if not asks:
             return receive
         if claim is None:
             raise RefusedError(403, "MissingAuthenticationToken", f"The request is not signed. {_HINT}")
         signer = claim.signer
-        if signer.service != "sagemaker" and any(
-            name == b"x-amz-target" and value.startswith(b"SageMaker.") for name, value in headers
-        ):
+        if signer.service != "sagemaker" and headers.get(b"x-amz-target", b"").startswith(b"SageMaker."):
             raise RefusedError(
                 403, "SignatureDoesNotMatch", f"Credential names the service {signer.service}, not sagemaker."
             )
-        request = signatures.Request(scope["method"], scope["raw_path"], scope["query_string"], headers)
+        request = signatures.Request(scope["method"], scope["raw_path"], query, headers)
+        digest, chunks = hashlib.sha256(), None
         try:
             payload = signatures.payload_hash(signer, headers)
             if payload is None:
-                return await self._check_with_body(claim, request, receive)
-            # Before the body is read, which may be large.
-            signatures.check(claim, request, payload, self._secret_of, self._now())
+                chunks = await read_chunks(receive, LARGEST_REQUEST, digest.update)
+            # Before the body is read, which may be large, where that can be.
+            signatures.check(claim, request, payload or digest.hexdigest(), self._secret_of, self._now())
         except SignatureError as error:
-            raise _refused(error) from None
-        if not signatures.is_hash(payload):
-            return receive
-        digest = hashlib.sha256()
-        chunks = await read_chunks(
-            receive, LARGEST_OBJECT if signer.service == "s3" else LARGEST_REQUEST, digest.update
-        )
-        if digest.hexdigest() != payload:
-            raise RefusedError(
-                400,
-                "XAmzContentSHA256Mismatch",
-                "The body is not the one that was signed: send it again.",
-                body_read=True,
+            raise _refused(error, body_read=chunks is not None) from None
+        if payload is not None and signatures.is_hash(payload):
+            chunks = await read_chunks(
+                receive, LARGEST_OBJECT if signer.service == "s3" else LARGEST_REQUEST, digest.update
             )
-        return replayed(chunks, receive)
-
-    async def _check_with_body(self, claim: Claim, request: signatures.Request, receive: Receive) -> Receive:
-        body = await read_body(receive, LARGEST_REQUEST)
-        hashed = hashlib.sha256(body).hexdigest() if body else _EMPTY_HASH
-        try:
-            signatures.check(claim, request, hashed, self._secret_of, self._now())
-        except SignatureError as error:
-            raise _refused(error, body_read=True) from None
-        return replayed([body], receive)
+            if digest.hexdigest() != payload:
+                raise RefusedError(
+                    400,
+                    "XAmzContentSHA256Mismatch",
+                    "The body is not the one that was signed: send it again.",
+                    body_read=True,
+                )
+        return receive if chunks is None else replayed(chunks, receive)
 
     def _secret_of(self, access_key_id: str) -> str | None:
         own = self._options.credentials
         if own is not None and access_key_id == own.access_key_id:
             return own.secret_access_key
         return self._options.secret_of(access_key_id)
+
+
+def _take_headers(scope: Scope) -> dict[bytes, bytes]:
+    """Return the headers by name, and leave their list in the scope as the application may see it.
+
+    That is a copy: uvicorn appends the trailers of a chunked body to its own after the signature is checked.
+    Names with underscores are left out: WSGI cannot tell x_amz_acl from x-amz-acl, and only one is checked.
+    """
+    pairs: list[tuple[bytes, bytes]] = list(scope["headers"])
+    headers = dict(pairs)
+    if b"_" in b"".join(headers) or len(headers) < len(pairs):
+        pairs = [pair for pair in pairs if b"_" not in pair[0]]
+        headers = signatures.joined(pairs)
+    scope["headers"] = pairs
+    return headers
 
 
 def region_of(scope: Scope) -> str:
@@ -275,23 +262,15 @@ class TooLargeError(Exception):
     """A body is larger than it may be; the text says how large that is."""
 
 
-async def read_body(receive: Receive, most: int) -> bytes:
-    """Return the body of a request.
-
-    :param most: bytes that it may have.
-    :raises ClientGoneError: the client closed its connection before it was complete.
-    :raises TooLargeError: it has more bytes.
-    """
-    chunks = await read_chunks(receive, most)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
 async def read_chunks(
     receive: Receive, most: int, note: Callable[[bytes], object] | None = None
 ) -> list[bytes]:
-    """Return the body as it arrives, in at least one part; see :func:`read_body`.
+    """Return the body of a request, in at least one part.
 
+    :param most: bytes that it may have.
     :param note: is told each part.
+    :raises ClientGoneError: the client closed its connection before it was complete.
+    :raises TooLargeError: it has more bytes.
     """
     chunks: list[bytes] = []
     size = 0
@@ -333,13 +312,9 @@ def _shown(text: bytes | None) -> str:
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: RefusedError) -> None:
     """Answer in the protocol that the client speaks, once it has sent what it has to say."""
-    target = content_type = b""
-    for name, value in scope["headers"]:
-        if name == b"x-amz-target":
-            target = value
-        elif name == b"content-type":
-            content_type = value
-    if target:
+    headers = dict(scope["headers"])
+    content_type = headers.get(b"content-type", b"")
+    if headers.get(b"x-amz-target"):
         kind = b"application/x-amz-json-1.1"
         code = _JSON_CODES.get(refusal.code, refusal.code)
         content = {"__type": code, "message": refusal.message, "Message": refusal.message}
@@ -353,14 +328,14 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: RefusedEr
     if not refusal.body_read:
         # A client that is cut off while it sends does not read why.
         with contextlib.suppress(TooLargeError, ClientGoneError):
-            await read_body(receive, LARGEST_REQUEST)
-    headers = [
+            await read_chunks(receive, LARGEST_REQUEST)
+    answered = [
         (b"content-type", kind),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
         *_HARDENING,
     ]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.start", "status": refusal.status, "headers": answered})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
