@@ -584,25 +584,20 @@ class Store:
         """Return a tuning job by its name, in whatever case, or ``None``."""
         kept = self._kept[tuning_jobs.name]
         return kept.by_name(region, name.lower()) or self._keep_one(
-            kept,
-            sa.select(tuning_jobs).where(
-                tuning_jobs.c.region == region, tuning_jobs.c.name_key == name.lower()
-            ),
+            tuning_jobs, tuning_jobs.c.region == region, tuning_jobs.c.name_key == name.lower()
         )
 
     def tuning_job_by_id(self, job_id: int) -> Row:
         """Return a tuning job by its id."""
         kept = self._kept[tuning_jobs.name]
-        row = kept.by_id(job_id) or self._keep_one(
-            kept, sa.select(tuning_jobs).where(tuning_jobs.c.id == job_id)
-        )
+        row = kept.by_id(job_id) or self._keep_one(tuning_jobs, tuning_jobs.c.id == job_id)
         if row is None:
             raise LookupError(f"there is no tuning job with id {job_id}")
         return row
 
     def tuning_job_by_arn(self, arn: str) -> Row | None:
         """Return a tuning job by its ARN, or ``None``."""
-        return self._one(sa.select(tuning_jobs).where(tuning_jobs.c.arn == arn, ~tuning_jobs.c.deleted))
+        return self._one(tuning_jobs, tuning_jobs.c.arn == arn, ~tuning_jobs.c.deleted)
 
     def delete_tuning_job(self, row: Row) -> None:
         """Take a tuning job out of sight; its training jobs stay, as in SageMaker."""
@@ -611,9 +606,7 @@ class Store:
 
     def unfinished_tuning_jobs(self) -> list[Row]:
         """Return the tuning jobs that still go on or are being stopped, oldest first."""
-        return self._all(
-            sa.select(tuning_jobs).where(tuning_jobs.c.status.in_(GOING_ON)).order_by(tuning_jobs.c.id)
-        )
+        return self._all(tuning_jobs, tuning_jobs.c.status.in_(GOING_ON))
 
     def count_unfinished(self, region: str) -> int:
         """Return how many tuning jobs of a region still go on."""
@@ -648,33 +641,24 @@ class Store:
         """Return a training job by its name, or ``None``."""
         kept = self._kept[training_jobs.name]
         return kept.by_name(region, name.lower()) or self._keep_one(
-            kept,
-            sa.select(training_jobs).where(
-                training_jobs.c.region == region, training_jobs.c.name_key == name.lower()
-            ),
+            training_jobs, training_jobs.c.region == region, training_jobs.c.name_key == name.lower()
         )
 
     def training_job_by_id(self, job_id: int) -> Row:
         """Return a training job by its id."""
         kept = self._kept[training_jobs.name]
-        row = kept.by_id(job_id) or self._keep_one(
-            kept, sa.select(training_jobs).where(training_jobs.c.id == job_id)
-        )
+        row = kept.by_id(job_id) or self._keep_one(training_jobs, training_jobs.c.id == job_id)
         if row is None:
             raise LookupError(f"there is no training job with id {job_id}")
         return row
 
     def training_job_by_arn(self, arn: str) -> Row | None:
         """Return a training job by its ARN, or ``None``."""
-        return self._one(sa.select(training_jobs).where(training_jobs.c.arn == arn))
+        return self._one(training_jobs, training_jobs.c.arn == arn)
 
     def training_jobs_of(self, tuning_job_id: int) -> list[Row]:
         """Return all training jobs of a tuning job in the order they were created."""
-        return self._all(
-            sa.select(training_jobs)
-            .where(training_jobs.c.tuning_job_id == tuning_job_id)
-            .order_by(training_jobs.c.id)
-        )
+        return self._all(training_jobs, training_jobs.c.tuning_job_id == tuning_job_id)
 
     def list_training_jobs(
         self,
@@ -687,9 +671,7 @@ class Store:
 
     def unfinished_training_jobs(self) -> list[Row]:
         """Return the training jobs that have not ended, oldest first."""
-        return self._all(
-            sa.select(training_jobs).where(training_jobs.c.status.in_(GOING_ON)).order_by(training_jobs.c.id)
-        )
+        return self._all(training_jobs, training_jobs.c.status.in_(GOING_ON))
 
     # --- tags ------------------------------------------------------------------------------------
 
@@ -714,15 +696,15 @@ class Store:
 
     # --- helpers ---------------------------------------------------------------------------------
 
-    def _one(self, query: sa.Select[Any]) -> Row | None:
-        rows = self._all(query)
+    def _one(self, table: sa.Table, *conditions: sa.ColumnElement[bool]) -> Row | None:
+        rows = self._all(table, *conditions)
         if len(rows) > 1:
             raise RuntimeError(f"{len(rows)} rows where one was expected")
         return rows[0] if rows else None
 
-    def _keep_one(self, kept: _KeptRows, query: sa.Select[Any]) -> Row | None:
-        row = self._one(query)
-        return None if row is None else kept.keep(row)
+    def _keep_one(self, table: sa.Table, *conditions: sa.ColumnElement[bool]) -> Row | None:
+        row = self._one(table, *conditions)
+        return None if row is None else self._kept[table.name].keep(row)
 
     def _page(
         self,
@@ -739,7 +721,7 @@ class Store:
         rows = {key: kept.by_id(key) for key in ids}
         missing = [key for key, row in rows.items() if row is None]
         if missing:
-            for row in self._all(sa.select(table).where(table.c.id.in_(missing))):
+            for row in self._all(table, table.c.id.in_(missing)):
                 rows[row["id"]] = kept.keep(row)
         return [row for row in rows.values() if row is not None]
 
@@ -758,14 +740,15 @@ class Store:
         for kept in self._kept.values():
             kept.clear()
 
-    def _all(self, query: sa.Select[Any]) -> list[Row]:
-        (table,) = query.get_final_froms()
+    def _all(self, table: sa.Table, *conditions: sa.ColumnElement[bool]) -> list[Row]:
+        """Return rows of a table, oldest first."""
+        query = sa.select(table).where(*conditions).order_by(table.c.id)
         return [
             self._checked(table, {str(key): value for key, value in row.items()})
             for row in self._connection.execute(query).mappings()
         ]
 
-    def _checked(self, table: Any, values: dict[str, Any]) -> Row:
+    def _checked(self, table: sa.Table, values: dict[str, Any]) -> Row:
         """Return a row with what could not be written yet; of damaged columns, reading raises."""
         if self._why_behind is not None:
             for statement, parameters in self._unsaved:
