@@ -119,6 +119,7 @@ class TrainingRun:
         #: Set when it is told to end: what cannot be interrupted is not waited for any longer.
         self._told_to_end = asyncio.Event()
         self._follower = self._new_follower() if rule is not None else None
+        self._provided = False  # whether its folder may hold what only the training process needs
         self._timers: list[asyncio.TimerHandle] = []
         self.task: asyncio.Task[None] | None = None
 
@@ -185,8 +186,8 @@ class TrainingRun:
             self._signal(signal.SIGKILL)
             conclusion = trainer.Conclusion(status="Failed", metrics={}, failure_reason=BROKEN_REASON)
         loop = asyncio.get_running_loop()
-        # Whatever it ended by: copies of its channels are nobody's any more.
-        await loop.run_in_executor(self._engine.conclude_threads, trainer.clean_up, self.spec.folder)
+        if self._provided:
+            await loop.run_in_executor(self._engine.conclude_threads, trainer.clean_up, self.spec.folder)
         self._engine.trainings.pop(self.job_id)
         self._on_end(self, conclusion)
         if not self._engine.closing:
@@ -286,12 +287,14 @@ class TrainingRun:
     def _prepare(self) -> tuple[list[str], dict[str, str]]:
         """Lay out its folder; if nobody waits for that any more, take away again what was provided."""
         prepared = None
+        self._provided = True
         try:
             prepared = trainer.prepare(self.spec)
             return prepared
         finally:
             if prepared is None or self._told_to_end.is_set():
                 trainer.clean_up(self.spec.folder)
+                self._provided = False
 
     def _note_start(self, process: processes.TrainingProcess) -> None:
         started = max(self._engine.clock.now_ms(), self.created_ms)
@@ -329,6 +332,7 @@ class TrainingRun:
                 exit_status,
                 stopped=self.stopping is not None,
             )
+            self._provided = False
         except Exception as error:
             logger.exception("The end of training job %s cannot be evaluated", self.spec.name)
             return _failure(f"{INTERNAL_ERROR}: its result cannot be evaluated: {error!r}")
