@@ -612,8 +612,10 @@ class Campaign:
         found = []
         for process in training_processes(f"us-east-1/{self._prefix}"):
             with contextlib.suppress(psutil.Error, ProcessLookupError):
-                if process.ppid() == server.pid and os.getsid(process.pid) == process.pid:
-                    found.append((process.environ()[MARKER], process))
+                # One that ends while it is looked at has no environment any more.
+                marker = process.environ().get(MARKER)
+                if marker and process.ppid() == server.pid and os.getsid(process.pid) == process.pid:
+                    found.append((marker, process))
         leaders: dict[str, set[str]] = {}
         for marker, process in found:
             # Whoever was alive when it was found and still is, was alive together with the others.
