@@ -230,7 +230,8 @@ def _host_name(host: bytes) -> str | None:
     name, separator, port = text.rpartition(":")
     if text.endswith("]") or not separator:
         name, port = text, "0"
-    if not (port.isascii() and port.isdecimal()):
+    # Two headers are joined by a comma.
+    if not (port.isascii() and port.isdecimal()) or "," in name:
         return None
     return name.removeprefix("[").removesuffix("]").removesuffix(".") or None
 

@@ -299,7 +299,17 @@ def test_only_names_of_the_server_are_served(unguarded: RunningServer, host: str
             assert "--allowed-host" in answer
 
 
-@pytest.mark.parametrize("head", [b"", b"Host: 127.0.0.1\r\nHost: evil.example\r\n"], ids=["none", "two"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"Host: 127.0.0.1\r\nHost: evil.example\r\n",
+        b"Host: evil.example\r\nHost: amt.localhost\r\n",
+        b"Host: evil.example, amt.localhost\r\n",
+        b"Host: amt.localhost\r\nHost: amt.localhost:1\r\n",
+    ],
+    ids=["none", "two", "two, the last one right", "one that names two", "two right ones"],
+)
 def test_a_request_with_no_host_or_two_is_refused(unguarded: RunningServer, head: bytes) -> None:
     parts = urlsplit(unguarded.endpoint)
     with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
