@@ -14,7 +14,7 @@ def read(text: str | bytes) -> Any:
         than 4,300 digits, half of a surrogate pair, which no database and no file takes, or is nested deeper
         than this process can follow.
     """
-    # Not by the codec for it, which is slow.
+    # The codec utf-8-sig would do both, but is slow.
     decoded = text.removeprefix(codecs.BOM_UTF8).decode() if isinstance(text, bytes) else text
     try:
         value = _DECODER.decode(decoded)

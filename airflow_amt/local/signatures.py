@@ -31,6 +31,18 @@ LONGEST_LIFE = 7 * 24 * 3600
 _PAYLOAD_HEADER = b"x-amz-content-sha256"
 #: Bodies that are not part of the signature; S3 alone has them.
 _UNSIGNED_PAYLOADS = ("UNSIGNED-PAYLOAD", "STREAMING-")
+#: Headers that decide who calls, from where, and what for: of two, others might read the other one.
+_SINGLE = frozenset(
+    (
+        b"authorization",
+        b"host",
+        b"origin",
+        b"sec-fetch-site",
+        b"x-amz-content-sha256",
+        b"x-amz-date",
+        b"x-amz-target",
+    )
+)
 _DATE_FORMAT = "%Y%m%dT%H%M%SZ"
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -101,9 +113,15 @@ class Request(NamedTuple):
 
 
 def joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Return headers by name, as they are signed; those of one name in their order."""
+    """Return headers by name, as they are signed; those of one name in their order.
+
+    :raises SignatureError: there are two of which there may be only one.
+    """
     headers: dict[bytes, bytes] = {}
-    for name, value in pairs:
+    for name, raw in pairs:
+        if name in headers and name in _SINGLE:
+            raise _incomplete(f"there are two {name.decode()} headers")
+        value = raw.strip()
         headers[name] = headers[name] + b"," + value if name in headers else value
     return headers
 
@@ -139,7 +157,9 @@ def _signer_of_header(head: bytes) -> Signer:
         raise _incomplete(f"the Authorization header must begin with {ALGORITHM}")
     parts = {}
     for part in rest.split(","):
-        name, _, value = part.strip().partition("=")
+        name, separator, value = part.strip().partition("=")
+        if not name and not separator:
+            continue
         if name in parts:
             raise _incomplete(f"the Authorization header has two {name[:64]}")
         parts[name] = value
@@ -236,7 +256,7 @@ def check(
         moment = options.get("X-Amz-Date", "").encode("latin-1", "replace")
         _check_time(signer, moment, options.get("X-Amz-Expires", ""), now)
     else:
-        moment = request.headers.get(b"x-amz-date", b"")
+        moment = request.headers.get(b"x-amz-date", b"").strip()
         _check_time(signer, moment, None, now)
     path = request.path or b"/"
     if signer.service != "s3" and path != b"/":
@@ -245,7 +265,7 @@ def check(
     query = _canonical_query(request.query, without="X-Amz-Signature" if signer.presigned else None)
     parts = [request.method.encode(), path, query, *values, payload.encode()]
     if not hmac.compare_digest(_signature(signer, secret, moment, parts), claim.signature):
-        # Blanks are signed as one, which few clients do not send them as.
+        # Clients sign several blanks as one. Few send several, so this is tried second.
         parts[3:-1] = [b" ".join(value.split()) for value in values]
         if not hmac.compare_digest(_signature(signer, secret, moment, parts), claim.signature):
             raise _wrong()
@@ -354,8 +374,10 @@ def _check_version_2(claim: Claim, request: Request, secret: str, now: float) ->
     signer._get_date = lambda: expires
     # It knows sub-resources by names that are not encoded, unlike what is behind.
     query = "&".join(map("".join, _recoded(request.query)))
-    target = SplitResult("http", "server", request.path.decode("latin-1"), query, "")
-    text = signer.canonical_string(request.method, target, headers)
+    path = request.path.decode("latin-1")
+    if path.count("/") == 1 and path != "/":
+        path += "/"  # a bucket, which is signed so whether or not it was sent so
+    text = signer.canonical_string(request.method, SplitResult("http", "server", path, query, ""), headers)
     expected = b64encode(hmac.digest(secret.encode(), text.encode(), "sha1"))
     if not hmac.compare_digest(expected, claim.signature):
         raise _wrong()

@@ -605,24 +605,36 @@ def store_checkpoints(spec: TrainingSpec) -> None:
         spec.storage.store_all(_content(spec, folder), spec.checkpoint_uri)
 
 
-def clean_up(folder: Path) -> None:
+def clean_up(folder: Path) -> bool:
     """Remove what only the training process needed: named pipes and the files of its channels.
 
     :param folder: the training job's folder.
+    :return: whether nothing of it is left. A process that the trainer left behind may still write there.
     """
     data = folder / "input" / "data"
     # What a link of the trainer's leads to is not the training job's.
     if not data.is_dir() or any(folder.is_symlink() for folder in (data, data.parent)):
-        return
+        return True
+    gone = True
     try:
-        for path in list(data.iterdir()):
+        paths = list(data.iterdir())
+    except OSError as error:
+        _note_left(folder, error)
+        return False
+    for path in paths:
+        try:
             if path.is_fifo():
                 path.unlink()
             elif path.is_dir():
                 files.remove(path)
-    except OSError as error:
-        # The trainer may have made folders that cannot be removed; they are in nobody's way.
-        logger.warning("Input data of %s cannot be removed: %s", folder.name, error)
+        except OSError as error:
+            gone = False
+            _note_left(folder, error)
+    return gone
+
+
+def _note_left(folder: Path, error: OSError) -> None:
+    logger.warning("Input data of %s cannot be removed: %s", folder.name, error)
 
 
 def failure_reason(spec: TrainingSpec, exit_status: int) -> str:

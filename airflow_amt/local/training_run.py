@@ -187,6 +187,8 @@ class TrainingRun:
             conclusion = trainer.Conclusion(status="Failed", metrics={}, failure_reason=BROKEN_REASON)
         loop = asyncio.get_running_loop()
         if self._provided:
+            if not self._engine.closing:
+                self._engine.check_orphans()
             await loop.run_in_executor(self._engine.conclude_threads, trainer.clean_up, self.spec.folder)
         self._engine.trainings.pop(self.job_id)
         self._on_end(self, conclusion)
@@ -293,8 +295,7 @@ class TrainingRun:
             return prepared
         finally:
             if prepared is None or self._told_to_end.is_set():
-                trainer.clean_up(self.spec.folder)
-                self._provided = False
+                self._provided = not trainer.clean_up(self.spec.folder)
 
     def _note_start(self, process: processes.TrainingProcess) -> None:
         started = max(self._engine.clock.now_ms(), self.created_ms)
@@ -332,7 +333,8 @@ class TrainingRun:
                 exit_status,
                 stopped=self.stopping is not None,
             )
-            self._provided = False
+            # Once more: a process that it left behind may have written there meanwhile.
+            self._provided = not trainer.clean_up(self.spec.folder)
         except Exception as error:
             logger.exception("The end of training job %s cannot be evaluated", self.spec.name)
             return _failure(f"{INTERNAL_ERROR}: its result cannot be evaluated: {error!r}")

@@ -110,8 +110,8 @@ class Gate:
         """Answer a request, or hand it on: the interface of ASGI."""
         if scope["type"] != "http":
             raise RuntimeError(f"the server offers no {scope['type']}")
-        headers = _take_headers(scope)
         try:
+            headers = _take_headers(scope)
             self._check_head(scope, headers)
             receive = await self._check_signature(scope, headers, receive)
         except (RefusedError, TooLargeError) as error:
@@ -208,12 +208,17 @@ def _take_headers(scope: Scope) -> dict[bytes, bytes]:
 
     That is a copy: uvicorn appends the trailers of a chunked body to its own after the signature is checked.
     Names with underscores are left out: WSGI cannot tell x_amz_acl from x-amz-acl, and only one is checked.
+
+    :raises RefusedError: there are two of which there may be only one.
     """
     pairs: list[tuple[bytes, bytes]] = list(scope["headers"])
     headers = dict(pairs)
     if b"_" in b"".join(headers) or len(headers) < len(pairs):
         pairs = [pair for pair in pairs if b"_" not in pair[0]]
-        headers = signatures.joined(pairs)
+        try:
+            headers = signatures.joined(pairs)
+        except SignatureError as error:
+            raise RefusedError(403, error.code, error.message) from None
     scope["headers"] = pairs
     return headers
 
@@ -225,12 +230,11 @@ def region_of(scope: Scope) -> str:
 
 
 def _host_name(host: bytes) -> str | None:
-    """Return the name in a ``Host`` header, without its port; ``None`` if there is none."""
+    """Return the name in a ``Host`` header, without its port; ``None`` unless there is exactly one."""
     text = host.decode("latin-1").lower()
     name, separator, port = text.rpartition(":")
     if text.endswith("]") or not separator:
         name, port = text, "0"
-    # Two headers are joined by a comma.
     if not (port.isascii() and port.isdecimal()) or "," in name:
         return None
     return name.removeprefix("[").removesuffix("]").removesuffix(".") or None

@@ -52,7 +52,7 @@ class Case:
 
 
 class ForgedError(Exception):
-    """Something was let in that nobody has signed."""
+    """Something was let in that nobody has signed, or refused that somebody has."""
 
 
 def case_of(rng: random.Random) -> Case:
@@ -141,8 +141,11 @@ def check(case: Case) -> None:
     :raises ForgedError: it is let in, and is not what was signed.
     """
     now = time.time()
+    try:
+        original = _let_in(case.signed, case.signed_body, now)
+    except SignatureError as error:
+        raise ForgedError(f"what was signed is refused: {error.message}") from error
     claim = _let_in(case.sent, case.body, now)
-    original = _let_in(case.signed, case.signed_body, now)
     if meaning(claim, case.sent, case.body) != meaning(original, case.signed, case.signed_body):
         raise ForgedError(f"let in as {claim}")
 

@@ -182,6 +182,36 @@ def test_a_child_without_a_marker_ends_with_its_training_job_or_with_the_server(
 
 
 @pytest.mark.local
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+def test_a_child_that_goes_on_writing_leaves_no_copies_of_channels(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    channels = []
+    for name in ("a", "b", "c"):
+        folder = state / "s3" / "data" / name
+        folder.mkdir(parents=True)
+        for number in range(500):
+            (folder / f"row-{number}").touch()
+        channels.append(
+            {
+                "ChannelName": name,
+                "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"s3://data/{name}"}},
+            }
+        )
+    write = 'i=0; while :; do echo x >"$0/new-$i"; i=$((i+1)); done 2>/dev/null'
+    (tmp_path / "write.sh").write_text(
+        'for channel in "$SM_CHANNEL_A" "$SM_CHANNEL_B"; do\n'
+        f"  setsid sh -c '{write}' \"$channel\" &\n"
+        "done\nsleep 0.2\necho objective=0.5\n"
+    )
+    state.chmod(0o700)
+    images = {"write:1": f"sh {tmp_path / 'write.sh'}"}
+    with running(state, clock_rate=20.0, images=images, options=OPTIONS) as server, client_of(server) as one:
+        assert train(one, "write", InputDataConfig=channels)["TrainingJobStatus"] == "Completed"
+        left = list(state.glob("training-jobs/*/*/input/data/*"))
+    assert left == []
+
+
+@pytest.mark.local
 def test_children_that_the_server_had_before_it_was_the_server_are_none_of_its_business(
     tmp_path: Path,
 ) -> None:

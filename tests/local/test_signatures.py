@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from urllib.parse import quote, urlsplit
 
+import boto3
 import pytest
 from botocore.auth import HmacV1QueryAuth, S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
@@ -77,6 +78,32 @@ def test_what_botocore_signs_for_sagemaker_is_right(body: bytes, value: str) -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "signed", "sent_as"),
+    [
+        ("X-Own", "a  b", [b"a  b"]),
+        ("X-Own", "a b", [b" a \t b  "]),
+        ("X-Own", "1,2", [b"1 ", b"2"]),
+        ("x-%b", "%b %d %", [b"%b %d %"]),
+    ],
+)
+def test_headers_are_signed_in_one_form(name: str, signed: str, sent_as: list[bytes]) -> None:
+    request = sent(signed_call(b"{}", {name: signed}))
+    pairs = [pair for pair in request.headers.items() if pair[0] != name.lower().encode()]
+    headers = signatures.joined([*pairs, *((name.lower().encode(), value) for value in sent_as)])
+    check(request._replace(headers=headers), b"{}")
+    other = signatures.joined([*pairs, (name.lower().encode(), b"another")])
+    assert refusal(request._replace(headers=other), b"{}") == "SignatureDoesNotMatch"
+
+
+@pytest.mark.parametrize(
+    "name", [b"authorization", b"host", b"origin", b"x-amz-target", b"x-amz-date", b"x-amz-content-sha256"]
+)
+def test_of_a_header_that_decides_there_is_one(name: bytes) -> None:
+    with pytest.raises(SignatureError, match=f"there are two {name.decode()} headers"):
+        signatures.joined([(name, b"a"), (b"x-own", b"1"), (name, b"a")])
+
+
 @given(key=TEXT, options=st.dictionaries(TEXT.filter(bool), TEXT, max_size=4), body=st.binary(max_size=50))
 def test_what_botocore_signs_for_s3_is_right(key: str, options: dict[str, str], body: bytes) -> None:
     query = "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in options.items())
@@ -116,6 +143,20 @@ def test_what_botocore_presigns_in_version_2_is_right_while_it_lives(key: str, l
     assert refusal(sent(request), now=now + life + 2) == "RequestExpired"
     other = sent(request)
     assert refusal(Request("PUT", other.path, other.query, other.headers), now=now) == "SignatureDoesNotMatch"
+
+
+@pytest.mark.parametrize("operation", ["list_objects_v2", "head_bucket", "get_bucket_location"])
+def test_what_boto3_presigns_for_a_bucket_is_right(operation: str) -> None:
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{HOST}",
+        region_name="us-east-1",
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
+    )
+    url = urlsplit(client.generate_presigned_url(operation, {"Bucket": "data"}))
+    method = "HEAD" if operation == "head_bucket" else "GET"
+    check(Request(method, url.path.encode(), url.query.encode(), {b"host": HOST.encode()}))
 
 
 @pytest.mark.parametrize(
@@ -221,6 +262,8 @@ SCOPE = f"{datetime.now(UTC):%Y%m%d}/us-east-1/sagemaker/aws4_request"
         "AWS4-HMAC-SHA256 Credential=k/1/../sagemaker/aws4_request, SignedHeaders=host, Signature=x",
         "AWS4-HMAC-SHA256 Credential=k/1/²/sagemaker/aws4_request, SignedHeaders=host, Signature=x",
         "AWS AMTKEY:c2lnbmF0dXJl",
+        f"AWS4-HMAC-SHA256 Credential=k/{SCOPE}, Credential=k/{SCOPE}, SignedHeaders=host, Signature=x",
+        f"AWS4-HMAC-SHA256 Credential=k/{SCOPE}, SignedHeaders=host;host, Signature=x",
     ],
 )
 def test_what_is_no_signature(authorization: str) -> None:

@@ -24,7 +24,10 @@ from urllib.parse import urlsplit
 
 import boto3
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
 from airflow_amt.cli.main import main
@@ -323,6 +326,31 @@ def test_further_names_can_be_allowed(tmp_path: Path) -> None:
         assert "is not signed" in send(server, "GET", "/_amt/faults", headers={"Host": "AMT.example:9"})[1]
         assert "none of this server's" in send(server, "GET", "/", headers={"Host": "other.example"})[1]
     assert main(["local", "serve", "--allow-any-caller", "--allowed-host", "amt.example"]) == 2
+
+
+@pytest.mark.parametrize("targets", ["x|{}", "|{}", "{}|x", "{}|{}"])
+def test_of_two_targets_none_is_carried_out(server: RunningServer, targets: str) -> None:
+    """What others read of two may be the other one."""
+    operation = "SageMaker.ListTrainingJobs"
+    request = AWSRequest(
+        "POST",
+        server.endpoint,
+        {"X-Amz-Target": targets.replace("|", ",").format(operation, operation)},
+        b"{}",
+    )
+    own = server.credentials
+    SigV4Auth(Credentials(own.access_key_id, own.secret_access_key), "logs", "us-east-1").add_auth(request)
+    parts = urlsplit(server.endpoint)
+    lines = [f"{name}: {value}" for name, value in request.headers.items() if name != "X-Amz-Target"]
+    lines += [f"X-Amz-Target: {one.format(operation)}" for one in targets.split("|")]
+    head = "\r\n".join(
+        ["POST / HTTP/1.1", f"Host: {parts.netloc}", "Content-Length: 2", "Connection: close", *lines]
+    )
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+        connection.sendall(f"{head}\r\n\r\n{{}}".encode())
+        answer = connection.makefile("rb").read()
+    assert answer.split()[1] == b"403", answer
+    assert b"there are two x-amz-target headers" in answer
 
 
 # --- other users -----------------------------------------------------------------------------------
